@@ -1,0 +1,52 @@
+"""The `unmoor` command line: thin; each group is a module of this package, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+import unmoor
+from unmoor.errors import UnmoorError
+
+#: Command to the module that defines it as `cli`, and its line of help. Listed here so that `unmoor --help`
+#: imports none of them: an edge's unit calls this program at every start of a listener.
+COMMANDS = {
+    "dns": ("unmoor.commands.dns", "The authoritative DNS randomizer."),
+    "lab": ("unmoor.commands.lab", "Machines of our own on one computer."),
+    "probe": ("unmoor.commands.probe", "Look from outside: reach and uniformity."),
+    "schema": ("unmoor.commands.schema", "Print the JSON Schema of a document."),
+    "sockets": ("unmoor.commands.sockets", "The sk_lookup half: dispatch table, sockets, counters."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = module.cli
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(unmoor.__version__, prog_name="unmoor")
+def cli() -> None:
+    """Cut hostnames and sockets loose from IP addresses."""
+
+
+def main() -> None:
+    """Run the command line; what an operator can mend is printed without a traceback, exit status 2."""
+    try:
+        cli()
+    except UnmoorError as error:
+        click.echo(f"unmoor: {error}", err=True)
+        sys.exit(2)

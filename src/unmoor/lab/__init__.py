@@ -1,0 +1,1 @@
+"""Machines of our own on one computer: booted systemd hosts in network namespaces."""

@@ -1,0 +1,24 @@
+"""What an inventory says: typed, validated, and the only place that knows the documents."""
+
+from unmoor.model.common import Document, Prefix, Protocol, load, parse_ports, validate
+from unmoor.model.dns import Answer, DnsDocument, Hostnames, Match, Policy, Pool, Zone
+from unmoor.model.edge import Binding, EdgeDocument, Service
+
+__all__ = [
+    "Answer",
+    "Binding",
+    "DnsDocument",
+    "Document",
+    "EdgeDocument",
+    "Hostnames",
+    "Match",
+    "Policy",
+    "Pool",
+    "Prefix",
+    "Protocol",
+    "Service",
+    "Zone",
+    "load",
+    "parse_ports",
+    "validate",
+]

@@ -1,0 +1,137 @@
+"""Types that both documents share, and the one way to read a document from disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from unmoor.errors import InvalidInputError, Problem
+
+Prefix = IPv4Network | IPv6Network
+Protocol = Literal["tcp", "udp"]
+
+LABEL = r"^[a-z][a-z0-9_-]{0,62}$"
+Label = Annotated[
+    str, Field(pattern=LABEL, description="A name: lower case letters, digits, '-' and '_', at most 63.")
+]
+
+#: Every port number; what the port specification `any` stands for.
+ANY_PORT = (0, 65535)
+
+
+class Document(BaseModel):
+    """Base of every part of a document: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def parse_ports(spec: int | str) -> tuple[int, int]:
+    """Read a port specification: a number, a range such as `8000-8099`, or `any`.
+
+    Returns the first and the last port. Raises ValueError for anything else.
+    """
+    if spec == "any":
+        return ANY_PORT
+    text = str(spec)
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise ValueError("is not a port: write a number from 1 to 65535, a range such as 8000-8099, or any")
+    low, high = int(first), int(last if dash else first)
+    if not 1 <= low <= high <= 65535:
+        raise ValueError("is not a port: numbers run from 1 to 65535, a range from low to high")
+    return low, high
+
+
+def _ports(spec: Any) -> int | str:
+    if isinstance(spec, bool) or not isinstance(spec, int | str):
+        raise ValueError("is not a port: write a number from 1 to 65535, a range such as 8000-8099, or any")  # noqa: TRY004 - pydantic collects ValueError only
+    low, high = parse_ports(spec)
+    if (low, high) == ANY_PORT:
+        return "any"
+    return low if low == high else f"{low}-{high}"
+
+
+Ports = Annotated[int | str, BeforeValidator(_ports)]
+
+
+def _family(version: int) -> Any:
+    def check(prefix: Prefix) -> Prefix:
+        if prefix.version != version:
+            raise ValueError(f"is an IPv{prefix.version} prefix in an IPv{version} field")
+        return prefix
+
+    return AfterValidator(check)
+
+
+# Read as either family first, so that the error says 'v4 in a v6 field' and not 'not a prefix'.
+Prefix4 = Annotated[Prefix, _family(4)]
+Prefix6 = Annotated[Prefix, _family(6)]
+
+D = TypeVar("D", bound=Document)
+
+
+def load(kind: type[D], path: Path) -> D:
+    """Read and validate the JSON document at `path`.
+
+    Raises InvalidInputError, naming file, key, value and fix, for each thing that is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise InvalidInputError(
+            [Problem(str(path), "", "", str(reason), "name a readable JSON document")]
+        ) from None
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(
+            [Problem(str(path), "", "", f"is not JSON: {error}", "run the playbook again to write it anew")]
+        ) from None
+    return validate(kind, data, str(path))
+
+
+def validate(kind: type[D], data: Any, place: str) -> D:
+    """Validate `data` as a document; `place` is what errors call it. Raises InvalidInputError."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise InvalidInputError(problems_of(error, place)) from None
+
+
+_FIXES = {
+    "extra_forbidden": "remove the key, or correct its spelling",
+    "missing": "add the key",
+    "string_pattern_mismatch": "use lower case letters, digits, '-' and '_', beginning with a letter",
+    "literal_error": "use one of the values named",
+    "too_short": "add at least one entry",
+}
+
+
+def problems_of(error: ValidationError, place: str) -> Iterator[Problem]:
+    """Turn what pydantic found into problems: one for each place, with a fix for each."""
+    seen: set[str] = set()
+    for item in error.errors(include_url=False, include_context=False):
+        kind, why = item["type"], item["msg"].removeprefix("Value error, ")
+        # A union reports each member that did not match; the place is the value, not the member.
+        key = ".".join(
+            str(part) for part in item["loc"] if part not in ("IPv4Network", "IPv6Network", "int", "str")
+        )
+        if key in seen:
+            continue
+        seen.add(key)
+        fix = _FIXES.get(kind, "correct the value")
+        if kind.startswith("ip_v"):
+            why, fix = (
+                "is not an IP prefix",
+                "write address/length with no host bits set, as in 198.18.0.0/20",
+            )
+        value = "" if kind == "missing" else json.dumps(item["input"], default=str)
+        if len(value) > 80:
+            value = value[:77] + "..."
+        yield Problem(place, key, value, why, fix)

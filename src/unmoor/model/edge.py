@@ -1,0 +1,57 @@
+"""What the sockets half of one edge is told: `/etc/unmoor/edge.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from unmoor.model.common import Document, Label, Ports, Prefix, Protocol, parse_ports
+
+
+class Service(Document):
+    """What answers connections: a label, protocols, ports, and the prefixes it is bound to."""
+
+    label: Label
+    protocols: tuple[Protocol, ...] = Field(("tcp",), min_length=1, description="Transport protocols.")
+    ports: tuple[Ports, ...] = Field(
+        min_length=1, description="Ports: numbers, ranges such as '8000-8099', or 'any'."
+    )
+    prefixes: tuple[Prefix, ...] | None = Field(
+        None, min_length=1, description="Prefixes the service is bound to; without it, all of the edge's."
+    )
+    users: tuple[str, ...] = Field(
+        ("root",), description="Users that may register this service's sockets (SO_PEERCRED)."
+    )
+    groups: tuple[str, ...] = Field((), description="Groups whose members may register as well.")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Binding:
+    """(protocol, prefix, first and last port) to a service: one line of the dispatch table."""
+
+    protocol: Protocol
+    prefix: Prefix
+    first_port: int
+    last_port: int
+    service: str
+
+
+class EdgeDocument(Document):
+    """The prefixes bound on an edge and the services that answer there."""
+
+    version: Literal[1] = 1
+    pop: Label = Field(description="The PoP that the edge belongs to.")
+    edge: str = Field(min_length=1, description="The edge's name in the inventory.")
+    prefixes: tuple[Prefix, ...] = Field(min_length=1, description="Prefixes made local and bound.")
+    services: tuple[Service, ...] = ()
+
+    def bindings(self) -> Iterator[Binding]:
+        """Every line of the dispatch table, in the document's order."""
+        for service in self.services:
+            for protocol in service.protocols:
+                for prefix in service.prefixes or self.prefixes:
+                    for ports in service.ports:
+                        yield Binding(protocol, prefix, *parse_ports(ports), service.label)

@@ -1,0 +1,1 @@
+"""Looks from outside: does every address answer, and are DNS answers spread evenly?"""

@@ -1,0 +1,1 @@
+"""The sk_lookup half: dispatch program, loader, bindings and activation service."""
