@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,13 +12,31 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from unmoor.errors import InvalidInputError, Problem
 
-Prefix = IPv4Network | IPv6Network
+
+def parse_prefix(value: Any) -> IPv4Network | IPv6Network:
+    """Read an IP prefix of either family. Raises ValueError, saying what to write, for anything else."""
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    text = value if isinstance(value, str) else ""
+    try:
+        interface = ip_interface(text)
+    except ValueError:
+        raise ValueError("is not an IP prefix: write address/length, as in 198.18.0.0/20") from None
+    if "/" not in text or interface.ip != interface.network.network_address:
+        raise ValueError(f"is an address, not a prefix: did you mean {interface.network}?")
+    return interface.network
+
+
+Prefix = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_prefix)]
 Protocol = Literal["tcp", "udp"]
 
 LABEL = r"^[a-z][a-z0-9_-]{0,62}$"
 Label = Annotated[
     str, Field(pattern=LABEL, description="A name: lower case letters, digits, '-' and '_', at most 63.")
 ]
+
+#: How much of a wrong value an error shows, characters.
+LONGEST_SHOWN = 60
 
 #: Every port number; what the port specification `any` stands for.
 ANY_PORT = (0, 65535)
@@ -62,7 +80,9 @@ Ports = Annotated[int | str, BeforeValidator(_ports)]
 def _family(version: int) -> Any:
     def check(prefix: Prefix) -> Prefix:
         if prefix.version != version:
-            raise ValueError(f"is an IPv{prefix.version} prefix in an IPv{version} field")
+            raise ValueError(
+                f"is an IPv{prefix.version} prefix in an IPv{version} field: move it to ipv{prefix.version}"
+            )
         return prefix
 
     return AfterValidator(check)
@@ -101,7 +121,7 @@ def validate(kind: type[D], data: Any, place: str) -> D:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise InvalidInputError(problems_of(error, place)) from None
+        raise InvalidInputError(problems_of(error, lambda _path: place)) from None
 
 
 _FIXES = {
@@ -113,25 +133,21 @@ _FIXES = {
 }
 
 
-def problems_of(error: ValidationError, place: str) -> Iterator[Problem]:
-    """Turn what pydantic found into problems: one for each place, with a fix for each."""
-    seen: set[str] = set()
-    for item in error.errors(include_url=False, include_context=False):
-        kind, why = item["type"], item["msg"].removeprefix("Value error, ")
-        # A union reports each member that did not match; the place is the value, not the member.
-        key = ".".join(
-            str(part) for part in item["loc"] if part not in ("IPv4Network", "IPv6Network", "int", "str")
-        )
-        if key in seen:
-            continue
-        seen.add(key)
-        fix = _FIXES.get(kind, "correct the value")
-        if kind.startswith("ip_v"):
-            why, fix = (
-                "is not an IP prefix",
-                "write address/length with no host bits set, as in 198.18.0.0/20",
-            )
-        value = "" if kind == "missing" else json.dumps(item["input"], default=str)
-        if len(value) > 80:
-            value = value[:77] + "..."
-        yield Problem(place, key, value, why, fix)
+def problems_of(error: ValidationError, locate: Callable[[tuple[int | str, ...]], str]) -> Iterator[Problem]:
+    """Turn what pydantic found into problems: one for each place, with a fix for each.
+
+    `locate` says which file (and line, where known) a path of keys stands in.
+    """
+    errors = error.errors(include_url=False, include_context=False)
+    # A union reports each member that did not match; the place is the value, not the member.
+    paths = [tuple(part for part in item["loc"] if part not in ("int", "str")) for item in errors]
+    for number, (item, path) in enumerate(zip(errors, paths, strict=True)):
+        inside = any(other[: len(path)] == path and len(other) > len(path) for other in paths)
+        if path in paths[:number] or (item["type"] == "too_short" and inside):
+            continue  # the entries are wrong, so pydantic counts them as not there
+        why, colon, hint = item["msg"].removeprefix("Value error, ").partition(": ")
+        fix = hint if colon else _FIXES.get(item["type"], "correct the value")
+        shown = "" if item["type"] == "missing" else json.dumps(item["input"], default=str)
+        if len(shown) > LONGEST_SHOWN:
+            shown = shown[: LONGEST_SHOWN - 3] + "..."
+        yield Problem(locate(path), ".".join(map(str, path)), shown, why, fix)

@@ -46,6 +46,9 @@ class EdgeDocument(Document):
     pop: Label = Field(description="The PoP that the edge belongs to.")
     edge: str = Field(min_length=1, description="The edge's name in the inventory.")
     prefixes: tuple[Prefix, ...] = Field(min_length=1, description="Prefixes made local and bound.")
+    addresses: tuple[Prefix, ...] = Field(
+        (), description="Made local beside the prefixes but bound to no service: the DNS servers' own."
+    )
     services: tuple[Service, ...] = ()
 
     def bindings(self) -> Iterator[Binding]:
