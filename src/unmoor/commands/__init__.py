@@ -13,10 +13,12 @@ from unmoor.errors import UnmoorError
 #: Command to the module that defines it as `cli`, and its line of help. Listed here so that `unmoor --help`
 #: imports none of them: an edge's unit calls this program at every start of a listener.
 COMMANDS = {
+    "anyip": ("unmoor.commands.anyip", "Make the edge's prefixes local to this host."),
     "dns": ("unmoor.commands.dns", "The authoritative DNS randomizer."),
     "lab": ("unmoor.commands.lab", "Machines of our own on one computer."),
     "probe": ("unmoor.commands.probe", "Look from outside: reach and uniformity."),
     "schema": ("unmoor.commands.schema", "Print the JSON Schema of a document."),
+    "validate": ("unmoor.commands.validate", "Check a document against its schema."),
     "sockets": ("unmoor.commands.sockets", "The sk_lookup half: dispatch table, sockets, counters."),
 }
 

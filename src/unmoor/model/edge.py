@@ -11,10 +11,9 @@ from pydantic import Field
 from unmoor.model.common import Document, Label, Ports, Prefix, Protocol, parse_ports
 
 
-class Service(Document):
-    """What answers connections: a label, protocols, ports, and the prefixes it is bound to."""
+class ServiceBody(Document):
+    """What a service is bound to and who may register its sockets; the inventory keys these by label."""
 
-    label: Label
     protocols: tuple[Protocol, ...] = Field(("tcp",), min_length=1, description="Transport protocols.")
     ports: tuple[Ports, ...] = Field(
         min_length=1, description="Ports: numbers, ranges such as '8000-8099', or 'any'."
@@ -26,6 +25,12 @@ class Service(Document):
         ("root",), description="Users that may register this service's sockets (SO_PEERCRED)."
     )
     groups: tuple[str, ...] = Field((), description="Groups whose members may register as well.")
+
+
+class Service(ServiceBody):
+    """What answers connections: a label, protocols, ports, and the prefixes it is bound to."""
+
+    label: Label
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,0 +1,142 @@
+"""Build Unmoor's program and what it depends on, once, for a host's Python and machine type."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+import unmoor
+
+DOCUMENTATION = """
+module: unmoor_bundle
+short_description: Build the archive that a host's release is unpacked from
+description:
+  - Runs on the controller. The archive holds the wheel and its dependencies unpacked (C(site)), and C(bin).
+  - Named by a hash of everything it is made of, so it is built once.
+options:
+  python:
+    description: The host's Python, such as C(3.11).
+    required: true
+  architecture:
+    description: The host's machine type, such as C(x86_64).
+    required: true
+"""
+
+EXAMPLES = """
+- name: Build the bundle
+  unmoor_bundle:
+    python: "3.11"
+    architecture: x86_64
+  delegate_to: localhost
+  register: bundle
+"""
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK = ROOT / "requirements" / "edge.txt"
+#: Wheels for these run on every Debian since 12 (glibc 2.36).
+GLIBC = ("manylinux_2_36", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
+LAUNCHER = """\
+#!/usr/bin/python3 -I
+# -I: what stands in the environment or in root's home does not change what runs here.
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "site"))
+from unmoor.commands import main
+
+main()
+"""
+
+
+class ActionModule(ActionBase):
+    """See DOCUMENTATION."""
+
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the archive's path and the release's id; build the archive when it is missing."""
+        result = super().run(tmp, task_vars)
+        _, arguments = self.validate_argument_spec(
+            {"python": {"type": "str", "required": True}, "architecture": {"type": "str", "required": True}}
+        )
+        python, architecture = arguments["python"], arguments["architecture"]
+        identity = f"{unmoor.__version__}-{_digest(python, architecture)}"
+        archive = ROOT / ".cache" / "bundles" / f"unmoor-{identity}.tar.gz"
+        result |= {"id": identity, "path": str(archive), "changed": False}
+        if not archive.exists() and not self._task.check_mode:
+            _build(archive, python, architecture)
+        return result
+
+
+def _sources() -> Iterator[Path]:
+    yield ROOT / "pyproject.toml"
+    yield LOCK
+    for path in sorted((ROOT / "src").rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+            yield path
+
+
+def _digest(python: str, architecture: str) -> str:
+    digest = hashlib.sha256(f"{python} {architecture} {LAUNCHER}".encode())
+    for path in _sources():
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def _build(archive: Path, python: str, architecture: str) -> None:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=archive.parent) as name:
+        work = Path(name)
+        site = work / "site"
+        platforms = [f"--platform={glibc}_{architecture}" for glibc in GLIBC]
+        _pip("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={work}", str(ROOT))
+        target = [f"--target={site}", "--no-deps", "--no-compile"]
+        where = [f"--python-version={python}", "--implementation=cp", "--only-binary=:all:", *platforms]
+        _pip("install", *target, *where, "--require-hashes", f"--requirement={LOCK}")
+        _pip("install", *target, "--no-index", *(str(wheel) for wheel in work.glob("*.whl")))
+        shutil.rmtree(site / "bin", ignore_errors=True)
+        launcher = work / "bin" / "unmoor"
+        launcher.parent.mkdir()
+        launcher.write_text(LAUNCHER)
+        launcher.chmod(0o755)
+        new = work / "new.tar.gz"
+        with tarfile.open(new, "w:gz", compresslevel=3) as tar:
+            for part in ("bin", "site"):
+                tar.add(work / part, part, filter=_as_root)
+        new.rename(archive)
+
+
+def _as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = "root"
+    entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
+    return entry
+
+
+def _pip(*arguments: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+        *arguments,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = re.sub(r"^WARNING:.*\n", "", done.stderr, flags=re.MULTILINE).strip()
+        raise AnsibleActionFail(f"Building the bundle failed: pip {arguments[0]}: {reason[-1500:]}")

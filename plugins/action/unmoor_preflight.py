@@ -1,0 +1,149 @@
+"""Validate the whole inventory on the controller and compile what each edge gets; no host is touched."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from unmoor.dns.check import problems as dns_problems
+
+from unmoor.errors import InvalidInputError, Problem
+from unmoor.model.inventory import POP_GROUP, PREFIX, Documents, Source, compile_inventory
+
+try:  # Where a value stands (file and line). Not public yet; without it, errors name the host only.
+    from ansible._internal._datatag._tags import Origin
+except ImportError:
+    Origin = None
+
+DOCUMENTATION = """
+module: unmoor_preflight
+short_description: Validate the inventory and compile the documents of every edge
+description:
+  - Runs on the controller. Finds every problem of the inventory at once, with its file, line and fix.
+  - Returns, for each edge, the text of C(edge.json) and C(dns.json).
+options: {}
+"""
+
+EXAMPLES = """
+- name: Validate the inventory
+  unmoor_preflight:
+  register: preflight
+"""
+
+
+def place_of(value: Any) -> str:
+    """File and line where Ansible read `value`, relative to here where it can be; empty when unknown."""
+    origin = Origin.get_tag(value) if Origin else None
+    if origin is None or not origin.path:
+        return ""
+    path = Path(origin.path)
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f"{path}:{origin.line_num}" if origin.line_num else str(path)
+
+
+class ActionModule(ActionBase):
+    """See DOCUMENTATION."""
+
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the documents of each edge, or fail with every problem."""
+        result = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        compiled, problems = _compile(variables)
+        if problems:
+            Display().display(f"\n{InvalidInputError(problems)}\n", color="red")
+            count = len(problems)
+            raise AnsibleActionFail(f"The inventory has {count} problem{'s' * (count != 1)}, shown above.")
+        result["documents"] = {
+            host: {"edge": _text(pair.edge), "dns": _text(pair.dns)} for host, pair in compiled.items()
+        }
+        result["pops"] = sorted({pair.edge.pop for pair in compiled.values()})
+        return result
+
+
+def _text(document: Any) -> str:
+    return json.dumps(document.model_dump(mode="json", exclude_defaults=True), indent=1) + "\n"
+
+
+def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Problem]]:
+    groups = {name: [str(host) for host in members] for name, members in variables["groups"].items()}
+    hostvars = variables["hostvars"]
+    members = {host for hosts in groups.values() for host in hosts}
+    ours = {
+        host: {key: hostvars[host][key] for key in hostvars[host] if key.startswith(PREFIX)}
+        for host in members
+    }
+    sources = [Path(source) for source in variables.get("ansible_inventory_sources") or ()]
+    directories = {host: Path(str(hostvars[host]["inventory_dir"])) for host in members}
+    compiled = compile_inventory(ours, groups, directories, place_of)
+    problems = [*duplicate_pops(sources), *compiled.problems]
+    for host, pair in compiled.documents.items():
+        source = Source(host, ours[host], directories[host], place_of)
+        problems += [in_inventory(problem, source) for problem in dns_problems(pair.dns, "")]
+    return compiled.documents, list(dict.fromkeys(problems))
+
+
+def in_inventory(problem: Problem, source: Source) -> Problem:
+    """The same problem at the place in the inventory that `dns.json` was compiled from."""
+    path = tuple(int(part) if part.isdecimal() else part for part in problem.key.split("."))
+    return Problem(
+        problem.place or source.place(path), PREFIX + problem.key, problem.value, problem.why, problem.fix
+    )
+
+
+def duplicate_pops(sources: Sequence[Path]) -> Iterator[Problem]:
+    """PoPs given hosts in more than one place: Ansible merges these in silence into one group."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for source in sources:
+        for file in _inventory_files(source):
+            for group in _groups_with_hosts(file):
+                places[group].append(str(file))
+    for group, files in places.items():
+        if len(files) > 1:
+            yield Problem(
+                files[1],
+                f"group {group}",
+                "",
+                f"is a second PoP of the same name; the first stands in {files[0]}",
+                "give one PoP another name, or list all its hosts in one place",
+            )
+
+
+def _inventory_files(source: Path) -> Iterator[Path]:
+    if source.is_file():
+        yield source
+    elif source.is_dir():
+        for path in sorted(source.iterdir()):
+            if path.is_file() and path.suffix in ("", ".yml", ".yaml", ".ini"):
+                yield path
+
+
+def _groups_with_hosts(file: Path) -> Iterator[str]:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError:
+        data = None
+    if isinstance(data, dict):
+        yield from _walk(data)
+    else:
+        yield from re.findall(rf"^\[({POP_GROUP}[^:\]]+)\]", text, flags=re.MULTILINE)
+
+
+def _walk(groups: dict[str, Any]) -> Iterator[str]:
+    for name, group in groups.items():
+        if isinstance(group, dict):
+            if str(name).startswith(POP_GROUP) and group.get("hosts"):
+                yield str(name)
+            yield from _walk(group.get("children") or {})

@@ -1,0 +1,80 @@
+"""AnyIP: makes whole prefixes local to this host, so that the kernel looks for sockets there.
+
+A prefix is local when table `local` has a route of type local for it (`ip route add local PREFIX dev lo`).
+Ours carry a route protocol number of their own: what we added can be told from what others added, and the
+difference between what is and what shall be needs no state of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from unmoor.errors import UnmoorError
+from unmoor.model import EdgeDocument
+
+#: Route protocol that marks our routes (rtm_protocol of rtnetlink): free in iproute2's rt_protos.
+PROTOCOL = 117
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True)
+class Change:
+    """Prefixes made local and no longer local by one `apply`."""
+
+    added: tuple[Network, ...]
+    removed: tuple[Network, ...]
+
+
+def wanted(document: EdgeDocument) -> set[Network]:
+    """What shall be local on this edge: its prefixes and the addresses beside them."""
+    return {*document.prefixes, *document.addresses}
+
+
+def current() -> set[Network]:
+    """What we made local in this network namespace."""
+    found: set[Network] = set()
+    for family in ("-4", "-6"):
+        routes = _ip("-json", family, "route", "show", "table", "local", "proto", str(PROTOCOL))
+        found |= {ip_network(route["dst"]) for route in json.loads(routes or "[]")}
+    return found
+
+
+def plan(document: EdgeDocument | None) -> Change:
+    """What `apply` would do; without a document, what removing everything would do."""
+    want = wanted(document) if document else set()
+    have = current()
+    return Change(_ordered(want - have), _ordered(have - want))
+
+
+def apply(change: Change) -> None:
+    """Add first, then remove, in one call of ip(8) for each family."""
+    for version in (4, 6):
+        lines = [
+            f"route {verb} local {prefix} dev lo proto {PROTOCOL}" for verb, prefix in _steps(change, version)
+        ]
+        if lines:
+            _ip(f"-{version}", "-batch", "-", stdin="\n".join(lines) + "\n")
+
+
+def _steps(change: Change, version: int) -> Iterable[tuple[str, Network]]:
+    yield from (("replace", prefix) for prefix in change.added if prefix.version == version)
+    yield from (("del", prefix) for prefix in change.removed if prefix.version == version)
+
+
+def _ordered(prefixes: set[Network]) -> tuple[Network, ...]:
+    return tuple(sorted(prefixes, key=lambda prefix: (prefix.version, prefix)))
+
+
+def _ip(*arguments: str, stdin: str | None = None) -> str:
+    try:
+        done = subprocess.run(["ip", *arguments], input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UnmoorError("ip(8) is missing: install the Debian package iproute2") from None
+    if done.returncode:
+        raise UnmoorError(f"ip {' '.join(arguments)}: {done.stderr.strip()} (is this run by root?)")
+    return done.stdout

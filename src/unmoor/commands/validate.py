@@ -1,0 +1,18 @@
+"""`unmoor validate`: is a document well-formed? Programs that use it check more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from unmoor.commands.schema import DOCUMENTS
+from unmoor.model import load
+
+
+@click.command()
+@click.argument("document", type=click.Choice(sorted(DOCUMENTS)))
+@click.argument("file", type=click.Path(path_type=Path))
+def cli(document: str, file: Path) -> None:
+    """Check FILE against the schema of DOCUMENT; every problem is said, exit status 2."""
+    load(DOCUMENTS[document], file)

@@ -1,0 +1,402 @@
+"""From what an inventory says to the two documents of each edge, with everything wrong said at once.
+
+Pure: it is given variables and groups, and reads only the zone and hostname files that they name.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from unmoor.errors import Problem
+from unmoor.model.common import Document, Label, Prefix, parse_ports, problems_of
+from unmoor.model.dns import DnsDocument, Hostnames, Policy, Pool, Zone
+from unmoor.model.edge import Binding, EdgeDocument, Service, ServiceBody
+
+Key = tuple[int | str, ...]
+
+#: Variables of the inventory begin with this.
+PREFIX = "unmoor_"
+#: A PoP is an inventory group whose name begins with this.
+POP_GROUP = "pop_"
+#: The group of every machine that runs the stack.
+EDGES_GROUP = "edges"
+
+
+class ZoneFiles(Document):
+    """A zone of the inventory: its name and the files that hold its content."""
+
+    name: str = Field(description="The zone's apex, as in 'example.com'.")
+    records_file: str = Field(description="Zone file of the static records, below the inventory's directory.")
+    hostnames_file: str | None = Field(
+        None, description="CSV file of the hostnames: a column `name`, and one column for each tag."
+    )
+
+
+class Variables(Document):
+    """Every `unmoor_` variable that a host may carry (here without that prefix)."""
+
+    prefixes: tuple[Prefix, ...] = Field(min_length=1, description="What is advertised and bound to sockets.")
+    services: dict[Label, ServiceBody] = Field(min_length=1, description="Services by label.")
+    pools: dict[Label, Pool] = Field(min_length=1, description="Addresses in use by DNS, by name.")
+    policies: tuple[Policy, ...] = Field(min_length=1, description="Ordered; the first that matches answers.")
+    zones: tuple[ZoneFiles, ...] = Field(min_length=1, description="Zones served.")
+    dns_unicast: tuple[IPv4Address | IPv6Address, ...] = Field(
+        (), description="The edge's own addresses on which its DNS server answers; gates ask there."
+    )
+    dns_anycast: tuple[IPv4Address | IPv6Address, ...] = Field(
+        (), description="Addresses of the DNS service that every edge answers on; made local on each."
+    )
+    dns_port: int = Field(53, ge=1, le=65535, description="UDP and TCP port of the DNS server.")
+    dns_workers: int = Field(0, ge=0, le=256, description="DNS worker processes; 0 means one for each core.")
+    vantage: str | None = Field(None, description="Host from which a whole PoP is proved.")
+    gate_vantage: str | None = Field(
+        None, description="Host on the edges' own network from which each single edge is proved."
+    )
+    gate_via: tuple[IPv4Address | IPv6Address, ...] = Field(
+        (), description="The edge's addresses as next hops, one a family, by which the gate reaches it alone."
+    )
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What one edge gets."""
+
+    edge: EdgeDocument
+    dns: DnsDocument
+
+
+@dataclass
+class Source:
+    """One host's variables, and where each value of them stands.
+
+    `place_of` names file and line of a value as the inventory's reader knows it, or is empty.
+    """
+
+    host: str
+    variables: Mapping[str, Any]
+    directory: Path
+    place_of: Callable[[Any], str]
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, path: Key) -> str:
+        """File and line of the innermost value on `path` whose origin is known."""
+        value: Any = {key.removeprefix(PREFIX): entry for key, entry in self.variables.items()}
+        found = ""
+        for part in path:
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                break
+            found = self.place_of(value) or found
+        return found or f"inventory, host {self.host}"
+
+    def problem(self, path: Key, value: object, why: str, fix: str) -> None:
+        """Note that the value at `path` is wrong."""
+        key = PREFIX + ".".join(map(str, path))
+        self.problems.append(Problem(self.place(path), key, str(value), why, fix))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The documents of every edge that has them, and all that is wrong."""
+
+    documents: dict[str, Documents]
+    problems: tuple[Problem, ...]
+
+
+def compile_inventory(
+    hosts: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, Sequence[str]],
+    directories: Mapping[str, Path],
+    place_of: Callable[[Any], str],
+) -> Compiled:
+    """Compile the variables of `hosts` into documents.
+
+    `groups` are the inventory's groups; `directories` says for each host where its inventory lies, which
+    is what file names are relative to; `place_of` as in Source.
+    """
+    problems = list(_group_problems(groups))
+    pops = {name.removeprefix(POP_GROUP): members for name, members in _pop_groups(groups).items()}
+    documents: dict[str, Documents] = {}
+    for pop, members in pops.items():
+        for host in members:
+            ours = {key: value for key, value in hosts[host].items() if key.startswith(PREFIX)}
+            source = Source(host, ours, directories[host], place_of)
+            compiled = _compile_host(source, pop, tuple(pops))
+            problems += source.problems
+            if compiled:
+                documents[host] = compiled
+    problems += _shared_addresses(documents)
+    return Compiled(documents, tuple(dict.fromkeys(problems)))
+
+
+def _pop_groups(groups: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    return {name: members for name, members in groups.items() if name.lower().startswith(POP_GROUP)}
+
+
+def _group_problems(groups: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
+    edges = groups.get(EDGES_GROUP, ())
+    pops = _pop_groups(groups)
+    if not edges:
+        why = "has no hosts" if EDGES_GROUP in groups else "is missing"
+        yield Problem(
+            "inventory", f"group {EDGES_GROUP}", "", why, "put the PoPs' groups below it (children)"
+        )
+    for name, members in pops.items():
+        if not members:
+            yield Problem("inventory", f"group {name}", "", "has no hosts", "add its edges, or remove it")
+    homes: dict[str, list[str]] = defaultdict(list)
+    for name, members in pops.items():
+        for host in members:
+            homes[host].append(name)
+    for host, names in homes.items():
+        if len(names) > 1:
+            yield Problem(
+                "inventory", f"host {host}", ", ".join(names), "is in two PoPs", "leave it in one pop_ group"
+            )
+        if edges and host not in edges:
+            fix = f"put group {names[0]} below {EDGES_GROUP} (children)"
+            yield Problem("inventory", f"host {host}", "", f"is in a PoP but not in group {EDGES_GROUP}", fix)
+    for host in edges:
+        if host not in homes:
+            yield Problem(
+                "inventory", f"host {host}", "", "has no PoP", "put it in a group pop_<name>, as in pop_ams"
+            )
+    yield from _pop_name_problems(pops)
+
+
+def _pop_name_problems(pops: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
+    adapter = TypeAdapter[str](Label)
+    for name in pops:
+        try:
+            adapter.validate_python(name.removeprefix(POP_GROUP))
+        except ValidationError:
+            fix = "name it pop_ and lower case letters, digits, '-' or '_', as in pop_ams"
+            yield Problem("inventory", f"group {name}", "", "is not a PoP's name", fix)
+    for one, other in combinations(pops, 2):
+        if one.lower().replace("-", "_") == other.lower().replace("-", "_"):
+            fix = "join the two groups, or give one PoP another name"
+            yield Problem("inventory", f"group {other}", "", f"is a second PoP of the name of {one}", fix)
+
+
+def _compile_host(source: Source, pop: str, pops: tuple[str, ...]) -> Documents | None:
+    ours = {key.removeprefix(PREFIX): value for key, value in source.variables.items()}
+    try:
+        variables = Variables.model_validate(ours)
+    except ValidationError as error:
+        source.problems += [
+            Problem(found.place, PREFIX + found.key, found.value, found.why, found.fix)
+            for found in problems_of(error, source.place)
+        ]
+        return None
+    services = tuple(Service(label=label, **dict(body)) for label, body in variables.services.items())
+    _check_prefixes(source, variables)
+    _check_services(source, variables, services)
+    _check_pools(source, variables)
+    _check_policies(source, variables, pops)
+    zones = tuple(_read_zone(source, number, zone) for number, zone in enumerate(variables.zones))
+    listen = variables.dns_unicast + variables.dns_anycast
+    if not listen:
+        source.problem(
+            ("dns_unicast",),
+            "",
+            "the DNS server has no address",
+            "name the edge's addresses in the host's vars",
+        )
+    if source.problems:
+        return None
+    return Documents(
+        edge=EdgeDocument(
+            pop=pop,
+            edge=source.host,
+            prefixes=variables.prefixes,
+            addresses=tuple(ip_network(address) for address in variables.dns_anycast),
+            services=services,
+        ),
+        dns=DnsDocument(
+            pop=pop,
+            edge=source.host,
+            listen=listen,
+            port=variables.dns_port,
+            workers=variables.dns_workers,
+            zones=zones,
+            pools=variables.pools,
+            policies=variables.policies,
+        ),
+    )
+
+
+def _overlap(one: Prefix, other: Prefix) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _inside(part: Prefix, wholes: Sequence[Prefix]) -> bool:
+    return any(part.version == whole.version and part.subnet_of(whole) for whole in wholes)  # type: ignore[arg-type]  # the versions are equal
+
+
+def _check_prefixes(source: Source, variables: Variables) -> None:
+    for (_, one), (number, other) in combinations(enumerate(variables.prefixes), 2):
+        if _overlap(one, other):
+            source.problem(
+                ("prefixes", number),
+                other,
+                f"overlaps {one}",
+                "keep the larger one; services and pools may name parts",
+            )
+
+
+def _check_services(source: Source, variables: Variables, services: Sequence[Service]) -> None:
+    for service in services:
+        for number, part in enumerate(service.prefixes or ()):
+            if not _inside(part, variables.prefixes):
+                source.problem(
+                    ("services", service.label, "prefixes", number),
+                    part,
+                    "is outside of unmoor_prefixes",
+                    "name a part of a prefix, or add it to unmoor_prefixes",
+                )
+    document = EdgeDocument(pop="x", edge="x", prefixes=variables.prefixes, services=tuple(services))
+    claims: dict[tuple[str, Prefix], list[Binding]] = defaultdict(list)
+    for binding in document.bindings():
+        claims[binding.protocol, binding.prefix].append(binding)
+    for bindings in claims.values():
+        for one, other in _clashes(bindings):
+            ports = str(other.first_port)
+            if other.last_port != other.first_port:
+                ports += f"-{other.last_port}"
+            source.problem(
+                ("services", other.service, "ports", _port_index(variables, other)),
+                ports,
+                f"{other.protocol} port on {other.prefix} is claimed by {one.service} as well",
+                "take it from one of the two",
+            )
+
+
+def _clashes(bindings: Sequence[Binding]) -> Iterator[tuple[Binding, Binding]]:
+    """Pairs neither of which is narrower: precedence cannot choose between them."""
+    ordered = sorted(bindings, key=lambda binding: (binding.first_port, -binding.last_port))
+    open_ranges: list[Binding] = []
+    for binding in ordered:
+        open_ranges = [other for other in open_ranges if other.last_port >= binding.first_port]
+        for other in open_ranges:
+            same = (other.first_port, other.last_port) == (binding.first_port, binding.last_port)
+            if same or binding.last_port > other.last_port:
+                yield other, binding
+        open_ranges.append(binding)
+
+
+def _port_index(variables: Variables, binding: Binding) -> int:
+    ports = variables.services[binding.service].ports
+    return [parse_ports(spec) for spec in ports].index((binding.first_port, binding.last_port))
+
+
+def _check_pools(source: Source, variables: Variables) -> None:
+    for name, pool in variables.pools.items():
+        for family in ("ipv4", "ipv6"):
+            for number, part in enumerate(getattr(pool, family)):
+                if not _inside(part, variables.prefixes):
+                    ours = ", ".join(str(p) for p in variables.prefixes if p.version == part.version)
+                    source.problem(
+                        ("pools", name, family, number),
+                        part,
+                        "the pool is outside of the prefixes bound to sockets: nobody would answer there",
+                        f"use a part of {ours or 'a prefix added to unmoor_prefixes'}",
+                    )
+
+
+def _check_policies(source: Source, variables: Variables, pops: tuple[str, ...]) -> None:
+    names: set[str] = set()
+    for number, policy in enumerate(variables.policies):
+        if policy.name in names:
+            source.problem(
+                ("policies", number, "name"), policy.name, "is a second policy of that name", "rename it"
+            )
+        names.add(policy.name)
+        for index, pop in enumerate(policy.match.pops or ()):
+            if pop not in pops:
+                source.problem(
+                    ("policies", number, "match", "pops", index),
+                    pop,
+                    "can never match: the inventory has no such PoP",
+                    f"use one of: {', '.join(pops)}",
+                )
+
+
+def _read_zone(source: Source, number: int, zone: ZoneFiles) -> Zone:
+    path = source.directory / zone.records_file
+    records = ""
+    try:
+        records = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        source.problem(
+            ("zones", number, "records_file"), zone.records_file, str(reason), f"write the zone file {path}"
+        )
+    hostnames: tuple[Hostnames, ...] = ()
+    if zone.hostnames_file:
+        hostnames = _read_hostnames(source, number, source.directory / zone.hostnames_file)
+    return Zone(name=zone.name, records=records, source=zone.records_file, hostnames=hostnames)
+
+
+def _read_hostnames(source: Source, number: int, path: Path) -> tuple[Hostnames, ...]:
+    by_tags: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            if "name" not in (rows.fieldnames or ()):
+                source.problems.append(
+                    Problem(
+                        f"{path}:1",
+                        "",
+                        "",
+                        "has no column `name`",
+                        "begin the file with `name,account` or the like",
+                    )
+                )
+                return ()
+            for row in rows:
+                name = (row.pop("name") or "").strip()
+                if None in row or None in row.values() or not name:
+                    source.problems.append(
+                        Problem(
+                            f"{path}:{rows.line_num}",
+                            "name",
+                            name,
+                            "the line has no name, or more or fewer fields than the first line",
+                            "write one field for each column",
+                        )
+                    )
+                    continue
+                by_tags[tuple(sorted((tag, value) for tag, value in row.items() if value))].append(name)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        source.problem(
+            ("zones", number, "hostnames_file"), path.name, str(reason), f"write the CSV file {path}"
+        )
+    return tuple(Hostnames(tags=dict(tags), names=tuple(names)) for tags, names in by_tags.items())
+
+
+def _shared_addresses(documents: Mapping[str, Documents]) -> Iterator[Problem]:
+    """An address of one edge alone that two edges claim."""
+    owners: dict[IPv4Address | IPv6Address, str] = {}
+    for host, pair in documents.items():
+        anycast = {prefix.network_address for prefix in pair.edge.addresses}
+        for address in pair.dns.listen:
+            if address in anycast:
+                continue
+            other = owners.setdefault(address, host)
+            if other != host:
+                why, fix = (
+                    f"is the address of {other} as well",
+                    "give each edge its own, or use unmoor_dns_anycast",
+                )
+                yield Problem(f"inventory, host {host}", "unmoor_dns_unicast", str(address), why, fix)
