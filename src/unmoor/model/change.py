@@ -110,8 +110,6 @@ def _fields(what: str, old: Document, new: Document) -> Iterator[str]:
 
 
 def _short(value: object) -> str:
-    if isinstance(value, tuple):
-        text = ", ".join(map(str, value)) or "none"
-    else:
-        text = str(value)
+    listed = isinstance(value, tuple)
+    text = ", ".join(map(str, value)) or "none" if listed else str(value)
     return text if len(text) <= 80 and "\n" not in text else "(long; see --diff)"

@@ -125,6 +125,8 @@ def compile_inventory(
     is what file names are relative to; `place_of` as in Source.
     """
     problems = list(_group_problems(groups))
+    if any(problem.key.startswith(f"group {POP_GROUP}") for problem in problems):
+        return Compiled({}, tuple(problems))  # without the PoPs' names nothing can be compiled
     pops = {name.removeprefix(POP_GROUP): members for name, members in _pop_groups(groups).items()}
     documents: dict[str, Documents] = {}
     for pop, members in pops.items():

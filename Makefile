@@ -1,0 +1,82 @@
+# Unmoor. `make help` lists the targets; every one does its own set-up, and set-up is quick when nothing changed.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+SCENARIO ?= all
+PYTHON := /usr/bin/python3
+BIN := .venv/bin
+# Tools that others call (molecule calls ansible-playbook) are found in the environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONDONTWRITEBYTECODE := 1
+LAB_INVENTORY := inventories/lab
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+
+.PHONY: pop
+pop: setup ## Build the lab's PoP, roll out to it and prove that every address answers
+	unmoor lab up
+	ansible-playbook -i $(LAB_INVENTORY) playbooks/site.yml
+	ansible-playbook -i $(LAB_INVENTORY) playbooks/verify.yml
+	@cat docs/try.txt
+
+.PHONY: pop-down
+pop-down: setup ## Take the lab's PoP away, all of it
+	unmoor lab down
+
+.PHONY: test
+test: lint unit netns molecule ## All tests
+
+.PHONY: lint
+lint: setup ## Formatting, style, types, playbooks, shell and C
+	pytest -q tests/lint
+
+.PHONY: unit
+unit: setup ## Tests that need nothing but Python
+	pytest -q -n 2 tests/unit
+
+.PHONY: netns
+netns: setup ## Tests on the real kernel, each in a fresh network namespace
+	pytest -q tests/netns
+
+.PHONY: molecule
+molecule: setup ## Scenarios over the lab: SCENARIO=default, or all of them
+	tests/run-scenarios $(SCENARIO)
+
+.PHONY: bench
+bench: setup ## Speed beside a baseline, as ratios
+	python bench/run.py
+
+.PHONY: lock
+lock: setup ## Write the lock files anew
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    pyproject.toml -o requirements/edge.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    pyproject.toml --group dev -o requirements/dev.txt
+
+.PHONY: setup
+setup: debian .venv/.installed ## Debian packages and the virtual environment
+
+.PHONY: debian
+debian:
+	@missing=$$(dpkg-query --show --showformat='$${db:Status-Status} $${Package}\n' $$(cat requirements/debian.txt) \
+	    2>/dev/null | sed -n 's/^installed //p' | sort | comm -13 - <(sort requirements/debian.txt)); \
+	if [ -n "$$missing" ]; then \
+	    [ "$$(id -u)" = 0 ] || { echo "run this as root: these Debian packages are missing:" $$missing >&2; exit 1; }; \
+	    echo "installing Debian packages:" $$missing; \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get -qq update; \
+	    apt-get -qq install --yes --no-install-recommends $$missing >/dev/null; \
+	fi
+
+.venv/.installed: requirements/dev.txt pyproject.toml | debian
+	@echo "making the virtual environment .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	    --requirement requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	    --no-index --editable .
+	@touch $@

@@ -1,0 +1,36 @@
+"""Filters of the playbooks: what differs between documents, and how a host is proved from outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from unmoor.model import DnsDocument, EdgeDocument, validate
+from unmoor.model.change import compare
+from unmoor.model.inventory import Documents
+
+
+def unmoor_change(desired: dict[str, str], current: dict[str, str]) -> dict[str, list[str]]:
+    """The difference from `current` to `desired`, each with the texts `edge` and `dns` (empty: none yet)."""
+    change = compare(_documents(current) if all(current.values()) else None, _documents(desired))
+    return {
+        "lines": list(change.lines),
+        "not_dns_alone": list(change.not_dns_alone),
+        "takes_away": list(change.takes_away),
+    }
+
+
+def _documents(texts: dict[str, str]) -> Documents:
+    return Documents(
+        validate(EdgeDocument, json.loads(texts["edge"]), "edge.json"),
+        validate(DnsDocument, json.loads(texts["dns"]), "dns.json"),
+    )
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name to function."""
+        return {"unmoor_change": unmoor_change}

@@ -1,0 +1,161 @@
+"""From inventory variables to documents: what is right compiles, and each mistake is named with its fix."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unmoor.errors import Problem
+from unmoor.model.inventory import Compiled, compile_inventory
+
+ZONE = "@ 60 IN SOA ns1 root 1 2 3 4 5\n@ 60 IN NS ns1\nns1 60 IN A 198.51.100.53\n"
+
+VARIABLES: dict[str, Any] = {
+    "unmoor_prefixes": ["198.18.0.0/20", "2001:db8:100::/44"],
+    "unmoor_services": {"web": {"ports": [80, "8000-8099"]}, "tls": {"ports": [443]}},
+    "unmoor_pools": {"free": {"ipv4": ["198.18.0.0/20"], "ipv6": ["2001:db8:100::/44"]}},
+    "unmoor_policies": [{"name": "all", "answer": {"pool": "free", "ttl": 30}}],
+    "unmoor_zones": [{"name": "example.test", "records_file": "zone", "hostnames_file": "names.csv"}],
+    "unmoor_dns_unicast": ["198.19.1.11"],
+    "unmoor_dns_anycast": ["198.51.100.53"],
+}
+GROUPS = {"all": ["edge1"], "edges": ["edge1"], "pop_ams": ["edge1"], "ungrouped": []}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "zone").write_text(ZONE)
+    (tmp_path / "names.csv").write_text("name,account\na,free\nb,business\nc,free\n")
+    return tmp_path
+
+
+def compiled(
+    directory: Path,
+    hosts: dict[str, dict[str, Any]] | None = None,
+    groups: dict[str, list[str]] | None = None,
+) -> Compiled:
+    hosts = hosts or {"edge1": VARIABLES}
+    return compile_inventory(hosts, groups or GROUPS, dict.fromkeys(hosts, directory), lambda _value: "")
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    variables = copy.deepcopy(VARIABLES)
+    target: Any = variables
+    *parents, last = [int(part) if part.isdecimal() else part for part in path.split("/")]
+    for part in parents:
+        target = target[part]
+    target[last] = value
+    return variables
+
+
+def only(result: Compiled) -> Problem:
+    assert len(result.problems) == 1, "\n".join(map(str, result.problems))
+    return result.problems[0]
+
+
+def test_a_right_inventory_compiles(directory: Path) -> None:
+    result = compiled(directory)
+    assert result.problems == ()
+    pair = result.documents["edge1"]
+    assert (pair.edge.pop, pair.dns.pop, pair.dns.edge) == ("ams", "ams", "edge1")
+    assert [str(address) for address in pair.dns.listen] == ["198.19.1.11", "198.51.100.53"]
+    assert [str(prefix) for prefix in pair.edge.addresses] == ["198.51.100.53/32"]
+    groups = {tuple(group.tags.items()): group.names for group in pair.dns.zones[0].hostnames}
+    assert groups == {(("account", "free"),): ("a", "c"), (("account", "business"),): ("b",)}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "key", "said"),
+    [
+        ("unmoor_pools/free/ipv4/0", "198.20.0.0/24", "unmoor_pools.free.ipv4.0", "outside of the prefixes"),
+        ("unmoor_pools/free/ipv4/0", "198.18.0.0/19", "unmoor_pools.free.ipv4.0", "outside of the prefixes"),
+        ("unmoor_pools/free/ipv6/0", "198.18.0.0/24", "unmoor_pools.free.ipv6.0", "IPv4 prefix in an IPv6"),
+        (
+            "unmoor_pools/free/ipv4/0",
+            "198.18.0.9/24",
+            "unmoor_pools.free.ipv4.0",
+            "is an address, not a prefix",
+        ),
+        ("unmoor_prefixes/1", "198.18.8.0/24", "unmoor_prefixes.1", "overlaps 198.18.0.0/20"),
+        ("unmoor_services/tls/ports/0", 80, "unmoor_services.tls.ports.0", "claimed by web as well"),
+        ("unmoor_services/tls/ports/0", "8050-8150", "unmoor_services.tls.ports.0", "claimed by web as well"),
+        ("unmoor_services/tls/ports/0", 0, "unmoor_services.tls.ports.0", "is not a port"),
+        ("unmoor_services/tls/prefixes", ["198.18.16.0/24"], "unmoor_services.tls.prefixes.0", "outside of"),
+        ("unmoor_services/tls/port", [1], "unmoor_services.tls.port", "Extra inputs"),
+        ("unmoor_policies/0/match", {"pops": ["fra"]}, "unmoor_policies.0.match.pops.0", "can never match"),
+        ("unmoor_pool", {}, "unmoor_pool", "Extra inputs"),
+        ("unmoor_zones/0/records_file", "none", "unmoor_zones.0.records_file", "No such file"),
+        ("unmoor_zones/0/hostnames_file", "none", "unmoor_zones.0.hostnames_file", "No such file"),
+        ("unmoor_policies/0/answer/ttl", -1, "unmoor_policies.0.answer.ttl", "greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_fix(
+    directory: Path, path: str, value: Any, key: str, said: str
+) -> None:
+    problems = compiled(directory, {"edge1": changed(path, value)}).problems
+    named = {problem.key: problem for problem in problems}
+    assert key in named, problems
+    assert said in named[key].why
+    assert named[key].fix
+    assert compiled(directory, {"edge1": changed(path, value)}).documents == {}
+
+
+def test_a_narrower_port_beside_a_range_is_no_clash(directory: Path) -> None:
+    assert compiled(directory, {"edge1": changed("unmoor_services/tls/ports/0", 8001)}).problems == ()
+    assert compiled(directory, {"edge1": changed("unmoor_services/tls/ports/0", "any")}).problems == ()
+
+
+def test_every_problem_is_said_at_once(directory: Path) -> None:
+    variables = changed("unmoor_pools/free/ipv4/0", "198.20.0.0/24")
+    variables["unmoor_prefixes"] += ["198.18.0.0/24"]
+    variables["unmoor_services"]["tls"]["ports"] = [80]
+    keys = {problem.key for problem in compiled(directory, {"edge1": variables}).problems}
+    assert keys == {"unmoor_pools.free.ipv4.0", "unmoor_prefixes.2", "unmoor_services.tls.ports.0"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "key", "said"),
+    [
+        ({"edges": ["edge1"]}, "host edge1", "has no PoP"),
+        ({"edges": [], "pop_ams": []}, "group edges", "has no hosts"),
+        ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_fra": []}, "group pop_fra", "has no hosts"),
+        ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_fra": ["edge1"]}, "host edge1", "is in two PoPs"),
+        ({"pop_ams": ["edge1"]}, "group edges", "is missing"),
+        ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_AMS": ["edge1"]}, "group pop_AMS", "a second PoP"),
+        ({"edges": ["edge1"], "pop_Ams!": ["edge1"]}, "group pop_Ams!", "is not a PoP's name"),
+    ],
+)
+def test_wrong_groups(directory: Path, groups: dict[str, list[str]], key: str, said: str) -> None:
+    problems = compiled(directory, groups=groups).problems
+    assert any(problem.key == key and said in problem.why for problem in problems), problems
+
+
+def test_two_edges_with_the_same_address(directory: Path) -> None:
+    groups = {"edges": ["edge1", "edge2"], "pop_ams": ["edge1", "edge2"]}
+    problem = only(compiled(directory, {"edge1": VARIABLES, "edge2": VARIABLES}, groups))
+    assert (problem.key, problem.value) == ("unmoor_dns_unicast", "198.19.1.11")
+
+
+def test_a_problem_of_all_hosts_is_said_once(directory: Path) -> None:
+    variables = changed("unmoor_pools/free/ipv4/0", "198.20.0.0/24")
+    groups = {"edges": ["edge1", "edge2"], "pop_ams": ["edge1", "edge2"]}
+    hosts = {"edge1": variables, "edge2": variables | {"unmoor_dns_unicast": ["198.19.1.12"]}}
+    result = compile_inventory(hosts, groups, dict.fromkeys(hosts, directory), lambda _value: "all.yml:3")
+    assert only(result).place == "all.yml:3"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name,account\na,free,x\n", 2),
+        ("name,account\na\n", 2),
+        ("name,account\na,free\n,free\n", 3),
+        ("host\na\n", 1),
+    ],
+)
+def test_a_bad_line_of_hostnames_is_named(directory: Path, text: str, line: int) -> None:
+    (directory / "names.csv").write_text(text)
+    assert only(compiled(directory)).place == f"{directory / 'names.csv'}:{line}"
