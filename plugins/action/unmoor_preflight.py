@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from unmoor.dns.check import problems as dns_problems
 
+from unmoor.dns.check import problems as dns_problems
 from unmoor.errors import InvalidInputError, Problem
-from unmoor.model.inventory import POP_GROUP, PREFIX, Documents, Source, compile_inventory
+from unmoor.model.inventory import (
+    HOST_PLACE,
+    POP_GROUP,
+    PREFIX,
+    Documents,
+    Source,
+    compile_inventory,
+    merged,
+)
 
 try:  # Where a value stands (file and line). Not public yet; without it, errors name the host only.
     from ansible._internal._datatag._tags import Origin
@@ -80,26 +88,41 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     groups = {name: [str(host) for host in members] for name, members in variables["groups"].items()}
     hostvars = variables["hostvars"]
     members = {host for hosts in groups.values() for host in hosts}
-    ours = {
-        host: {key: hostvars[host][key] for key in hostvars[host] if key.startswith(PREFIX)}
-        for host in members
-    }
-    sources = [Path(source) for source in variables.get("ansible_inventory_sources") or ()]
+    problems = list(duplicate_pops([Path(path) for path in variables.get("ansible_inventory_sources") or ()]))
+    ours = {host: dict(_ours(hostvars[host], host, problems)) for host in members}
     directories = {host: Path(str(hostvars[host]["inventory_dir"])) for host in members}
     compiled = compile_inventory(ours, groups, directories, place_of)
-    problems = [*duplicate_pops(sources), *compiled.problems]
+    problems += compiled.problems
     for host, pair in compiled.documents.items():
         source = Source(host, ours[host], directories[host], place_of)
         problems += [in_inventory(problem, source) for problem in dns_problems(pair.dns, "")]
-    return compiled.documents, list(dict.fromkeys(problems))
+    return compiled.documents, list(merged(problems))
+
+
+def _ours(variables: Mapping[str, Any], host: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+    """Our variables of one host; a template in them that fails is a problem like any other."""
+    for key in variables:
+        if not key.startswith(PREFIX):
+            continue
+        try:
+            value = variables[key]
+            json.dumps(value)  # every template inside is resolved here
+        except (AnsibleError, TypeError) as error:
+            fix = "define what the template names for this host"
+            problems.append(Problem(HOST_PLACE + host, key, "", str(error).splitlines()[0], fix))
+        else:
+            yield key, value
 
 
 def in_inventory(problem: Problem, source: Source) -> Problem:
     """The same problem at the place in the inventory that `dns.json` was compiled from."""
     path = tuple(int(part) if part.isdecimal() else part for part in problem.key.split("."))
-    return Problem(
-        problem.place or source.place(path), PREFIX + problem.key, problem.value, problem.why, problem.fix
-    )
+    key = PREFIX + problem.key
+    place = problem.place or source.place(path)
+    if path[0] == "zones" and path[2:3] == ("hostnames",):
+        zone = source.variables[f"{PREFIX}zones"][path[1]]
+        place, key = str(source.directory / zone["hostnames_file"]), "name"
+    return Problem(place, key, problem.value, problem.why, problem.fix)
 
 
 def duplicate_pops(sources: Sequence[Path]) -> Iterator[Problem]:

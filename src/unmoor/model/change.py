@@ -110,6 +110,5 @@ def _fields(what: str, old: Document, new: Document) -> Iterator[str]:
 
 
 def _short(value: object) -> str:
-    listed = isinstance(value, tuple)
-    text = ", ".join(map(str, value)) or "none" if listed else str(value)
+    text = (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
     return text if len(text) <= 80 and "\n" not in text else "(long; see --diff)"

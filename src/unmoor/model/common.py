@@ -124,6 +124,7 @@ def validate(kind: type[D], data: Any, place: str) -> D:
         raise InvalidInputError(problems_of(error, lambda _path: place)) from None
 
 
+_WHYS = {"extra_forbidden": "is not a known key", "missing": "is missing"}
 _FIXES = {
     "extra_forbidden": "remove the key, or correct its spelling",
     "missing": "add the key",
@@ -145,7 +146,8 @@ def problems_of(error: ValidationError, locate: Callable[[tuple[int | str, ...]]
         inside = any(other[: len(path)] == path and len(other) > len(path) for other in paths)
         if path in paths[:number] or (item["type"] == "too_short" and inside):
             continue  # the entries are wrong, so pydantic counts them as not there
-        why, colon, hint = item["msg"].removeprefix("Value error, ").partition(": ")
+        message = _WHYS.get(item["type"], item["msg"].removeprefix("Value error, "))
+        why, colon, hint = message.partition(": ")
         fix = hint if colon else _FIXES.get(item["type"], "correct the value")
         shown = "" if item["type"] == "missing" else json.dumps(item["input"], default=str)
         if len(shown) > LONGEST_SHOWN:

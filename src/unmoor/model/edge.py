@@ -21,6 +21,7 @@ class ServiceBody(Document):
     prefixes: tuple[Prefix, ...] | None = Field(
         None, min_length=1, description="Prefixes the service is bound to; without it, all of the edge's."
     )
+    interface: str = Field("", max_length=15, description="Only packets that came in by this interface.")
     users: tuple[str, ...] = Field(
         ("root",), description="Users that may register this service's sockets (SO_PEERCRED)."
     )
@@ -35,13 +36,17 @@ class Service(ServiceBody):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Binding:
-    """(protocol, prefix, first and last port) to a service: one line of the dispatch table."""
+    """(protocol, prefix, first and last port) to a service: one line of the dispatch table.
+
+    `interface` is the one that packets must come in by, or empty for any.
+    """
 
     protocol: Protocol
     prefix: Prefix
     first_port: int
     last_port: int
     service: str
+    interface: str = ""
 
 
 class EdgeDocument(Document):
@@ -62,4 +67,5 @@ class EdgeDocument(Document):
             for protocol in service.protocols:
                 for prefix in service.prefixes or self.prefixes:
                     for ports in service.ports:
-                        yield Binding(protocol, prefix, *parse_ports(ports), service.label)
+                        first, last = parse_ports(ports)
+                        yield Binding(protocol, prefix, first, last, service.label, service.interface)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from itertools import combinations
 from pathlib import Path
@@ -27,6 +27,8 @@ Key = tuple[int | str, ...]
 PREFIX = "unmoor_"
 #: A PoP is an inventory group whose name begins with this.
 POP_GROUP = "pop_"
+#: Where a value stands whose file is not known: a host's variables.
+HOST_PLACE = "inventory, host "
 #: The group of every machine that runs the stack.
 EDGES_GROUP = "edges"
 
@@ -62,7 +64,9 @@ class Variables(Document):
         None, description="Host on the edges' own network from which each single edge is proved."
     )
     gate_via: tuple[IPv4Address | IPv6Address, ...] = Field(
-        (), description="The edge's addresses as next hops, one a family, by which the gate reaches it alone."
+        (),
+        description="The edge's addresses as next hops, one a family, by which the gate reaches it alone; "
+        "without it, unmoor_dns_unicast.",
     )
 
 
@@ -97,7 +101,7 @@ class Source:
             except (KeyError, IndexError, TypeError):
                 break
             found = self.place_of(value) or found
-        return found or f"inventory, host {self.host}"
+        return found or HOST_PLACE + self.host
 
     def problem(self, path: Key, value: object, why: str, fix: str) -> None:
         """Note that the value at `path` is wrong."""
@@ -138,7 +142,21 @@ def compile_inventory(
             if compiled:
                 documents[host] = compiled
     problems += _shared_addresses(documents)
-    return Compiled(documents, tuple(dict.fromkeys(problems)))
+    return Compiled(documents, merged(problems))
+
+
+def merged(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Say once what is wrong with several hosts."""
+    hosts: dict[Problem, list[str]] = defaultdict(list)
+    for problem in problems:
+        same = replace(problem, place="") if problem.place.startswith(HOST_PLACE) else problem
+        host = problem.place.removeprefix(HOST_PLACE)
+        if host not in hosts[same]:
+            hosts[same].append(host)
+    return tuple(
+        problem if problem.place else replace(problem, place=HOST_PLACE + ", ".join(names))
+        for problem, names in hosts.items()
+    )
 
 
 def _pop_groups(groups: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
@@ -316,13 +334,7 @@ def _check_pools(source: Source, variables: Variables) -> None:
 
 
 def _check_policies(source: Source, variables: Variables, pops: tuple[str, ...]) -> None:
-    names: set[str] = set()
     for number, policy in enumerate(variables.policies):
-        if policy.name in names:
-            source.problem(
-                ("policies", number, "name"), policy.name, "is a second policy of that name", "rename it"
-            )
-        names.add(policy.name)
         for index, pop in enumerate(policy.match.pops or ()):
             if pop not in pops:
                 source.problem(
@@ -401,4 +413,4 @@ def _shared_addresses(documents: Mapping[str, Documents]) -> Iterator[Problem]:
                     f"is the address of {other} as well",
                     "give each edge its own, or use unmoor_dns_anycast",
                 )
-                yield Problem(f"inventory, host {host}", "unmoor_dns_unicast", str(address), why, fix)
+                yield Problem(HOST_PLACE + host, "unmoor_dns_unicast", str(address), why, fix)
