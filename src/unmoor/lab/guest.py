@@ -1,0 +1,117 @@
+"""One host of a lab: what is its own on its disk, how it is doing, and how to run a command in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from unmoor.errors import UnmoorError
+from unmoor.lab import cgroup, ssh
+from unmoor.lab.layout import Layout
+from unmoor.lab.run import become
+from unmoor.lab.topology import Topology
+
+Phase = Literal["booting", "ready", "off"]
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the supervisor of a host last wrote: process ids (0: none), boots so far, last exit status."""
+
+    phase: Phase = "off"
+    supervisor: int = 0
+    leader: int = 0
+    boots: int = 0
+    status: int = 0
+
+    def write(self, directory: Path) -> None:
+        """Put this in place of the previous state in one step."""
+        new = directory / "state.json.new"
+        new.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        new.rename(directory / "state.json")
+
+
+def state(layout: Layout, host: str) -> State:
+    """How the host is doing, checked against what really runs."""
+    try:
+        written = State(**json.loads((layout.host(host) / "state.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return State()
+    supervised = written.supervisor in cgroup.processes(layout.cgroup(host) / cgroup.SUPERVISOR)
+    return written if supervised else State(boots=written.boots, status=written.status)
+
+
+def prepare(layout: Layout, topology: Topology, host: str) -> None:
+    """Write what is the host's own into its writable layer: names, machine id, keys, ssh."""
+    upper = layout.disks / host / "upper"
+    for directory in (upper, upper.with_name("work"), layout.host(host) / "root"):
+        directory.mkdir(parents=True)
+    keys = layout.host(host) / "ssh_host_ed25519_key"
+    spec = topology.hosts[host]
+    files: dict[str, tuple[str, int]] = {
+        "etc/hostname": (f"{host}\n", 0o644),
+        "etc/hosts": (_hosts(topology), 0o644),
+        "etc/machine-id": (f"{uuid.uuid4().hex}\n", 0o444),
+        "etc/resolv.conf": ("".join(f"nameserver {address}\n" for address in spec.nameservers), 0o644),
+        "etc/ssh/sshd_config.d/lab.conf": (ssh.SSHD.format(address=spec.management), 0o644),
+        "etc/ssh/ssh_host_ed25519_key": (keys.read_text(encoding="utf-8"), 0o600),
+        "etc/ssh/ssh_host_ed25519_key.pub": (keys.with_suffix(".pub").read_text(encoding="utf-8"), 0o644),
+        "root/.ssh/authorized_keys": (ssh.public_key(layout), 0o600),
+    }
+    for name, (text, mode) in files.items():
+        _write(upper, Path(name), text, mode)
+    (upper / "root").chmod(0o700)
+    (upper / "root/.ssh").chmod(0o700)
+
+
+def _write(root: Path, name: Path, text: str, mode: int) -> None:
+    """Write a file of the guest; directories get the usual mode whatever the caller's umask."""
+    for directory in reversed((root / name).relative_to(root).parents):
+        (root / directory).mkdir(exist_ok=True)
+        (root / directory).chmod(0o755)
+    (root / name).write_text(text, encoding="utf-8")
+    (root / name).chmod(mode)
+
+
+def _hosts(topology: Topology) -> str:
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    lines += [
+        f"{address} {host}"
+        for host, spec in topology.hosts.items()
+        for addresses in spec.addresses.values()
+        for address in addresses
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def command(leader: int, args: Sequence[str]) -> list[str]:
+    """Arguments that run `args` inside the guest whose first process is `leader`."""
+    enter = ["nsenter", f"--target={leader}", "--all", "--wdns=/root", "--"]
+    # Otherwise the command would live on when the nsenter in front of it is ended.
+    return [*enter, "setpriv", "--pdeathsig", "TERM", "--", *args]
+
+
+def environment(outside: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a command in a guest: root's, and the terminal's type from outside."""
+    kept = {name: outside[name] for name in ("TERM", "COLUMNS", "LINES") if name in outside}
+    names = {"HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash"}
+    return {"PATH": _PATH, "LANG": "C.UTF-8", **names, **kept}
+
+
+def execute(layout: Layout, host: str, args: Sequence[str]) -> None:
+    """Become `args` inside the host: input, output and exit status are its own.
+
+    Raises UnmoorError when the host does not run.
+    """
+    now = state(layout, host)
+    if not now.leader:
+        raise UnmoorError(f"host {host} of lab {layout.name} is {now.phase}: 'unmoor lab up' starts it")
+    cgroup.enter(layout.cgroup(host) / cgroup.EXEC)
+    become(command(now.leader, args), environment(os.environ))

@@ -1,0 +1,277 @@
+"""The cached image: what hosts boot from, built once for each set of inputs.
+
+An image is a directory with three parts. `base` is the root of a fresh Debian machine; `golden` is an overlay
+on top of it with the packages that the roles install; `debs` is an apt repository of those packages, the only
+one that a guest knows, so that roles can install them on a bare host without a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from unmoor.lab import layout
+from unmoor.lab.run import run
+from unmoor.lab.topology import Image
+
+#: Counted up by whoever changes what this module builds: images of another builder are not used.
+BUILDER = 1
+
+#: Where guests see the apt repository.
+GUEST_DEBS = "/srv/unmoor-debs"
+
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_SOURCE = f"deb [trusted=yes] file:{GUEST_DEBS} ./\n"
+
+# What makes no sense in a guest, or would reach through to the computer below it.
+_MASKED_UNITS = (
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "console-getty.service",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty.target",
+    "modprobe@.service",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-config.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-binfmt.service",
+    "systemd-hwdb-update.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-logind.service",
+    "systemd-modules-load.service",
+    "systemd-pstore.service",
+    "systemd-random-seed.service",
+    "systemd-remount-fs.service",
+    "systemd-timesyncd.service",
+    "systemd-udev-trigger.service",
+    "systemd-udevd.service",
+)
+# `kernel.*` and `fs.*` settings are the computer's, not the guest's.
+_MASKED_SYSCTLS = ("50-default.conf", "50-pid-max.conf", "99-protect-links.conf")
+
+
+def key(image: Image) -> str:
+    """Name of the image that these inputs make: a hash of all of them."""
+    inputs = {
+        "builder": BUILDER,
+        "machine": os.uname().machine,
+        "suite": image.suite,
+        "base": sorted(set(image.packages.base)),
+        "golden": sorted(set(image.packages.golden)),
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def ready(image: Image) -> Iterator[Path]:
+    """Build the image unless it is there, and yield its directory; nobody removes it meanwhile.
+
+    A lab that goes on using it says so in its record before this ends. Raises UnmoorError.
+    """
+    cache = layout.cache()
+    cache.mkdir(parents=True, exist_ok=True, mode=0o755)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = cache / key(image)
+        _prune(cache, keep=path)
+        if not path.is_dir():
+            _build(image, path)
+        yield path
+
+
+def lower_layers(path: Path, kind: str) -> tuple[Path, ...]:
+    """Read-only layers of a `golden` or `bare` host, the topmost first."""
+    return (path / "golden", path / "base") if kind == "golden" else (path / "base",)
+
+
+def _prune(cache: Path, keep: Path) -> None:
+    """Remove images that are neither wanted nor in use, and what an interrupted build left."""
+    used = {keep}
+    for record in layout.STATE.glob("*/lab.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            used.add(Path(json.loads(record.read_text(encoding="utf-8"))["image"]))
+    for path in cache.iterdir():
+        if path.is_dir() and path.name != "disks" and path not in used:
+            shutil.rmtree(path)
+
+
+def _build(image: Image, path: Path) -> None:
+    """Build beside the final place, then rename: an image is there as a whole or not at all."""
+    making = path.with_suffix(".new")
+    base, golden, debs = making / "base", making / "golden", making / "debs"
+    for directory in (making, golden, debs):
+        directory.mkdir()
+    for directory in (making, golden):
+        directory.chmod(0o755)
+    sources = _sources(image.suite)
+    _bootstrap(image, base, sources)
+    _download(image, base, making / "apt", sources, debs)
+    _customise(base)
+    _inside(("base",), making, "apt-get", "update")
+    if image.packages.golden:
+        _install(image, making)
+    making.rename(path)
+
+
+def _bootstrap(image: Image, base: Path, sources: list[str]) -> None:
+    run(
+        [
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=minbase",
+            "--format=directory",
+            "--dpkgopt=force-unsafe-io",
+            *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")),
+            *(f"--aptopt={option}" for option in _apt_options()),
+            # The next step downloads from the same lists.
+            "--skip=cleanup/apt/lists",
+            f"--include={','.join(image.packages.base)}",
+            image.suite,
+            str(base),
+            *sources,
+        ]
+    )
+
+
+def _download(image: Image, base: Path, work: Path, sources: list[str], debs: Path) -> None:
+    """Fetch the golden packages and all they need beyond `base`, and make an apt repository of them."""
+    for directory in (work / "archives/partial", work / "state"):
+        directory.mkdir(parents=True)
+    (work / "sources.list").write_text("\n".join(sources) + "\n", encoding="utf-8")
+    places = {
+        "Dir::Etc::SourceList": work / "sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::Etc::Preferences": "/dev/null",
+        "Dir::Etc::PreferencesParts": "/dev/null",
+        "Dir::State": work / "state",
+        "Dir::State::Lists": base / "var/lib/apt/lists",
+        "Dir::State::Status": base / "var/lib/dpkg/status",
+        "Dir::Cache": work,
+        "Dir::Cache::Archives": work / "archives",
+        "APT::Sandbox::User": "root",
+    }
+    options = [part for name, value in places.items() for part in ("-o", f"{name}={value}")]
+    if image.packages.golden:
+        wanted = [*image.packages.golden]
+        run(["apt-get", *options, "--yes", "--no-install-recommends", "--download-only", "install", *wanted])
+    for package in (work / "archives").glob("*.deb"):
+        package.rename(debs / package.name)
+    _index(debs)
+    shutil.rmtree(work)
+
+
+def _index(debs: Path) -> None:
+    for name, args in (("Packages", ["packages", "."]), ("Release", ["release", "."])):
+        text = run(["env", "--chdir", str(debs), "apt-ftparchive", *args]).stdout
+        (debs / name).write_text(text, encoding="utf-8")
+
+
+def _customise(base: Path) -> None:
+    """Make the fresh machine a guest: its apt source, and nothing that reaches the computer below."""
+    shutil.rmtree(base / "var/lib/apt/lists")
+    (base / "var/lib/apt/lists/partial").mkdir(parents=True)
+    (base / GUEST_DEBS.lstrip("/")).mkdir(parents=True)
+    (base / "etc/apt/sources.list").write_text(_SOURCE, encoding="utf-8")
+    (base / "etc/apt/apt.conf.d/99mmdebstrap").unlink(missing_ok=True)
+    for unit in _MASKED_UNITS:
+        _link(base / "etc/systemd/system" / unit)
+    for name in _MASKED_SYSCTLS:
+        _link(base / "etc/sysctl.d" / name)
+    # Each host gets its own; a shared one would be everybody's.
+    for path in base.glob("etc/ssh/ssh_host_*"):
+        path.unlink()
+
+
+def _link(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/null")
+
+
+def _install(image: Image, making: Path) -> None:
+    """Install the golden packages as a guest would: from the repository alone, without a network."""
+    # 101: 'action forbidden by policy'. Nothing is started while the image is made.
+    policy = making / "golden/usr/sbin/policy-rc.d"
+    policy.parent.mkdir(parents=True)
+    policy.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
+    policy.chmod(0o755)
+    install = ("apt-get", "--yes", "--no-install-recommends", "install", *image.packages.golden)
+    _inside(("base", "golden"), making, "env", "DEBIAN_FRONTEND=noninteractive", *install)
+    _inside(("base", "golden"), making, "apt-get", "clean")
+    policy.unlink()
+
+
+def _inside(layers: tuple[str, ...], making: Path, *command: str) -> None:
+    """Run a command in the image; changes go to the last of `layers`.
+
+    In a mount namespace of its own, which takes the mounts with it when it ends, however it ends.
+    """
+    work, root = making / "work", making / "root"
+    for directory in (work, root):
+        directory.mkdir()
+    if len(layers) == 1:
+        mount = f"mount --bind {making / layers[0]} {root}"
+    else:
+        lower = ":".join(str(making / name) for name in reversed(layers[:-1]))
+        upper = making / layers[-1]
+        mount = (
+            f"mount -t overlay overlay -o lowerdir={lower},upperdir={upper},workdir={work},volatile {root}"
+        )
+    nspawn = [
+        "systemd-nspawn",
+        "--quiet",
+        "--register=no",
+        "--keep-unit",
+        "--private-network",
+        "--console=pipe",
+        "--resolv-conf=off",
+        "--timezone=off",
+        f"--bind-ro={making / 'debs'}:{GUEST_DEBS}",
+        f"--directory={root}",
+        *command,
+    ]
+    try:
+        run(
+            ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *nspawn],
+            env={"SYSTEMD_NSPAWN_LOCK": "0"},
+        )
+    finally:
+        for directory in (work, root):
+            shutil.rmtree(directory)
+
+
+def _sources(suite: str) -> list[str]:
+    """Apt sources of the suite: this machine's own (so that its mirror is used), or Debian's."""
+    shown = run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    )
+    wanted = (suite, f"{suite}-updates", f"{suite}-security")
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for line in shown.stdout.splitlines():
+        uri, release, component = line.split()
+        if release in wanted and component not in found[uri, release]:
+            found[uri, release].append(component)
+    if not any(release == suite for _, release in found):
+        mirror = "http://deb.debian.org/debian"
+        found = defaultdict(list, {(mirror, suite): ["main"], (mirror, f"{suite}-updates"): ["main"]})
+        found["http://deb.debian.org/debian-security", f"{suite}-security"] = ["main"]
+    option = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
+    return [f"deb {option}{uri} {release} {' '.join(parts)}" for (uri, release), parts in found.items()]
+
+
+def _apt_options() -> list[str]:
+    """Settings of this machine's apt that a mirror or a proxy may need."""
+    shown = run(["apt-config", "dump", "--format", '%f "%v";%n', "Acquire"]).stdout.splitlines()
+    return [line for line in shown if "::Proxy" in line or line.startswith("Acquire::Check-")]

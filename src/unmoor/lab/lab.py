@@ -1,0 +1,242 @@
+"""A lab as a whole: bring it up, take it down, say how it is."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from unmoor.errors import UnmoorError
+from unmoor.lab import cgroup, guest, image, layout, network, ssh, supervisor
+from unmoor.lab.layout import Layout
+from unmoor.lab.run import run
+from unmoor.lab.topology import Topology
+
+Kind = Literal["golden", "bare"]
+Report = Callable[[str], None]
+
+_BOOT_PATIENCE = 120.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What was built under a lab's name."""
+
+    topology: Topology
+    kind: Kind
+    image: Path
+
+    def write(self, path: Path) -> None:
+        """Write to `path` in one step: its being there says that the lab was built to the end."""
+        data = {
+            "kind": self.kind,
+            "image": str(self.image),
+            "topology": self.topology.model_dump(mode="json"),
+        }
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(data, indent=1), encoding="utf-8")
+        new.rename(path)
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """How one host is: its phase, what its systemd says of itself, and where ssh finds it."""
+
+    host: str
+    phase: guest.Phase
+    system: str
+    boots: int
+    leader: int
+    management: str
+    addresses: Mapping[str, list[str]]
+
+
+def record(place: Layout) -> Record:
+    """Read what was built. Raises UnmoorError when the lab is not up."""
+    try:
+        data = json.loads(place.record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnmoorError(f"lab {place.name} is not up: run 'unmoor lab up --name {place.name}'") from None
+    except PermissionError:
+        raise UnmoorError("a lab belongs to root: run this as root") from None
+    try:
+        return Record(Topology.model_validate(data["topology"]), data["kind"], Path(data["image"]))
+    except (KeyError, ValidationError):
+        raise UnmoorError(
+            f"lab {place.name} was built by another version of unmoor:"
+            f" run 'unmoor lab down --name {place.name}' first"
+        ) from None
+
+
+def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
+    """Build the lab unless it is there, start the hosts that do not run, wait until all have booted.
+
+    Raises UnmoorError, also when a lab of this name was built from another topology.
+    """
+    _require_root()
+    with _locked(place):
+        if not place.record.exists():
+            # What a broken `up` may have left would be in the way.
+            _remove(place)
+            _build(place, topology, kind, report)
+        built = record(place)
+        if (built.topology, built.kind) != (topology, kind):
+            raise UnmoorError(
+                f"lab {place.name} is up with another topology or image:"
+                f" run 'unmoor lab down --name {place.name}' first"
+            )
+        started = [host for host in topology.hosts if guest.state(place, host).phase == "off"]
+        for host in started:
+            lower = image.lower_layers(built.image, kind)
+            supervisor.launch(place, host, lower, built.image / "debs")
+        _wait(place, topology)
+    for host in started:
+        _warn_of_failed_units(place, host, report)
+
+
+def down(place: Layout) -> None:
+    """Remove all that belongs to the lab's name, whatever state it is in. Doing it again changes nothing."""
+    _require_root()
+    with _locked(place):
+        _remove(place)
+        shutil.rmtree(place.state)
+    with contextlib.suppress(OSError):
+        layout.STATE.rmdir()
+
+
+def names() -> list[str]:
+    """Names of the labs of which anything is there."""
+    found = {path.name for path in layout.STATE.glob("*")}
+    found |= {path.name for path in (layout.cache() / "disks").glob("*")}
+    found |= {path.name.split("-")[1] for path in Path("/run/netns").glob("unmoor-*-*")}
+    for root in cgroup.hierarchies():
+        found |= {path.name for path in (root / "unmoor-lab").glob("*/")}
+    return sorted(found)
+
+
+def status(place: Layout) -> list[HostStatus]:
+    """How every host is. Raises UnmoorError when the lab is not up."""
+    topology = record(place).topology
+    return [_host_status(place, topology, host) for host in topology.hosts]
+
+
+def _host_status(place: Layout, topology: Topology, host: str) -> HostStatus:
+    now, spec = guest.state(place, host), topology.hosts[host]
+    return HostStatus(
+        host,
+        now.phase,
+        _systemctl(now.leader, "is-system-running") if now.phase == "ready" else "",
+        now.boots,
+        now.leader,
+        str(spec.management),
+        {name: [str(address) for address in addresses] for name, addresses in spec.addresses.items()},
+    )
+
+
+def _build(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
+    wanted = layout.cache() / image.key(topology.image)
+    if not wanted.is_dir():
+        report(f"building the image of {topology.image.suite} (once; a few minutes)")
+    with image.ready(topology.image) as path:
+        disks = layout.cache() / "disks" / place.name
+        disks.mkdir(parents=True)
+        place.disks.symlink_to(disks)
+        for host in topology.hosts:
+            place.host(host).mkdir(parents=True)
+            cgroup.create(place.cgroup(host))
+        ssh.make_keys(place, topology)
+        ssh.write_config(place, topology)
+        for host in topology.hosts:
+            guest.prepare(place, topology, host)
+        network.build(place, topology)
+        Record(topology, kind, path).write(place.record)
+
+
+def _wait(place: Layout, topology: Topology) -> None:
+    deadline = time.monotonic() + _BOOT_PATIENCE
+    begun: set[str] = set()
+    while True:
+        states = {host: guest.state(place, host) for host in topology.hosts}
+        if all(state.phase == "ready" for state in states.values()):
+            return
+        late = time.monotonic() > deadline
+        for host, state in states.items():
+            ended = state.phase == "off" and (host in begun or state.boots)
+            if ended or (late and state.phase != "ready"):
+                raise UnmoorError(_failure(place, host, state))
+            if state.phase != "off":
+                begun.add(host)
+        time.sleep(0.05)
+
+
+def _failure(place: Layout, host: str, state: guest.State) -> str:
+    log = place.host(host) / "log"
+    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+    said = "\n    ".join(tail)
+    return f"host {host} did not boot ({state.phase}, status {state.status}); the end of {log}:\n    {said}"
+
+
+def _warn_of_failed_units(place: Layout, host: str, report: Report) -> None:
+    leader = guest.state(place, host).leader
+    if _systemctl(leader, "is-system-running") == "degraded":
+        units = _systemctl(leader, "list-units", "--failed", "--plain", "--no-legend")
+        report(f"host {host} is degraded; failed units:\n{units}")
+
+
+def _systemctl(leader: int, *args: str) -> str:
+    command = guest.command(leader, ["systemctl", *args])
+    return run(["env", "-i", *_pairs(guest.environment({})), *command], check=False).stdout.strip()
+
+
+def _pairs(environment: Mapping[str, str]) -> list[str]:
+    return [f"{name}={value}" for name, value in environment.items()]
+
+
+def _remove(place: Layout) -> None:
+    """Take away everything but the state directory itself, which is the lock."""
+    ssh.end_masters(place)
+    cgroup.kill(place.cgroup())
+    for pid in network.processes(place):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    network.destroy(place)
+    cgroup.remove(place.cgroup())
+    for disks in {place.disks.resolve(), layout.cache() / "disks" / place.name}:
+        shutil.rmtree(disks, ignore_errors=not disks.exists())
+    for path in place.state.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(place: Layout) -> Iterator[None]:
+    """Hold the lab's state directory: one `up` or `down` of a lab at a time."""
+    while True:
+        place.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(place.state, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever held it before may have removed it: then this is not the one that others see.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), place.state.stat()):
+                    yield
+                    return
+        finally:
+            os.close(descriptor)
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise UnmoorError("a lab needs root (namespaces, mounts, control groups): run this as root")

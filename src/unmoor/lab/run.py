@@ -1,0 +1,90 @@
+"""The one door to other programs: list arguments, errors that name the program and the fix."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import IO, NoReturn
+
+from unmoor.errors import UnmoorError
+
+#: The Debian package of each program the lab calls, for the error that says what to install.
+PACKAGES = {
+    "apt-ftparchive": "apt-utils",
+    "apt-get": "apt",
+    "ip": "iproute2",
+    "mmdebstrap": "mmdebstrap",
+    "mount": "mount",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+    "setsid": "util-linux",
+    "socat": "socat",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "sysctl": "procps",
+    "systemd-nspawn": "systemd-container",
+    "unshare": "util-linux",
+}
+
+
+def run(
+    args: Sequence[str],
+    *,
+    stdin: str = "",
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end and return what it printed; `env` is added to the environment.
+
+    Raises UnmoorError when the program is missing, takes longer than `timeout` seconds, or (with `check`)
+    fails; the message carries the end of what it said.
+    """
+    try:
+        done = subprocess.run(
+            args,
+            input=stdin,
+            env=os.environ | dict(env or {}),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+    except FileNotFoundError:
+        raise _missing(args[0]) from None
+    except subprocess.TimeoutExpired:
+        raise UnmoorError(f"'{' '.join(args[:3])} ...' did not end within {timeout:g} s") from None
+    if check and done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-15:]
+        raise UnmoorError(
+            f"'{' '.join(args)}' failed with status {done.returncode}:\n    " + "\n    ".join(said)
+        )
+    return done
+
+
+def start(args: Sequence[str], *, env: Mapping[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a program that outlives this call; `env` is added to the environment. Raises UnmoorError."""
+    try:
+        return subprocess.Popen(
+            args,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | dict(env),
+        )
+    except FileNotFoundError:
+        raise _missing(args[0]) from None
+
+
+def become(args: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a program with exactly the environment `env`. Raises UnmoorError."""
+    try:
+        os.execvpe(args[0], list(args), dict(env))  # noqa: S606 - no shell is wanted: list arguments
+    except FileNotFoundError:
+        raise _missing(args[0]) from None
+
+
+def _missing(program: str) -> UnmoorError:
+    package = PACKAGES.get(program, program)
+    return UnmoorError(f"the program '{program}' is missing: apt-get install {package}")

@@ -1,0 +1,130 @@
+"""The process that keeps one host running: mounts its root, boots it, boots it again when it reboots.
+
+It runs in a mount namespace of its own, so the host's mounts are seen by nobody else and go with it. When it
+ends, however it ends, the guest ends as well.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from unmoor.lab import cgroup, image, network
+from unmoor.lab.guest import State
+from unmoor.lab.layout import Layout
+from unmoor.lab.run import run, start
+
+#: Exit status of nspawn when the guest asked for a reboot.
+_REBOOT = 133
+
+
+def launch(layout: Layout, host: str, lower: tuple[Path, ...], debs: Path) -> None:
+    """Start the supervisor of a host in the background, with no tie to this process or its terminal."""
+    args = ["setsid", "--fork", "unshare", "--mount", "--propagation", "slave", "--"]
+    module = [sys.executable, "-P", "-m", __name__, layout.name, host, ":".join(map(str, lower)), str(debs)]
+    with (layout.host(host) / "log").open("ab") as log:
+        start([*args, *module], env={}, output=log).wait()
+
+
+def supervise(layout: Layout, host: str, lower: str, debs: str) -> None:
+    """Boot the host until it powers off."""
+    os.chdir("/")
+    group = layout.cgroup(host)
+    cgroup.enter(group / cgroup.SUPERVISOR)
+    directory = layout.host(host)
+    now = State("booting", supervisor=os.getpid())
+    now.write(directory)
+    _mount(layout, host, lower)
+    while True:
+        now = _boot(layout, host, debs, now)
+        if now.status != _REBOOT:
+            break
+        network.forget(layout.namespace(host))
+    replace(now, phase="off", supervisor=0).write(directory)
+
+
+def _mount(layout: Layout, host: str, lower: str) -> None:
+    disk = layout.disks / host
+    # A volatile overlay (nothing is synced: the host lives no longer than the computer) leaves a mark
+    # against being mounted again, which is for crashes of the computer only.
+    shutil.rmtree(disk / "work")
+    (disk / "work").mkdir()
+    options = f"lowerdir={lower},upperdir={disk / 'upper'},workdir={disk / 'work'},volatile"
+    run(["mount", "-t", "overlay", "overlay", "-o", options, str(layout.host(host) / "root")])
+    # nspawn keeps notes here, which it leaves behind when it is killed.
+    Path("/run/systemd/nspawn").mkdir(parents=True, exist_ok=True)
+    run(["mount", "-t", "tmpfs", "tmpfs", "/run/systemd/nspawn"])
+
+
+def _boot(layout: Layout, host: str, debs: str, now: State) -> State:
+    """Boot the guest once and follow it to its end; returns the state with nspawn's exit status."""
+    directory, group = layout.host(host), layout.cgroup(host)
+    address = directory / "notify"
+    address.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, (directory / "log").open("ab") as log:
+        notify.bind(str(address))
+        env = {
+            "NOTIFY_SOCKET": str(address),
+            # BPF and sysctl need /sys and /proc/sys writable.
+            "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "yes",
+            "SYSTEMD_NSPAWN_LOCK": "0",
+        }
+        # A child starts where its parent is.
+        cgroup.enter(group / cgroup.GUEST)
+        nspawn = start(_nspawn(layout, host, debs), env=env, output=log)
+        cgroup.enter(group / cgroup.SUPERVISOR)
+        now = replace(now, phase="booting", boots=now.boots + 1)
+        now.write(directory)
+        pidfd = os.pidfd_open(nspawn.pid)
+        while True:
+            readable, _, _ = select.select([notify.fileno(), pidfd], [], [])
+            if pidfd in readable:
+                break
+            now = _heard(now, notify.recv(4096).decode(errors="replace"))
+            now.write(directory)
+        os.close(pidfd)
+    return replace(now, phase="off", leader=0, status=nspawn.wait())
+
+
+def _nspawn(layout: Layout, host: str, debs: str) -> list[str]:
+    return [
+        # The guest ends with its supervisor.
+        *("setpriv", "--pdeathsig", "KILL", "--"),
+        "systemd-nspawn",
+        "--quiet",
+        "--boot",
+        "--register=no",
+        "--keep-unit",
+        "--notify-ready=yes",
+        "--console=pipe",
+        "--resolv-conf=off",
+        "--timezone=off",
+        "--capability=all",
+        "--system-call-filter=bpf",
+        f"--directory={layout.host(host) / 'root'}",
+        f"--machine={layout.namespace(host)}",
+        f"--hostname={host}",
+        f"--network-namespace-path=/run/netns/{layout.namespace(host)}",
+        f"--bind-ro={debs}:{image.GUEST_DEBS}",
+    ]
+
+
+def _heard(now: State, message: str) -> State:
+    """Take in what nspawn says (sd_notify): the guest's first process, and that it has booted."""
+    for line in message.splitlines():
+        name, _, value = line.partition("=")
+        if name == "X_NSPAWN_LEADER_PID":
+            now = replace(now, leader=int(value))
+        elif line == "READY=1":
+            now = replace(now, phase="ready")
+    return now
+
+
+if __name__ == "__main__":
+    _name, _host, _lower, _debs = sys.argv[1:]
+    supervise(Layout(_name), _host, _lower, _debs)
