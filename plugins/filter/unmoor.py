@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from unmoor import proof
 from unmoor.model import DnsDocument, EdgeDocument, validate
 from unmoor.model.change import compare
 from unmoor.model.inventory import Documents
@@ -21,6 +22,15 @@ def unmoor_change(desired: dict[str, str], current: dict[str, str]) -> dict[str,
     }
 
 
+def unmoor_proofs(
+    texts: dict[str, str], via: list[str] | None = None, ca: str | None = None
+) -> list[dict[str, Any]]:
+    """Runs of the probe that prove an edge alone, sent straight to its addresses `via`, or the whole PoP."""
+    documents = _documents(texts)
+    proofs = proof.of_pop(documents, ca) if via is None else proof.of_edge(documents, via, ca)
+    return [{"title": each.title, "argv": ["unmoor", "probe", *each.arguments, "--json"]} for each in proofs]
+
+
 def _documents(texts: dict[str, str]) -> Documents:
     return Documents(
         validate(EdgeDocument, json.loads(texts["edge"]), "edge.json"),
@@ -33,4 +43,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
-        return {"unmoor_change": unmoor_change}
+        return {"unmoor_change": unmoor_change, "unmoor_proofs": unmoor_proofs}

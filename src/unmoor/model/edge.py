@@ -26,6 +26,11 @@ class ServiceBody(Document):
         ("root",), description="Users that may register this service's sockets (SO_PEERCRED)."
     )
     groups: tuple[str, ...] = Field((), description="Groups whose members may register as well.")
+    check: Literal["http", "https", "banner", "connect", "none"] = Field(
+        "connect",
+        description="How a probe sees that the service answers: an HTTP response (over TLS), a line on connect, or "
+        "the connection alone; http, https and banner name the service and the address dialled, as lab listeners do.",
+    )
 
 
 class Service(ServiceBody):

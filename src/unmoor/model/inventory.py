@@ -59,6 +59,10 @@ class Variables(Document):
     )
     dns_port: int = Field(53, ge=1, le=65535, description="UDP and TCP port of the DNS server.")
     dns_workers: int = Field(0, ge=0, le=256, description="DNS worker processes; 0 means one for each core.")
+    probe_ca: str | None = Field(
+        None,
+        description="File of certificates (PEM) that probes trust, on the vantage host, not the system's.",
+    )
     vantage: str | None = Field(None, description="Host from which a whole PoP is proved.")
     gate_vantage: str | None = Field(
         None, description="Host on the edges' own network from which each single edge is proved."
@@ -285,9 +289,9 @@ def _check_services(source: Source, variables: Variables, services: Sequence[Ser
                     "name a part of a prefix, or add it to unmoor_prefixes",
                 )
     document = EdgeDocument(pop="x", edge="x", prefixes=variables.prefixes, services=tuple(services))
-    claims: dict[tuple[str, Prefix], list[Binding]] = defaultdict(list)
+    claims: dict[tuple[str, Prefix, str], list[Binding]] = defaultdict(list)
     for binding in document.bindings():
-        claims[binding.protocol, binding.prefix].append(binding)
+        claims[binding.protocol, binding.prefix, binding.interface].append(binding)
     for bindings in claims.values():
         for one, other in _clashes(bindings):
             ports = str(other.first_port)

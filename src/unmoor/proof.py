@@ -1,0 +1,117 @@
+"""What to run, outside of the edges, to prove that an edge or a whole PoP does what its documents say.
+
+Pure: from documents to arguments of `unmoor probe`; playbooks run these on a vantage host.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from unmoor.dns import names
+from unmoor.dns.check import inspect
+from unmoor.dns.policies import first_match, matchers
+from unmoor.model import DnsDocument, Policy, Prefix, Service
+from unmoor.model.inventory import Documents
+
+#: Queries that a pool is asked with: five for each address, as the chi-square test wants them, within bounds.
+QUERIES_PER_ADDRESS = 5.2
+FEWEST_QUERIES, MOST_QUERIES = 2_000, 25_000
+#: A gate asks for the answers' addresses only; how they are spread is proved for the whole PoP.
+GATE_QUERIES = 200
+#: Random addresses of each prefix that a gate connects to, with the edges of the range, on every port.
+GATE_SAMPLE = 12
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One run of the probe: what it proves, and its arguments."""
+
+    title: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A hostname that one policy answers queries of one type for."""
+
+    policy: Policy
+    name: str
+    qtype: str
+
+
+def of_edge(documents: Documents, via: Sequence[str], ca: str | None) -> Iterator[Proof]:
+    """Prove one edge alone, its packets sent straight to the addresses `via` of it: a sample of everything."""
+    only = [*(word for gateway in via for word in ("--via", gateway)), "--edge", documents.edge.edge]
+    yield from _reach(documents, ca, [*only, "--sample", str(GATE_SAMPLE)])
+    anycast = {prefix.network_address for prefix in documents.edge.addresses}
+    servers = [str(address) for address in documents.dns.listen if address not in anycast]
+    for server in servers:
+        for example in examples(documents.dns):
+            yield _uniformity(documents.dns, example, [server], GATE_QUERIES)
+
+
+def of_pop(documents: Documents, ca: str | None) -> Iterator[Proof]:
+    """Prove a whole PoP by the documents of one of its edges: every IPv4 address, and how answers are spread."""
+    yield from _reach(documents, ca, [])
+    anycast = [str(prefix.network_address) for prefix in documents.edge.addresses]
+    servers = anycast or [str(address) for address in documents.dns.listen]
+    for example in examples(documents.dns):
+        addresses = sum(part.num_addresses for part in _parts(documents.dns, example))
+        queries = min(max(int(addresses * QUERIES_PER_ADDRESS), FEWEST_QUERIES), MOST_QUERIES)
+        if example.qtype == "AAAA":
+            queries = FEWEST_QUERIES  # such pools are too large to see each address
+        yield _uniformity(documents.dns, example, servers, queries)
+
+
+def examples(document: DnsDocument) -> Iterator[Example]:
+    """For each policy that can answer and each query type, the first hostname registered that it answers."""
+    ordered = matchers(document)
+    found: set[tuple[int, str]] = set()
+    for name, registered in inspect(document, "").hostnames.items():
+        for qtype in ("A", "AAAA"):
+            index = first_match(ordered, registered.subject, document.pop, qtype)
+            if index is None or (index, qtype) in found:
+                continue
+            found.add((index, qtype))
+            example = Example(ordered[index].policy, names.to_text(name), qtype)
+            if _parts(document, example):
+                yield example
+
+
+def _parts(document: DnsDocument, example: Example) -> tuple[Prefix, ...]:
+    pool = document.pools[example.policy.answer.pool]
+    return pool.ipv4 if example.qtype == "A" else pool.ipv6
+
+
+def _uniformity(document: DnsDocument, example: Example, servers: Sequence[str], queries: int) -> Proof:
+    arguments = ["uniformity", example.name, "--type", example.qtype, "--queries", str(queries)]
+    arguments += ["--port", str(document.port)]
+    for server in servers:
+        arguments += ["--server", server]
+    for part in _parts(document, example):
+        arguments += ["--pool", str(part)]
+    title = f"DNS {example.qtype} by policy {example.policy.name} from {', '.join(servers)}"
+    return Proof(title, tuple(arguments))
+
+
+def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterator[Proof]:
+    """One run for all services that the same way of looking and the same prefixes allow to be seen together."""
+    together: dict[tuple[str, tuple[Prefix, ...]], list[Service]] = defaultdict(list)
+    for service in documents.edge.services:
+        if service.check != "none" and "tcp" in service.protocols:
+            check = "http" if service.check == "https" else service.check
+            together[check, service.prefixes or documents.edge.prefixes].append(service)
+    for (check, prefixes), services in together.items():
+        arguments = ["reach", *map(str, prefixes), "--check", check, *more]
+        for service in services:
+            ports = ",".join(map(str, service.ports))
+            arguments += ["--tls" if service.check == "https" else "--tcp", ports]
+            arguments += ["--service", f"{service.label}={ports}"]
+        if any(service.check == "https" for service in services):
+            name = next((example.name for example in examples(documents.dns)), None)
+            arguments += ["--sni", name] if name else []
+            arguments += ["--ca", ca] if ca else []
+        title = f"{', '.join(service.label for service in services)} on {', '.join(map(str, prefixes))}"
+        yield Proof(title, tuple(arguments))
