@@ -42,7 +42,7 @@ class Example:
 
 
 def of_edge(documents: Documents, via: Sequence[str], ca: str | None) -> Iterator[Proof]:
-    """Prove one edge alone, its packets sent straight to the addresses `via` of it: a sample of everything."""
+    """Prove one edge alone by a sample of everything, packets sent straight to its addresses `via`."""
     only = [*(word for gateway in via for word in ("--via", gateway)), "--edge", documents.edge.edge]
     yield from _reach(documents, ca, [*only, "--sample", str(GATE_SAMPLE)])
     anycast = {prefix.network_address for prefix in documents.edge.addresses}
@@ -53,7 +53,7 @@ def of_edge(documents: Documents, via: Sequence[str], ca: str | None) -> Iterato
 
 
 def of_pop(documents: Documents, ca: str | None) -> Iterator[Proof]:
-    """Prove a whole PoP by the documents of one of its edges: every IPv4 address, and how answers are spread."""
+    """Prove a whole PoP, by one edge's documents: every IPv4 address, and how answers are spread."""
     yield from _reach(documents, ca, [])
     anycast = [str(prefix.network_address) for prefix in documents.edge.addresses]
     servers = anycast or [str(address) for address in documents.dns.listen]
@@ -97,12 +97,12 @@ def _uniformity(document: DnsDocument, example: Example, servers: Sequence[str],
 
 
 def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterator[Proof]:
-    """One run for all services that the same way of looking and the same prefixes allow to be seen together."""
+    """One run for all services that are looked at in the same way, on the same prefixes."""
     together: dict[tuple[str, tuple[Prefix, ...]], list[Service]] = defaultdict(list)
     for service in documents.edge.services:
         if service.check != "none" and "tcp" in service.protocols:
-            check = "http" if service.check == "https" else service.check
-            together[check, service.prefixes or documents.edge.prefixes].append(service)
+            way = "http" if service.check == "https" else service.check
+            together[way, service.prefixes or documents.edge.prefixes].append(service)
     for (check, prefixes), services in together.items():
         arguments = ["reach", *map(str, prefixes), "--check", check, *more]
         for service in services:

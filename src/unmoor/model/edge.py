@@ -28,8 +28,8 @@ class ServiceBody(Document):
     groups: tuple[str, ...] = Field((), description="Groups whose members may register as well.")
     check: Literal["http", "https", "banner", "connect", "none"] = Field(
         "connect",
-        description="How a probe sees that the service answers: an HTTP response (over TLS), a line on connect, or "
-        "the connection alone; http, https and banner name the service and the address dialled, as lab listeners do.",
+        description="How a probe sees that the service answers: an HTTP response (over TLS), a line on "
+        "connect, or the connection alone. All but the last must name the service and the address dialled.",
     )
 
 
