@@ -1,0 +1,114 @@
+"""`unmoor dns`: the authoritative randomizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unmoor.errors import InvalidInputError
+from unmoor.model import DnsDocument, load
+
+DEFAULT_CONFIG = Path("/etc/unmoor/dns.json")
+_CONTROL = "/run/unmoor-dns/control.sock"
+
+_control_option = click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    default=_CONTROL,
+    show_default=True,
+    help="The server's control socket.",
+)
+
+
+@click.group()
+def cli() -> None:
+    """The authoritative DNS randomizer: policies answer with a fresh address of a pool."""
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
+@click.option("--all", "everything", is_flag=True, help="List every problem, not the first screen of them.")
+def check(file: Path, everything: bool) -> None:
+    """Validate FILE wholly: schema, zones, hostnames, pools, policies. Exit status 2 if anything is wrong."""
+    from unmoor.dns.check import inspect  # noqa: PLC0415 - dnspython is loaded only where it is needed
+
+    document = load(DnsDocument, file)
+    found = inspect(document, str(file))
+    if everything and found.problems:
+        for problem in found.problems:
+            click.echo(problem, err=True)
+        sys.exit(2)
+    if found.problems:
+        raise InvalidInputError(found.problems)
+    click.echo(
+        f"{file}: correct: {len(found.zones)} zones, {len(found.hostnames)} hostnames, "
+        f"{len(document.pools)} pools, {len(document.policies)} policies"
+    )
+
+
+@cli.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The document to serve.",
+)
+@_control_option
+def serve(config: Path, control: Path) -> None:
+    """Answer queries until SIGTERM; SIGHUP reloads."""
+    from unmoor.dns.server import Server  # noqa: PLC0415 - the other commands need none of it
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    Server(config, control).run()
+
+
+@cli.command()
+@_control_option
+def reload(control: Path) -> None:
+    """Bring the document on disk into force, wait until it is, and say what changed.
+
+    Exit status 1, with the reasons, when the document was refused: the old one goes on answering.
+    """
+    from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
+
+    reply = ask(control, "reload")
+    for line in reply.lines:
+        click.echo(line, err=not reply.done)
+    if not reply.done:
+        click.echo("refused: the old configuration goes on answering", err=True)
+        sys.exit(1)
+
+
+@cli.command()
+@_control_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(control: Path, as_json: bool) -> None:
+    """Show the generation in force, the workers, and what was answered."""
+    from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
+
+    data = ask(control, "status").data
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+    else:
+        _show(data)
+
+
+def _show(data: dict[str, Any]) -> None:
+    pids = ", ".join(str(worker["pid"]) for worker in data["workers"])
+    addresses = ", ".join(data["listen"])
+    click.echo(f"{data['edge']} of PoP {data['pop']}, on {addresses} port {data['port']}")
+    click.echo(f"generation {data['generation']}, up {data['uptime']:.0f} s")
+    click.echo(f"{len(data['workers'])} workers (pid {pids}), {data['restarts']} restarted")
+    click.echo(f"{data['zones']} zones, {data['hostnames']} hostnames")
+    for title in ("policies", "rcodes", "events"):
+        click.echo(f"{title}:")
+        for name, count in data[title].items():
+            click.echo(f"  {name:<24} {count:>14,}")
+    if data["refused"]:
+        click.echo(f"the last reload was refused: {data['refused']}")

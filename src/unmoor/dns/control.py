@@ -1,0 +1,106 @@
+"""The control socket: one request and one reply, a line of JSON each, over a UNIX stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import struct
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from unmoor.errors import UnmoorError
+
+DEFAULT_PATH = Path("/run/unmoor-dns/control.sock")
+
+Command = Literal["reload", "status"]
+
+#: Seconds. A client must say at once what it wants; a reload may take its time with a large document.
+_REQUEST_TIMEOUT = 1.0
+_REPLY_TIMEOUT = 120.0
+_MAX_REQUEST = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Whether it was done, what there is to say about it, and data for `status`."""
+
+    done: bool
+    lines: tuple[str, ...] = ()
+    data: Any = None
+
+
+def ask(path: Path, command: Command) -> Reply:
+    """Ask the server behind `path`. Raises UnmoorError when there is none, or when it does not reply."""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.settimeout(_REPLY_TIMEOUT)
+        try:
+            door.connect(str(path))
+            door.sendall(json.dumps({"command": command}).encode() + b"\n")
+            with door.makefile("rb") as stream:
+                said = json.loads(stream.readline())
+            return Reply(said["done"], tuple(said["lines"]), said["data"])
+        except TimeoutError:
+            raise UnmoorError(f"{path}: no reply within {_REPLY_TIMEOUT:.0f} s; see its journal") from None
+        except OSError as error:
+            raise UnmoorError(
+                f"{path}: {error.strerror}; "
+                "is the server running (systemctl status unmoor-dns), and may you ask?"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise UnmoorError(f"{path}: the server went away while it was asked; see its journal") from None
+
+
+def listen(path: Path) -> socket.socket:
+    """Open the control socket, for this user and root alone. Raises UnmoorError."""
+    door = socket.socket(socket.AF_UNIX)
+    try:
+        _remove_stale(path)
+        old_mask = os.umask(0o177)
+        try:
+            door.bind(str(path))
+        finally:
+            os.umask(old_mask)
+        door.listen(16)
+    except OSError as error:
+        door.close()
+        raise UnmoorError(
+            f"cannot make the control socket {path}: {error.strerror}; "
+            "its directory must exist and be ours (RuntimeDirectory= of the unit); --control names another"
+        ) from None
+    return door
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that a server left behind; one that still answers is another server's."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise UnmoorError(f"{path} exists and is no socket; remove it, or name another by --control")
+        with socket.socket(socket.AF_UNIX) as door:
+            if door.connect_ex(str(path)) == 0:
+                raise UnmoorError(f"another server answers on {path}; stop it, or name another by --control")
+        path.unlink()
+
+
+def receive(door: socket.socket) -> str | None:
+    """Read one request; None for what is none, or for a client that may not ask."""
+    door.settimeout(_REQUEST_TIMEOUT)
+    credentials = door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    if user not in (0, os.geteuid()):
+        return None
+    try:
+        with door.makefile("rb") as stream:
+            command = json.loads(stream.readline(_MAX_REQUEST))["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return command if isinstance(command, str) else None
+
+
+def reply(door: socket.socket, said: Reply) -> None:
+    """Send the reply; a client that went away meanwhile is its own loss."""
+    with suppress(OSError):
+        door.sendall(json.dumps(asdict(said)).encode() + b"\n")

@@ -1,0 +1,91 @@
+"""The server's sockets: made by the parent, once, and inherited by every worker.
+
+A worker that dies or is replaced takes no socket with it: what had arrived waits for its successor.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from unmoor.errors import UnmoorError
+
+# From linux/in.h and linux/in6.h; Python's socket module does not name them all.
+_IP_FREEBIND = 15
+_IPV6_FREEBIND = 78
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_OMIT = 5
+
+#: Asked of the kernel, which grants at most net.core.rmem_max.
+_RECEIVE_BUFFER = 4 << 20
+_BACKLOG = 1024
+
+
+class Endpoint(NamedTuple):
+    """Where a worker's pair of sockets listens. `place` numbers the workers from 0."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+    place: int
+
+
+class Pair(NamedTuple):
+    """The UDP and the TCP socket of one endpoint."""
+
+    udp: socket.socket
+    tcp: socket.socket
+
+    def close(self) -> None:
+        """Close both."""
+        self.udp.close()
+        self.tcp.close()
+
+
+def open_pair(endpoint: Endpoint) -> Pair:
+    """Bind both sockets of an endpoint. Raises UnmoorError with the address and what the kernel said.
+
+    Every place has sockets of its own (SO_REUSEPORT), among which the kernel spreads clients. A reply
+    leaves from the address that the client asked, since the socket is bound to it.
+    """
+    family = socket.AF_INET if endpoint.address.version == 4 else socket.AF_INET6
+    udp = socket.socket(family, socket.SOCK_DGRAM)
+    tcp = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        for each in (udp, tcp):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _allow_any_address(each, family)
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        _ignore_path_mtu(udp, family)
+        udp.bind((str(endpoint.address), endpoint.port))
+        tcp.bind((str(endpoint.address), endpoint.port))
+        tcp.listen(_BACKLOG)
+    except OSError as error:
+        udp.close()
+        tcp.close()
+        raise UnmoorError(
+            f"cannot listen on {endpoint.address} port {endpoint.port}: {error.strerror}; "
+            "see what holds it (ss -lntup), and that the unit has CAP_NET_BIND_SERVICE"
+        ) from None
+    return Pair(udp, tcp)
+
+
+def _allow_any_address(each: socket.socket, family: int) -> None:
+    """Let the address be one that no interface has: those of AnyIP routes, or of an interface to come."""
+    if family == socket.AF_INET:
+        each.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+    else:
+        each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        each.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+
+
+def _ignore_path_mtu(udp: socket.socket, family: int) -> None:
+    """Disregard ICMP's word on the path's MTU: it is easily forged, and would have replies fragmented."""
+    with suppress(OSError):  # a protection more, on kernels that have it
+        if family == socket.AF_INET:
+            udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_OMIT)
+        else:
+            udp.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_OMIT)

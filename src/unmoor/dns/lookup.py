@@ -1,0 +1,122 @@
+"""From a question to a reply: the algorithm of RFC 1034 section 4.3.2, with policies for hostnames."""
+
+from __future__ import annotations
+
+from unmoor.dns import names, wire
+from unmoor.dns.names import WireName
+from unmoor.dns.snapshot import Snapshot, Target
+from unmoor.dns.wire import Query, Reply, RRset
+from unmoor.dns.zones import Node, Zone, addresses
+
+#: CNAME and DNAME steps that are followed inside our zones; a loop ends here.
+MAX_CHAIN = 16
+#: How long 'do not ask for ANY' may be kept, seconds (RFC 8482 section 4.2 leaves it to the operator).
+ANY_TTL = 3600
+
+_HINFO = ((b"\7RFC8482\0",),)
+_EMPTY_TARGET = Target({}, {})
+
+
+class Resolver:
+    """Answers questions from a snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def resolve(self, query: Query) -> Reply:
+        """Answer a query that `wire.parse` accepted."""
+        if query.edns and query.edns.version > 0:
+            return Reply(wire.BADVERS, authoritative=False)
+        if query.qclass != wire.IN or query.qtype in (wire.AXFR, wire.IXFR):
+            return Reply(wire.REFUSED, authoritative=False)
+        # The other types from 128 to 255 are instructions, not data (RFC 6895 section 3.1).
+        if query.qtype != wire.ANY and 128 <= query.qtype <= 255:
+            return Reply(wire.NOTIMP, authoritative=False)
+        zone = self._zone(query.name, query.qtype)
+        if zone is None:
+            return Reply(wire.REFUSED, authoritative=False)
+        reply = Reply()
+        name: bytes | None = query.name
+        for _ in range(MAX_CHAIN):
+            if name is None or zone is None:
+                break
+            name = self._step(zone, name, query.qtype, reply)
+            zone = self._zone(name, query.qtype) if name else None
+        return reply
+
+    def _zone(self, name: bytes, qtype: int) -> Zone | None:
+        """Find the zone that answers; DS is the parent's (RFC 4035 section 3.1.4.1)."""
+        if qtype == wire.DS and name in self._snapshot.zones:
+            return self._snapshot.zone_of(name, above=True) or self._snapshot.zones[name]
+        return self._snapshot.zone_of(name)
+
+    def _step(self, zone: Zone, name: bytes, qtype: int, reply: Reply) -> bytes | None:
+        """Answer for one name; gives the next name of a chain, lower case, if there is one."""
+        cut = zone.cut_above(name)
+        if cut is not None:
+            above = zone.nodes[cut]
+            if wire.NS in above and cut != zone.apex and (cut != name or qtype != wire.DS):
+                _refer(zone, above, reply)
+                return None
+            if wire.DNAME in above and cut != name:
+                return _redirect(above[wire.DNAME], name, qtype, reply)
+        node, target = zone.nodes.get(name), self._snapshot.hostnames.get(name)
+        if node is None and target is None:
+            node, target = self._wildcard(zone, name)
+        if node is None and target is None:
+            reply.rcode = wire.NXDOMAIN
+            reply.authority.append(zone.negative_soa)
+            return None
+        return self._answer(zone, name, qtype, node or {}, target or _EMPTY_TARGET, reply)
+
+    def _wildcard(self, zone: Zone, name: bytes) -> tuple[Node | None, Target | None]:
+        """Find the source of synthesis: the asterisk below the closest encloser (RFC 4592 section 3.3.1)."""
+        hostnames = self._snapshot.hostnames
+        for encloser in names.suffixes(names.parent(name)):
+            if encloser in zone.nodes or encloser in hostnames:
+                asterisk = b"\1*" + encloser
+                return zone.nodes.get(asterisk), hostnames.get(asterisk)
+        return None, None
+
+    def _answer(
+        self, zone: Zone, name: bytes, qtype: int, node: Node, target: Target, reply: Reply
+    ) -> bytes | None:
+        """Answer from the records and plans of one name that exists."""
+        if wire.CNAME in node and qtype != wire.CNAME:
+            alias = node[wire.CNAME]
+            reply.answer.append(_owned(alias, name))
+            return None if qtype == wire.ANY else names.fold(alias.rdatas[0][0])
+        if qtype in node:
+            reply.answer.append(_owned(node[qtype], name))
+        elif plan := target.plans.get(qtype):
+            reply.counter = plan.counter
+            reply.answer.append(RRset(name, qtype, plan.ttl, ((plan.drawer(),),)))
+        elif qtype == wire.ANY and (node or target.plans):
+            reply.answer.append(RRset(name, wire.HINFO, ANY_TTL, _HINFO))
+        else:
+            reply.authority.append(zone.negative_soa)
+        return None
+
+
+def _owned(rrset: RRset, name: bytes) -> RRset:
+    """The records under the name that was asked for, which a wildcard's are not."""
+    return rrset if names.fold(rrset.owner) == name else RRset(name, rrset.rtype, rrset.ttl, rrset.rdatas)
+
+
+def _refer(zone: Zone, node: Node, reply: Reply) -> None:
+    """Name the servers below a cut, and their addresses as far as the zone holds them."""
+    servers = node[wire.NS]
+    reply.authoritative = bool(reply.answer)
+    reply.authority.append(servers)
+    reply.additional += addresses(zone, (target for (target,) in servers.rdatas))
+
+
+def _redirect(dname: RRset, name: bytes, qtype: int, reply: Reply) -> bytes | None:
+    """Follow a DNAME: the record, and the CNAME that it stands for (RFC 6672 section 3.1)."""
+    reply.answer.append(dname)
+    target = name[: len(name) - len(dname.owner)] + dname.rdatas[0][0]
+    if len(target) > names.MAX_NAME:
+        reply.rcode = wire.YXDOMAIN
+        return None
+    reply.answer.append(RRset(name, wire.CNAME, dname.ttl, ((WireName(target),),)))
+    return None if qtype in (wire.CNAME, wire.ANY) else names.fold(target)

@@ -1,0 +1,388 @@
+"""The parent process: holds the sockets, builds snapshots, and keeps one worker alive at each place.
+
+It answers no query itself. What workers need they get by fork: the sockets, and a whole snapshot, shared
+copy-on-write. So a reload is a new set of workers on the same sockets, and the retirement of the old one.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmoor.dns import control, listeners, notify, worker
+from unmoor.dns.change import describe_change
+from unmoor.dns.counters import Table
+from unmoor.dns.listeners import Endpoint, Pair
+from unmoor.dns.snapshot import Snapshot, build
+from unmoor.dns.worker import Worker
+from unmoor.errors import UnmoorError
+from unmoor.model import DnsDocument, load
+
+log = logging.getLogger(__name__)
+
+#: The most workers that a document can ask for.
+MAX_PLACES = 256
+#: Seconds that a worker may take to begin, or to retire.
+_PATIENCE = 10.0
+#: Seconds. A worker that dies younger than this is not replaced before it would have been this old.
+_YOUNG = 0.5
+#: Seconds until a worker that could not be started is tried again.
+_RETRY = 1.0
+
+_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(slots=True)
+class Process:
+    """A worker, as its parent knows it."""
+
+    place: int
+    pid: int
+    channel: socket.socket
+    #: Where its predecessor's connections are to be sent.
+    inheritance: socket.socket
+    generation: int
+    born: float
+
+
+class Server:
+    """Serves the document at `config` until it is told to stop. Raises UnmoorError if it cannot begin."""
+
+    def __init__(self, config: Path, control_path: Path) -> None:
+        self._config = config
+        self._control_path = control_path
+        self._table = Table(MAX_PLACES)
+        self._pairs: dict[Endpoint, Pair] = {}
+        # Those that serve, by place; all that live, by pid; and places whose worker could not be started.
+        self._processes: dict[int, Process] = {}
+        self._children: dict[int, Process] = {}
+        self._vacant: set[int] = set()
+        self._restarts = 0
+        self._generation = 1
+        self._started = time.time()
+        self._refused: str | None = None
+        self._snapshot = self._build(load(DnsDocument, config))
+        # Ours alone from here: a second server must fail before it has taken a share of the queries.
+        self._control = control.listen(control_path)
+        self._selector = selectors.DefaultSelector()
+        self._running = True
+
+    # -- life --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; SIGHUP reloads."""
+        _raise_file_limit()
+        woken = self._catch_signals()
+        self._selector.register(woken, selectors.EVENT_READ, lambda: self._signalled(woken))
+        self._selector.register(self._control, selectors.EVENT_READ, self._controlled)
+        try:
+            self._pairs = _open_missing(_endpoints(self._snapshot.document), {})
+            for place in range(_places(self._snapshot.document)):
+                self._adopt(self._spawn(place, self._snapshot, self._generation, self._pairs))
+            notify.notify("READY=1", f"STATUS={self._summary()}")
+            log.info("serving %s", self._summary())
+            while self._running:
+                for key, _ in self._selector.select(_RETRY if self._vacant else None):
+                    key.data()
+                for place in list(self._vacant):
+                    self._fill(place)
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        notify.notify("STOPPING=1")
+        with suppress(OSError):
+            self._control_path.unlink()
+        for process in self._processes.values():
+            process.channel.shutdown(socket.SHUT_RDWR)
+        for process in list(self._children.values()):
+            self._bury(process)
+
+    def _catch_signals(self) -> socket.socket:
+        """Turn signals into bytes on a socket, so that one loop waits for everything."""
+        woken, waker = socket.socketpair()
+        woken.setblocking(False)
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.detach())
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: None)
+        return woken
+
+    def _signalled(self, woken: socket.socket) -> None:
+        numbers = set(woken.recv(4096))
+        if numbers & {signal.SIGTERM, signal.SIGINT}:
+            self._running = False
+        elif signal.SIGHUP in numbers:
+            self._reload()
+
+    def _controlled(self) -> None:
+        door, _ = self._control.accept()
+        with door:
+            command = control.receive(door)
+            if command == "reload":
+                control.reply(door, self._reload())
+            elif command == "status":
+                control.reply(door, control.Reply(done=True, data=self.status()))
+
+    # -- workers -----------------------------------------------------------------------------------------
+
+    def _spawn(self, place: int, snapshot: Snapshot, generation: int, pairs: dict[Endpoint, Pair]) -> Process:
+        """Start a worker and wait until it serves. Raises UnmoorError if it does not."""
+        channel, child_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        inheritance, child_inheritance = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Room for the largest connection (tcp.py); the kernel doubles it.
+        inheritance.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 212992)
+        # Until the child has put its own handling in place, a signal to it would be read by the parent.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            raise UnmoorError(f"cannot start worker {place}: {error.strerror}") from None
+        if pid == 0:
+            self._become_worker(
+                lambda: Worker(
+                    snapshot,
+                    self._table.row(place, generation),
+                    [pair for endpoint, pair in pairs.items() if endpoint.place == place],
+                    child_channel,
+                    child_inheritance,
+                ),
+                foreign=[
+                    channel,
+                    inheritance,
+                    *(each for e, pair in pairs.items() if e.place != place for each in pair),
+                    *(
+                        each
+                        for other in self._children.values()
+                        for each in (other.channel, other.inheritance)
+                    ),
+                ],
+            )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        child_channel.close()
+        child_inheritance.close()
+        process = Process(place, pid, channel, inheritance, generation, time.monotonic())
+        self._children[pid] = process
+        if _hear(process) != worker.READY:
+            self._bury(process)
+            raise UnmoorError(f"worker {place} did not start; see the journal before this line")
+        return process
+
+    def _become_worker(self, make: Callable[[], Worker], foreign: Iterable[socket.socket]) -> None:
+        """Live as a worker, in the child process; never returns."""
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in _SIGNALS:  # sent to the whole group: the parent decides, and its end is ours
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            # What is shared with the parent stays shared: the collector would write to every page.
+            gc.freeze()
+            self._selector.close()
+            for each in (*foreign, self._control):
+                each.close()
+            make().run()
+            status = 0
+        except BaseException:
+            log.exception("worker %d failed", os.getpid())
+        finally:
+            os._exit(status)
+
+    def _adopt(self, process: Process) -> None:
+        """Make `process` the one that serves its place, and watch over it."""
+        process.inheritance.close()
+        self._processes[process.place] = process
+        self._selector.register(process.channel, selectors.EVENT_READ, lambda: self._died(process))
+
+    def _abandon(self, process: Process) -> None:
+        self._selector.unregister(process.channel)
+        del self._processes[process.place]
+
+    def _died(self, process: Process) -> None:
+        """Replace a worker whose channel closed: nothing else makes it readable while it serves."""
+        self._abandon(process)
+        status = self._bury(process)
+        self._restarts += 1
+        log.error("worker %d (pid %d) ended with status %d; replacing it", process.place, process.pid, status)
+        time.sleep(max(0.0, process.born + _YOUNG - time.monotonic()))
+        self._fill(process.place)
+
+    def _fill(self, place: int) -> None:
+        """Start a worker where there is none; later, if it cannot be now."""
+        try:
+            # It counts in the row of the one that died, which writes no more.
+            self._adopt(self._spawn(place, self._snapshot, self._generation, self._pairs))
+            self._vacant.discard(place)
+        except UnmoorError as error:
+            log.critical("%s; trying again in %.0f s", error, _RETRY)
+            self._vacant.add(place)
+
+    def _retire(self, process: Process, successor: Process) -> None:
+        """Have a worker stop, and send its connections to `successor`; then it is gone."""
+        with suppress(OSError):
+            socket.send_fds(process.channel, [worker.RETIRE], [successor.inheritance.fileno()])
+            if _hear(process) != worker.RETIRED:
+                log.error("worker %d (pid %d) did not retire; killing it", process.place, process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+        self._bury(process)
+
+    def _bury(self, process: Process) -> int:
+        """Wait for a worker's end, which is brought about if it does not come; gives its exit status."""
+        deadline = time.monotonic() + _PATIENCE
+        while not (ended := os.waitpid(process.pid, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.002)
+        process.inheritance.close()
+        process.channel.close()
+        del self._children[process.pid]
+        return os.waitstatus_to_exitcode(ended[1])
+
+    # -- reload ------------------------------------------------------------------------------------------
+
+    def _build(self, document: DnsDocument, old: DnsDocument | None = None) -> Snapshot:
+        current = [policy.name for policy in old.policies] if old else []
+        counters = self._table.slots((policy.name for policy in document.policies), current)
+        return build(document, str(self._config), counters)
+
+    def _reload(self) -> control.Reply:
+        """Bring the document on disk into force; refused, everything stays as it was."""
+        notify.reloading()
+        old = self._snapshot.document
+        try:
+            document = load(DnsDocument, self._config)
+            changes = describe_change(old, document)
+            if document != old:
+                self._replace(self._build(document, old))
+            self._refused = None
+        except UnmoorError as error:
+            self._refused = str(error)
+            log.error("reload refused, generation %d stays in force: %s", self._generation, error)  # noqa: TRY400 - an operator's mistake needs no traceback
+            notify.notify("READY=1", f"STATUS={self._summary()}; the last reload was refused")
+            return control.Reply(done=False, lines=tuple(str(error).splitlines()))
+        notify.notify("READY=1", f"STATUS={self._summary()}")
+        state = f"generation {self._generation} in force on {_workers(len(self._processes))}"
+        lines = (*changes, state) if changes else (f"no change: {state}",)
+        for line in lines:
+            log.info("reload: %s", line)
+        return control.Reply(done=True, lines=lines)
+
+    def _replace(self, snapshot: Snapshot) -> None:
+        """Start new workers, then retire the old ones. Raises UnmoorError, with nothing changed."""
+        wanted = _endpoints(snapshot.document)
+        pairs = _open_missing(wanted, self._pairs)
+        started: list[Process] = []
+        try:
+            for place in range(_places(snapshot.document)):
+                started.append(self._spawn(place, snapshot, self._generation + 1, pairs))
+        except UnmoorError:
+            for process in started:
+                process.channel.shutdown(socket.SHUT_RDWR)
+                self._bury(process)
+            _close_others(pairs, keep=self._pairs)
+            raise
+        successors = {process.place: process for process in started}
+        for process in list(self._processes.values()):
+            self._abandon(process)
+            self._retire(process, successors.get(process.place, started[0]))
+        for process in started:
+            self._adopt(process)
+        self._vacant.clear()
+        _close_others(self._pairs, keep=wanted)
+        self._pairs = {endpoint: pairs[endpoint] for endpoint in wanted}
+        self._snapshot = snapshot
+        self._generation += 1
+
+    # -- what there is to say ----------------------------------------------------------------------------
+
+    def _summary(self) -> str:
+        document = self._snapshot.document
+        return (
+            f"generation {self._generation} on {_workers(len(self._processes))}: "
+            f"{len(document.policies)} policies, {len(self._snapshot.zones)} zones, "
+            f"{len(self._snapshot.hostnames)} hostnames"
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Give what `unmoor dns status` shows."""
+        document = self._snapshot.document
+        totals = self._table.totals(policy.name for policy in document.policies)
+        return {
+            "pop": document.pop,
+            "edge": document.edge,
+            "generation": self._generation,
+            "uptime": round(time.time() - self._started, 1),
+            "listen": [str(address) for address in document.listen],
+            "port": document.port,
+            "zones": len(self._snapshot.zones),
+            "hostnames": len(self._snapshot.hostnames),
+            "workers": [
+                {"place": each.place, "pid": each.pid, "generation": each.generation}
+                for each in sorted(self._processes.values(), key=lambda each: each.place)
+            ],
+            "restarts": self._restarts,
+            "policies": totals.policies,
+            "rcodes": totals.rcodes,
+            "events": totals.events,
+            "refused": self._refused,
+        }
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count != 1)}"
+
+
+def _places(document: DnsDocument) -> int:
+    """How many workers: one for each core that we may use, unless the document says otherwise."""
+    return document.workers or min(len(os.sched_getaffinity(0)), MAX_PLACES)
+
+
+def _endpoints(document: DnsDocument) -> list[Endpoint]:
+    return [
+        Endpoint(address, document.port, place)
+        for place in range(_places(document))
+        for address in document.listen
+    ]
+
+
+def _open_missing(wanted: Iterable[Endpoint], existing: dict[Endpoint, Pair]) -> dict[Endpoint, Pair]:
+    """Open the sockets that are wanted and not there: all, or none and UnmoorError."""
+    pairs = dict(existing)
+    try:
+        for endpoint in wanted:
+            if endpoint not in pairs:
+                pairs[endpoint] = listeners.open_pair(endpoint)
+    except UnmoorError:
+        _close_others(pairs, keep=existing)
+        raise
+    return pairs
+
+
+def _close_others(pairs: dict[Endpoint, Pair], keep: Iterable[Endpoint]) -> None:
+    for endpoint in pairs.keys() - set(keep):
+        pairs[endpoint].close()
+
+
+def _hear(process: Process) -> bytes:
+    """What a worker says next; nothing when it died, or kept silent for too long."""
+    process.channel.settimeout(_PATIENCE)
+    try:
+        return process.channel.recv(64)
+    except OSError:
+        return b""
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,194 @@
+"""DNS over TCP (RFC 7766): pipelined queries, bounded in connections, memory and time."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from unmoor.dns import wire
+from unmoor.dns.answering import Answerer
+from unmoor.dns.counters import Counts, Event
+
+#: Seconds that a connection may go without asking a whole question (RFC 7766 section 6.2.3).
+IDLE = 15.0
+#: Connections of one worker. One more closes the one that has been idle for longest.
+MAX_CONNECTIONS = 512
+#: Of these, what one client may hold (an IPv4 address, or an IPv6 /64); one more is refused.
+MAX_PER_CLIENT = 128
+#: Replies waiting for a slow reader, octets; beyond it no further question of the connection is read.
+_MAX_UNSENT = 65536
+_CHUNK = 16384
+_ACCEPTS_AT_ONCE = 16
+
+
+@dataclass(slots=True)
+class Connection:
+    """One client's connection: what was received and not answered, what was answered and not sent."""
+
+    door: socket.socket
+    client: bytes
+    deadline: float
+    received: bytearray = field(default_factory=bytearray)
+    unsent: bytearray = field(default_factory=bytearray)
+    finished: bool = False
+
+
+class Connections:
+    """All TCP connections of a worker. `watch` and `unwatch` tell its event loop about descriptors."""
+
+    def __init__(
+        self,
+        answer: Answerer,
+        counts: Counts,
+        watch: Callable[[int, int, Callable[[int], None]], None],
+        unwatch: Callable[[int], None],
+    ) -> None:
+        self._answer = answer
+        self._counts = counts
+        self._watch = watch
+        self._unwatch = unwatch
+        # In the order of their deadlines: whoever asks goes to the end.
+        self._open: dict[int, Connection] = {}
+        self._clients: Counter[bytes] = Counter()
+
+    def accept(self, listener: socket.socket) -> None:
+        """Take what waits in the listener's queue."""
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                door, address = listener.accept()
+            except OSError:  # nothing waits, or it went away while it waited
+                return
+            door.setblocking(False)
+            self._counts.add(Event.TCP_CONNECTIONS)
+            self._add(Connection(door, _client(door.family, address[0]), time.monotonic() + IDLE))
+
+    def _add(self, connection: Connection) -> None:
+        if self._clients[connection.client] >= MAX_PER_CLIENT:
+            connection.door.close()
+            return
+        if len(self._open) >= MAX_CONNECTIONS:
+            self._close(next(iter(self._open.values())))
+        descriptor = connection.door.fileno()
+        self._open[descriptor] = connection
+        self._clients[connection.client] += 1
+        self._watch(descriptor, select.EPOLLIN, lambda events: self._serve(connection, events))
+
+    def expire(self) -> float | None:
+        """Close what has been idle for too long; gives the seconds until there may be more to close."""
+        now = time.monotonic()
+        while self._open:
+            idlest = next(iter(self._open.values()))
+            if idlest.deadline > now:
+                return idlest.deadline - now
+            self._close(idlest)
+        return None
+
+    def _serve(self, connection: Connection, events: int) -> None:
+        try:
+            if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+                chunk = connection.door.recv(_CHUNK)
+                connection.finished = not chunk
+                connection.received += chunk
+            self._advance(connection)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close(connection)
+
+    def _advance(self, connection: Connection) -> None:
+        """Answer and send as far as it goes; then wait for what is missing."""
+        asked = self._answer_all(connection)
+        while connection.unsent:
+            try:
+                sent = connection.door.send(connection.unsent)
+            except BlockingIOError:
+                break
+            del connection.unsent[:sent]
+            asked |= self._answer_all(connection)
+        if connection.finished and not connection.unsent:
+            self._close(connection)
+            return
+        descriptor = connection.door.fileno()
+        if asked:
+            connection.deadline = time.monotonic() + IDLE
+            self._open[descriptor] = self._open.pop(descriptor)
+        reading = not connection.finished and len(connection.unsent) < _MAX_UNSENT
+        wanted = select.EPOLLIN * reading | select.EPOLLOUT * bool(connection.unsent)
+        self._watch(descriptor, wanted, lambda events: self._serve(connection, events))
+
+    def _answer_all(self, connection: Connection) -> bool:
+        """Answer the whole questions received, in their order; returns whether there were any."""
+        received, at = connection.received, 0
+        while len(connection.unsent) < _MAX_UNSENT and len(received) >= at + 2:
+            (size,) = struct.unpack_from("!H", received, at)
+            if len(received) < at + 2 + size:
+                break
+            self._counts.add(Event.TCP_QUERIES)
+            reply = self._answer(bytes(received[at + 2 : at + 2 + size]), wire.TCP_SIZE)
+            at += 2 + size
+            if reply is not None:
+                connection.unsent += struct.pack("!H", len(reply)) + reply
+        del received[:at]
+        return at > 0
+
+    def _close(self, connection: Connection) -> None:
+        descriptor = connection.door.fileno()
+        self._unwatch(descriptor)
+        self._forget(connection)
+        connection.door.close()
+
+    def _forget(self, connection: Connection) -> None:
+        del self._open[connection.door.fileno()]
+        self._clients[connection.client] -= 1
+        if not self._clients[connection.client]:
+            del self._clients[connection.client]
+
+    def hand_over(self, successor: socket.socket) -> None:
+        """Send every connection, with what it was in the middle of, to the worker that takes over."""
+        for connection in list(self._open.values()):
+            self._unwatch(connection.door.fileno())
+            state = struct.pack("!?I", connection.finished, len(connection.received))
+            with suppress(OSError):  # nobody takes over: the client will connect again
+                socket.send_fds(
+                    successor,
+                    [state + connection.received + connection.unsent],
+                    [connection.door.fileno()],
+                )
+            self._forget(connection)
+            connection.door.close()
+
+    def adopt(self, predecessor: socket.socket) -> bool:
+        """Take one connection from `hand_over`; False when there are no more."""
+        message, descriptors, _, _ = socket.recv_fds(predecessor, 1 << 20, 1)
+        if not message:
+            return False
+        door = socket.socket(fileno=descriptors[0])
+        door.setblocking(False)
+        finished, received = struct.unpack_from("!?I", message)
+        split = 5 + received
+        try:
+            client = _client(door.family, door.getpeername()[0])
+        except OSError:  # it went away in between
+            door.close()
+            return True
+        deadline = time.monotonic() + IDLE
+        connection = Connection(
+            door, client, deadline, bytearray(message[5:split]), bytearray(message[split:]), finished
+        )
+        self._add(connection)
+        if door.fileno() >= 0:
+            self._serve(connection, 0)
+        return True
+
+
+def _client(family: int, address: str) -> bytes:
+    """What a client is counted by: its IPv4 address, or the network of its IPv6 address."""
+    if family == socket.AF_INET:
+        return socket.inet_aton(address)
+    return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:8]

@@ -1,0 +1,255 @@
+"""DNS messages (RFC 1035 section 4): reading a query with every check, writing a reply within its limit.
+
+This is the careful path, for everything that `fast` does not recognise; it trusts nothing in a packet.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from unmoor.dns import names
+from unmoor.dns.names import WireName
+
+HEADER_SIZE = 12
+#: What we say that we can receive, and the most we send by UDP: no fragments (dnsflagday.net/2020).
+EDNS_SIZE = 1232
+#: The most a client without EDNS(0) takes by UDP (RFC 1035 section 2.3.4).
+CLASSIC_SIZE = 512
+TCP_SIZE = 65535
+
+# Header flags (RFC 1035 section 4.1.1).
+QR, AA, TC, RD = 0x8000, 0x0400, 0x0200, 0x0100
+OPCODE_MASK = 0x7800
+# EDNS(0) flag: DNSSEC records wanted; echoed (RFC 3225 section 3).
+DO = 0x8000
+
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, BADVERS = 0, 1, 2, 3, 4, 5, 6, 16
+RCODE_NAMES = {
+    NOERROR: "NOERROR",
+    FORMERR: "FORMERR",
+    SERVFAIL: "SERVFAIL",
+    NXDOMAIN: "NXDOMAIN",
+    NOTIMP: "NOTIMP",
+    REFUSED: "REFUSED",
+    YXDOMAIN: "YXDOMAIN",
+    BADVERS: "BADVERS",
+}
+
+A, NS, CNAME, SOA, PTR, HINFO, MX, AAAA, DNAME, OPT, DS = 1, 2, 5, 6, 12, 13, 15, 28, 39, 41, 43
+IXFR, AXFR, ANY = 251, 252, 255
+IN = 1
+
+
+class NoReplyError(Exception):
+    """The packet must not be answered: a response, or shorter than a header."""
+
+
+class QueryError(Exception):
+    """The packet gets a bare error reply; `rcode` says which."""
+
+    def __init__(self, rcode: int) -> None:
+        super().__init__(RCODE_NAMES[rcode])
+        self.rcode = rcode
+
+
+@dataclass(frozen=True, slots=True)
+class Edns:
+    """What a query's OPT record says (RFC 6891 section 6.1)."""
+
+    size: int
+    version: int
+    dnssec_ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question. `question` holds its bytes as sent, to be echoed with the case kept (0x20)."""
+
+    ident: bytes
+    recursion_desired: bool
+    question: bytes
+    name: bytes
+    qtype: int
+    qclass: int
+    edns: Edns | None
+
+
+@dataclass(frozen=True, slots=True)
+class RRset:
+    """Records of one owner and type. Each record's data is a row of pieces: names and plain bytes."""
+
+    owner: bytes
+    rtype: int
+    ttl: int
+    rdatas: tuple[tuple[bytes, ...], ...]
+
+
+@dataclass(slots=True)
+class Reply:
+    """What will be said: the code, and the three sections. `counter`: that of the policy that chose."""
+
+    rcode: int = NOERROR
+    authoritative: bool = True
+    answer: list[RRset] = field(default_factory=list)
+    authority: list[RRset] = field(default_factory=list)
+    additional: list[RRset] = field(default_factory=list)
+    counter: int | None = None
+
+
+def parse(packet: bytes) -> Query:
+    """Read a query. Raises NoReplyError, or QueryError with FORMERR or NOTIMP."""
+    if len(packet) < HEADER_SIZE or packet[2] & 0x80:
+        raise NoReplyError
+    _, flags, questions, answers, authorities, additionals = struct.unpack_from("!6H", packet)
+    if flags & OPCODE_MASK:
+        raise QueryError(NOTIMP)
+    # One question exactly (RFC 9619), and a query answers nothing.
+    if questions != 1 or answers:
+        raise QueryError(FORMERR)
+    try:
+        name, at = _question_name(packet)
+        qtype, qclass = struct.unpack_from("!2H", packet, at)
+        question_end = at = at + 4
+        for _ in range(authorities):
+            at = _skip_record(packet, at)
+        edns = None
+        for _ in range(additionals):
+            start, at = at, _skip_record(packet, at)
+            if _is_opt(packet, start):
+                if edns:
+                    raise QueryError(FORMERR)
+                edns = _edns(packet, start, at)
+    except (IndexError, struct.error):
+        raise QueryError(FORMERR) from None
+    # Nothing may follow; nor is OPT a type to ask for (RFC 6891 section 6.1.1).
+    if at != len(packet) or qtype == OPT:
+        raise QueryError(FORMERR)
+    question = packet[HEADER_SIZE:question_end]
+    return Query(packet[:2], bool(flags & RD), question, name, qtype, qclass, edns)
+
+
+def _question_name(packet: bytes) -> tuple[bytes, int]:
+    """Read the name after the header. There is nothing before it that it could point to."""
+    at = HEADER_SIZE
+    while length := packet[at]:
+        if length > names.MAX_LABEL:
+            raise QueryError(FORMERR)
+        at += 1 + length
+    name = packet[HEADER_SIZE : at + 1]
+    if len(name) > names.MAX_NAME:
+        raise QueryError(FORMERR)
+    return names.fold(name), at + 1
+
+
+def _skip_record(packet: bytes, at: int) -> int:
+    """Give the offset after the record at `at`; its data is not looked at."""
+    while length := packet[at]:
+        if length >= 0xC0:
+            at += 1
+            break
+        if length > names.MAX_LABEL:
+            raise QueryError(FORMERR)
+        at += 1 + length
+    (size,) = struct.unpack_from("!H", packet, at + 9)
+    end: int = at + 11 + size
+    if end > len(packet):
+        raise QueryError(FORMERR)
+    return end
+
+
+def _is_opt(packet: bytes, at: int) -> bool:
+    """Whether the record at `at` is OPT with the root as its owner; with another owner, FORMERR."""
+    root = packet[at] == 0
+    while not root and packet[at] and packet[at] < 0xC0:
+        at += 1 + packet[at]
+    at += 2 if packet[at] else 1
+    is_opt = packet[at : at + 2] == b"\0\x29"
+    if is_opt and not root:
+        raise QueryError(FORMERR)
+    return is_opt
+
+
+def _edns(packet: bytes, start: int, end: int) -> Edns:
+    size, _, version, flags = struct.unpack_from("!HBBH", packet, start + 3)
+    at = start + 11
+    while at < end:  # options are well formed, or the message is not (RFC 6891 section 6.1.2)
+        (length,) = struct.unpack_from("!H", packet, at + 2)
+        at += 4 + length
+    if at != end:
+        raise QueryError(FORMERR)
+    return Edns(max(size, CLASSIC_SIZE), version, bool(flags & DO))
+
+
+def opt_record(dnssec_ok: bool, extended_rcode: int = 0) -> bytes:
+    """Our OPT record (RFC 6891 section 6.1.2); `extended_rcode` is the upper eight of twelve bits."""
+    return struct.pack("!BHHBBHH", 0, OPT, EDNS_SIZE, extended_rcode, 0, DO * dnssec_ok, 0)
+
+
+def bare_error(packet: bytes, rcode: int) -> bytes:
+    """Write the reply to a packet of which nothing but the header can be trusted."""
+    flags = QR | (struct.unpack_from("!H", packet, 2)[0] & (OPCODE_MASK | RD)) | rcode
+    return struct.pack("!2s5H", packet[:2], flags, 0, 0, 0, 0)
+
+
+def write(query: Query, reply: Reply, limit: int) -> bytes:
+    """Write the reply; longer than `limit` octets, it is truncated to the question, with TC set."""
+    opt = b""
+    if query.edns:
+        opt = opt_record(query.edns.dnssec_ok, reply.rcode >> 4)
+    writer = _Writer(query.question)
+    sections = (reply.answer, reply.authority, reply.additional)
+    counts = [writer.add(section) for section in sections]
+    body = writer.body
+    flags = QR | AA * reply.authoritative | RD * query.recursion_desired | reply.rcode & 0xF
+    if HEADER_SIZE + len(body) + len(opt) > limit:
+        flags |= TC
+        body, counts = bytearray(query.question), [0, 0, 0]
+    counts[2] += bool(opt)
+    return struct.pack("!2s5H", query.ident, flags, 1, *counts) + body + opt
+
+
+class _Writer:
+    """The sections, with names compressed (RFC 1035 section 4.1.4)."""
+
+    def __init__(self, question: bytes) -> None:
+        self.body = bytearray(question)
+        self._offsets: dict[bytes, int] = {}
+        self._remember(names.fold(question[:-4]), HEADER_SIZE)
+
+    def add(self, rrsets: Iterable[RRset]) -> int:
+        """Append records; returns how many."""
+        count = 0
+        for rrset in rrsets:
+            for rdata in rrset.rdatas:
+                self._name(rrset.owner)
+                self.body += struct.pack("!HHIH", rrset.rtype, IN, rrset.ttl, 0)
+                start = len(self.body)
+                for piece in rdata:
+                    if isinstance(piece, WireName):
+                        self._name(piece)
+                    else:
+                        self.body += piece
+                struct.pack_into("!H", self.body, start - 2, len(self.body) - start)
+                count += 1
+        return count
+
+    def _name(self, wire: bytes) -> None:
+        at, end = 0, len(wire) - 1
+        while at < end:
+            offset = self._offsets.get(names.fold(wire[at:]))
+            if offset is not None:
+                break
+            at += 1 + wire[at]
+        start = HEADER_SIZE + len(self.body)
+        self._remember(names.fold(wire), start, at)
+        self.body += wire[:at]
+        self.body += struct.pack("!H", 0xC000 | offset) if at < end and offset is not None else b"\0"
+
+    def _remember(self, wire: bytes, offset: int, stop: int = names.MAX_NAME) -> None:
+        """Note where each suffix that begins before `stop` stands, as far as a pointer reaches."""
+        at = 0
+        while wire[at] and at < stop and offset + at < 0x4000:
+            self._offsets[wire[at:]] = offset + at
+            at += 1 + wire[at]

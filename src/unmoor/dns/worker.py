@@ -1,0 +1,124 @@
+"""One worker process: an event loop over its UDP and TCP sockets, until the parent says otherwise."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable, Iterable
+
+from unmoor.dns import wire
+from unmoor.dns.answering import Answerer, answerer
+from unmoor.dns.counters import Counts, Event
+from unmoor.dns.listeners import Pair
+from unmoor.dns.snapshot import Snapshot
+from unmoor.dns.tcp import Connections
+
+# What parent and worker say to each other, one message each (SOCK_SEQPACKET).
+READY = b"ready"
+RETIRE = b"retire"
+RETIRED = b"retired"
+
+#: A longer query is cut off by the kernel, and so malformed: no honest one is.
+_MAX_QUERY = 4096
+#: Packets taken from one socket before the others get their turn.
+_PACKETS_AT_ONCE = 64
+#: Seconds that a successor may take to accept a connection.
+_HAND_OVER_TIMEOUT = 2.0
+
+
+class Worker:
+    """Serves one snapshot for its whole life.
+
+    A reload starts a new worker on the same sockets and retires this one: between two packets this one
+    stops, and none is lost, since what has arrived stays in the sockets.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        counts: Counts,
+        pairs: Iterable[Pair],
+        parent: socket.socket,
+        predecessor: socket.socket,
+    ) -> None:
+        self._parent = parent
+        self._predecessor = predecessor
+        self._poll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        answer = answerer(snapshot, counts)
+        self._connections = Connections(answer, counts, self._watch, self._unwatch)
+        self._drains = []
+        for pair in pairs:
+            drain = _drain(pair.udp, answer, counts)
+            self._drains.append(drain)
+            self._watch(pair.udp.fileno(), select.EPOLLIN, drain)
+            self._watch(pair.tcp.fileno(), select.EPOLLIN, self._accept_from(pair.tcp))
+        self._watch(parent.fileno(), select.EPOLLIN, self._obey)
+        self._watch(predecessor.fileno(), select.EPOLLIN, self._adopt)
+        self._running = True
+
+    def run(self) -> None:
+        """Serve until retired, or until the parent is gone."""
+        self._parent.send(READY)
+        poll, handlers = self._poll.poll, self._handlers
+        while self._running:
+            for descriptor, events in poll(self._connections.expire()):
+                # A handler before it may have closed it in the same round.
+                if handler := handlers.get(descriptor):
+                    handler(events)
+                if not self._running:
+                    break
+
+    def _watch(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
+        known = descriptor in self._handlers
+        self._handlers[descriptor] = handler
+        if known:
+            self._poll.modify(descriptor, events)
+        else:
+            self._poll.register(descriptor, events)
+
+    def _unwatch(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        del self._handlers[descriptor]
+
+    def _accept_from(self, listener: socket.socket) -> Callable[[int], None]:
+        return lambda _: self._connections.accept(listener)
+
+    def _adopt(self, _: int) -> None:
+        if not self._connections.adopt(self._predecessor):
+            self._unwatch(self._predecessor.fileno())
+            self._predecessor.close()
+
+    def _obey(self, _: int) -> None:
+        message, descriptors, _, _ = socket.recv_fds(self._parent, 64, 1)
+        self._running = False
+        if message != RETIRE:  # the parent is gone, or going: answer what has arrived, then go too
+            for drain in self._drains:
+                drain(0)
+            return
+        with socket.socket(fileno=descriptors[0]) as successor:
+            successor.settimeout(_HAND_OVER_TIMEOUT)
+            self._connections.hand_over(successor)
+        self._parent.send(RETIRED)
+
+
+def _drain(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[int], None]:
+    """Make the handler that answers what waits in a UDP socket."""
+    recvfrom, sendto, limit = door.recvfrom, door.sendto, wire.EDNS_SIZE
+    # The socket itself blocks: a reply waits for room in the queue rather than being dropped.
+    without_waiting = socket.MSG_DONTWAIT
+
+    def drain(_: int) -> None:
+        for _ in range(_PACKETS_AT_ONCE):
+            try:
+                packet, client = recvfrom(_MAX_QUERY, without_waiting)
+            except OSError:  # nothing waits
+                return
+            reply = answer(packet, limit)
+            if reply is not None:
+                try:
+                    sendto(reply, client)
+                except OSError:  # no route back, or port 0: the client will ask again
+                    counts.add(Event.UNSENT)
+
+    return drain

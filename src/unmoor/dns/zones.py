@@ -1,0 +1,161 @@
+"""A zone's static records: read by dnspython from a zone file, kept ready to be sent, and looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from io import StringIO
+
+import dns.exception
+import dns.name
+import dns.rdata
+import dns.rdataset
+import dns.rdatatype
+import dns.tokenizer
+import dns.zone
+import dns.zonefile
+
+from unmoor.dns import names, wire
+from unmoor.dns.names import WireName
+from unmoor.dns.wire import RRset
+
+#: The records of one name by type; empty for a name that only has names below it.
+Node = dict[int, RRset]
+
+_NAME_FIELDS = {wire.NS: "target", wire.CNAME: "target", wire.PTR: "target"}
+
+
+class ZoneFileError(Exception):
+    """A zone file that cannot be served: `line` (0 if unknown), why, and the fix."""
+
+    def __init__(self, line: int, why: str, fix: str) -> None:
+        super().__init__(why)
+        self.line, self.why, self.fix = line, why, fix
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A zone, ready for look-ups. `nodes` holds every name that exists, empty non-terminals as well.
+
+    `cuts` are the names below the apex that own NS (delegations) or DNAME: what is below them is not ours.
+    """
+
+    apex: bytes
+    nodes: dict[bytes, Node]
+    cuts: frozenset[bytes]
+    soa: RRset
+    negative_soa: RRset
+    records: int = field(default=0)
+
+    @property
+    def serial(self) -> int:
+        """The zone's version (RFC 1982)."""
+        return int.from_bytes(self.soa.rdatas[0][2][:4], "big")
+
+    def cut_above(self, name: bytes) -> bytes | None:
+        """The topmost cut at `name` or above it (the apex itself only if it owns a DNAME)."""
+        if not self.cuts:
+            return None
+        found = None
+        for suffix in names.suffixes(name):
+            if suffix in self.cuts:
+                found = suffix
+            if suffix == self.apex:
+                break
+        return found
+
+    def add_name(self, name: bytes) -> None:
+        """Note that `name`, a registered hostname, exists: so do its ancestors (RFC 8020)."""
+        _add_ancestors(self.nodes, name, self.apex)
+
+
+def read(text: str, apex: bytes) -> Zone:
+    """Read a zone file. Raises ZoneFileError for the first thing that is wrong with it."""
+    origin = dns.name.from_wire(apex, 0)[0]
+    nodes: dict[bytes, Node] = {}
+    count = 0
+    for owner, rdataset in _read_records(text, origin):
+        key = names.fold(owner)
+        rrset = RRset(owner, int(rdataset.rdtype), rdataset.ttl, tuple(_pieces(each) for each in rdataset))
+        nodes.setdefault(key, {})[rrset.rtype] = rrset
+        count += len(rrset.rdatas)
+    top = nodes.get(apex, {})
+    for rtype, kind in ((wire.SOA, "SOA"), (wire.NS, "NS")):
+        if rtype not in top:
+            raise ZoneFileError(0, f"has no {kind} record at {names.to_text(apex)}", f"add '@ IN {kind} ...'")
+    if wire.CNAME in top:
+        raise ZoneFileError(0, "has a CNAME at its apex, beside SOA and NS", "use an A or AAAA record")
+    for name in list(nodes):
+        _add_ancestors(nodes, name, apex)
+    cuts = frozenset(
+        name for name, node in nodes.items() if wire.DNAME in node or (wire.NS in node and name != apex)
+    )
+    if wire.DNAME in top:
+        cuts |= {apex}
+    soa = top[wire.SOA]
+    return Zone(apex, nodes, cuts, soa, _negative(soa), count)
+
+
+def _read_records(text: str, origin: dns.name.Name) -> Iterator[tuple[bytes, dns.rdataset.Rdataset]]:
+    zone = dns.zone.Zone(origin, relativize=False)
+    tokens = dns.tokenizer.Tokenizer(StringIO(text), "zone")
+    try:
+        with zone.writer(replacement=True) as transaction:
+            reader = dns.zonefile.Reader(tokens, zone.rdclass, transaction)
+            # dnspython skips records outside the zone in silence; with the root as the limit it hands them
+            # on, and the zone refuses them (KeyError).
+            reader.zone_origin = dns.name.root
+            reader.read()
+    except KeyError:
+        why = f"has a record outside the zone {origin.to_text(omit_final_dot=True)}"
+        raise ZoneFileError(tokens.where()[1], why, "remove it, or correct its name or $ORIGIN") from None
+    except dns.zonefile.CNAMEAndOtherData:
+        why = "has a CNAME beside other records of the same name (RFC 1034 section 3.6.2)"
+        raise ZoneFileError(tokens.where()[1], why, "keep either the CNAME or the others") from None
+    except (dns.exception.DNSException, ValueError) as error:
+        why = str(error).removeprefix(f"zone:{tokens.where()[1]}: ")
+        raise ZoneFileError(tokens.where()[1], why, "correct the line; see RFC 1035 section 5") from None
+    for name, node in zone.nodes.items():
+        for rdataset in node:
+            yield name.to_wire() or names.ROOT, rdataset
+
+
+def _pieces(rdata: dns.rdata.Rdata) -> tuple[bytes, ...]:
+    """Record data, with the names that may be compressed set apart (RFC 3597 section 4)."""
+    if rdata.rdtype in _NAME_FIELDS:
+        return (WireName(getattr(rdata, _NAME_FIELDS[rdata.rdtype]).to_wire()),)
+    data = _wire(rdata)
+    if rdata.rdtype == wire.MX:
+        return data[:2], WireName(data[2:])
+    if rdata.rdtype == wire.SOA:
+        primary = len(rdata.mname.to_wire())  # type: ignore[attr-defined]  # the type says that it is SOA
+        return WireName(data[:primary]), WireName(data[primary:-20]), data[-20:]
+    return (data,)
+
+
+def _wire(rdata: dns.rdata.Rdata) -> bytes:
+    data = rdata.to_wire()
+    assert data is not None  # noqa: S101 - dnspython returns None only when it was given a file to write to
+    return data
+
+
+def _add_ancestors(nodes: dict[bytes, Node], name: bytes, apex: bytes) -> None:
+    for suffix in names.suffixes(names.parent(name)):
+        if suffix in nodes or len(suffix) <= len(apex):
+            return
+        nodes[suffix] = {}
+
+
+def _negative(soa: RRset) -> RRset:
+    """Give the SOA of negative answers; its TTL is how long 'no' may be kept (RFC 2308 section 3)."""
+    minimum = int.from_bytes(soa.rdatas[0][2][-4:], "big")
+    return RRset(soa.owner, soa.rtype, min(soa.ttl, minimum), soa.rdatas)
+
+
+def addresses(zone: Zone, targets: Iterable[bytes]) -> list[RRset]:
+    """Give the A and AAAA records that `zone` holds for names (glue, RFC 1034 section 4.2.1)."""
+    found = []
+    for target in dict.fromkeys(names.fold(target) for target in targets):
+        node = zone.nodes.get(target, {})
+        found += [node[rtype] for rtype in (wire.A, wire.AAAA) if rtype in node]
+    return found
