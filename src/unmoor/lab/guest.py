@@ -1,51 +1,20 @@
-"""One host of a lab: what is its own on its disk, how it is doing, and how to run a command in it."""
+"""One host of a lab: what is its own on its disk, and how to run a command in it."""
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from unmoor.errors import UnmoorError
 from unmoor.lab import cgroup, ssh
 from unmoor.lab.layout import Layout
 from unmoor.lab.run import become
+from unmoor.lab.state import read
 from unmoor.lab.topology import Topology
 
-Phase = Literal["booting", "ready", "off"]
-
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the supervisor of a host last wrote: process ids (0: none), boots so far, last exit status."""
-
-    phase: Phase = "off"
-    supervisor: int = 0
-    leader: int = 0
-    boots: int = 0
-    status: int = 0
-
-    def write(self, directory: Path) -> None:
-        """Put this in place of the previous state in one step."""
-        new = directory / "state.json.new"
-        new.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        new.rename(directory / "state.json")
-
-
-def state(layout: Layout, host: str) -> State:
-    """How the host is doing, checked against what really runs."""
-    try:
-        written = State(**json.loads((layout.host(host) / "state.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return State()
-    supervised = written.supervisor in cgroup.processes(layout.cgroup(host) / cgroup.SUPERVISOR)
-    return written if supervised else State(boots=written.boots, status=written.status)
 
 
 def prepare(layout: Layout, topology: Topology, host: str) -> None:
@@ -110,7 +79,7 @@ def execute(layout: Layout, host: str, args: Sequence[str]) -> None:
 
     Raises UnmoorError when the host does not run.
     """
-    now = state(layout, host)
+    now = read(layout, host)
     if not now.leader:
         raise UnmoorError(f"host {host} of lab {layout.name} is {now.phase}: 'unmoor lab up' starts it")
     cgroup.enter(layout.cgroup(host) / cgroup.EXEC)

@@ -18,14 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unmoor.lab import layout
+from unmoor.lab.layout import GUEST_DEBS
 from unmoor.lab.run import run
 from unmoor.lab.topology import Image
 
 #: Counted up by whoever changes what this module builds: images of another builder are not used.
-BUILDER = 1
-
-#: Where guests see the apt repository.
-GUEST_DEBS = "/srv/unmoor-debs"
+BUILDER = 2
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SOURCE = f"deb [trusted=yes] file:{GUEST_DEBS} ./\n"
@@ -50,7 +48,6 @@ _MASKED_UNITS = (
     "systemd-binfmt.service",
     "systemd-hwdb-update.service",
     "systemd-journal-catalog-update.service",
-    "systemd-logind.service",
     "systemd-modules-load.service",
     "systemd-pstore.service",
     "systemd-random-seed.service",

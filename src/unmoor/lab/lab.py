@@ -17,15 +17,17 @@ from typing import Literal
 from pydantic import ValidationError
 
 from unmoor.errors import UnmoorError
-from unmoor.lab import cgroup, guest, image, layout, network, ssh, supervisor
+from unmoor.lab import cgroup, guest, image, layout, network, ssh, state, supervisor
 from unmoor.lab.layout import Layout
 from unmoor.lab.run import run
+from unmoor.lab.state import Phase, State
 from unmoor.lab.topology import Topology
 
 Kind = Literal["golden", "bare"]
 Report = Callable[[str], None]
 
-_BOOT_PATIENCE = 120.0  # seconds
+_START_PATIENCE = 10.0  # seconds until a supervisor has begun
+_BOOT_PATIENCE = 120.0  # seconds until a host has booted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class HostStatus:
     """How one host is: its phase, what its systemd says of itself, and where ssh finds it."""
 
     host: str
-    phase: guest.Phase
+    phase: Phase
     system: str
     boots: int
     leader: int
@@ -95,7 +97,7 @@ def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
                 f"lab {place.name} is up with another topology or image:"
                 f" run 'unmoor lab down --name {place.name}' first"
             )
-        started = [host for host in topology.hosts if guest.state(place, host).phase == "off"]
+        started = [host for host in topology.hosts if state.read(place, host).phase == "off"]
         for host in started:
             lower = image.lower_layers(built.image, kind)
             supervisor.launch(place, host, lower, built.image / "debs")
@@ -131,7 +133,7 @@ def status(place: Layout) -> list[HostStatus]:
 
 
 def _host_status(place: Layout, topology: Topology, host: str) -> HostStatus:
-    now, spec = guest.state(place, host), topology.hosts[host]
+    now, spec = state.read(place, host), topology.hosts[host]
     return HostStatus(
         host,
         now.phase,
@@ -163,31 +165,34 @@ def _build(place: Layout, topology: Topology, kind: Kind, report: Report) -> Non
 
 
 def _wait(place: Layout, topology: Topology) -> None:
-    deadline = time.monotonic() + _BOOT_PATIENCE
-    begun: set[str] = set()
+    """Wait until every host has booted. Raises UnmoorError for the first that does not."""
+    begun = time.monotonic()
+    booting: set[str] = set()
     while True:
-        states = {host: guest.state(place, host) for host in topology.hosts}
-        if all(state.phase == "ready" for state in states.values()):
+        hosts = {host: state.read(place, host) for host in topology.hosts}
+        if all(now.phase == "ready" for now in hosts.values()):
             return
-        late = time.monotonic() > deadline
-        for host, state in states.items():
-            ended = state.phase == "off" and (host in begun or state.boots)
-            if ended or (late and state.phase != "ready"):
-                raise UnmoorError(_failure(place, host, state))
-            if state.phase != "off":
-                begun.add(host)
+        waited = time.monotonic() - begun
+        for host, now in hosts.items():
+            if now.phase == "off":
+                failed = host in booting or waited > _START_PATIENCE
+            else:
+                booting.add(host)
+                failed = now.phase == "booting" and waited > _BOOT_PATIENCE
+            if failed:
+                raise UnmoorError(_failure(place, host, now))
         time.sleep(0.05)
 
 
-def _failure(place: Layout, host: str, state: guest.State) -> str:
+def _failure(place: Layout, host: str, now: State) -> str:
     log = place.host(host) / "log"
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
     said = "\n    ".join(tail)
-    return f"host {host} did not boot ({state.phase}, status {state.status}); the end of {log}:\n    {said}"
+    return f"host {host} did not boot ({now.phase}, status {now.status}); the end of {log}:\n    {said}"
 
 
 def _warn_of_failed_units(place: Layout, host: str, report: Report) -> None:
-    leader = guest.state(place, host).leader
+    leader = state.read(place, host).leader
     if _systemctl(leader, "is-system-running") == "degraded":
         units = _systemctl(leader, "list-units", "--failed", "--plain", "--no-legend")
         report(f"host {host} is degraded; failed units:\n{units}")

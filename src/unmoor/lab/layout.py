@@ -13,6 +13,10 @@ from unmoor.errors import UnmoorError
 STATE = Path("/run/unmoor-lab")
 #: Names the lab's own management namespace and every host's management interface; no host may be called so.
 MANAGEMENT = "mgmt"
+#: Marks the lab's own routes (a protocol number of `ip route`), so that a guest's can be told from them.
+ROUTE_PROTOCOL = "85"
+#: Where guests see the image's apt repository.
+GUEST_DEBS = "/srv/unmoor-debs"
 
 # No '-': the first one in a namespace's name ends the lab's name.
 _NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
@@ -65,6 +69,10 @@ class Layout:
     def host(self, host: str) -> Path:
         """Directory of one host's process state and logs."""
         return self.state / "hosts" / host
+
+    def routes(self, host: str, version: int) -> Path:
+        """The host's routes of one family, as lines for `ip -batch`: set when it is made and at each boot."""
+        return self.host(host) / f"routes.ipv{version}"
 
     def namespace(self, host: str) -> str:
         """Network namespace of a host, or of the management bridge."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from unmoor.lab.layout import MANAGEMENT, Layout
+from unmoor.lab.layout import MANAGEMENT, ROUTE_PROTOCOL, Layout
 from unmoor.lab.run import run
-from unmoor.lab.topology import Topology
 
-#: Marks the lab's own routes (a protocol number of `ip route`), so that a guest's can be told from them.
-PROTOCOL = "85"
+if TYPE_CHECKING:
+    # Supervisors import this module too, one for each host: without pydantic they take half the memory.
+    from unmoor.lab.topology import Topology
 
 # No duplicate address detection: every address is usable at once. No routes but those of the topology.
 _SYSCTLS = {
@@ -34,9 +35,29 @@ def build(layout: Layout, topology: Topology) -> None:
     for host in topology.hosts:
         _batch(_host_lines(topology, host), layout.namespace(host))
     for host in topology.hosts:
-        # After every address: a route needs its next hop's network to be there.
         for version in (4, 6):
-            _batch(_route_lines(topology, host, version), layout.namespace(host), f"-{version}")
+            text = "".join(f"{line}\n" for line in _route_lines(topology, host, version))
+            layout.routes(host, version).write_text(text, encoding="utf-8")
+        _set_routes(layout, host)
+
+
+def reset(layout: Layout, host: str) -> None:
+    """Take away what a guest did to its routes and addresses, as a reboot of a real machine does."""
+    namespace = layout.namespace(host)
+    for family in ("-4", "-6"):
+        shown = run(["ip", "-n", namespace, "-json", family, "route", "show", "table", "all"]).stdout
+        protocols = {route.get("protocol", "boot") for route in json.loads(shown or "[]")}
+        for protocol in sorted(protocols - {"kernel", ROUTE_PROTOCOL}):
+            run(["ip", "-n", namespace, family, "route", "flush", "table", "all", "proto", protocol])
+    run(["ip", "-n", namespace, "address", "flush", "dev", "lo", "scope", "global"])
+    _set_routes(layout, host)
+
+
+def _set_routes(layout: Layout, host: str) -> None:
+    """Set the host's routes as the topology says, in place of others to the same prefixes."""
+    for version in (4, 6):
+        batch = str(layout.routes(host, version))
+        run(["ip", "-n", layout.namespace(host), f"-{version}", "-batch", batch])
 
 
 def destroy(layout: Layout) -> None:
@@ -54,16 +75,6 @@ def processes(layout: Layout) -> list[int]:
     """Process ids in any of the lab's network namespaces."""
     found = (run(["ip", "netns", "pids", name]).stdout.split() for name in namespaces(layout))
     return [int(pid) for pids in found for pid in pids]
-
-
-def forget(namespace: str) -> None:
-    """Take away the routes and addresses that a guest added, as a reboot of a real machine does."""
-    for family in ("-4", "-6"):
-        shown = run(["ip", "-n", namespace, "-json", family, "route", "show", "table", "all"]).stdout
-        protocols = {route.get("protocol", "boot") for route in json.loads(shown or "[]")}
-        for protocol in sorted(protocols - {"kernel", PROTOCOL}):
-            run(["ip", "-n", namespace, family, "route", "flush", "table", "all", "proto", protocol])
-    run(["ip", "-n", namespace, "address", "flush", "dev", "lo", "scope", "global"])
 
 
 def _links(layout: Layout, topology: Topology) -> Iterator[str]:
@@ -126,14 +137,14 @@ def _route_lines(topology: Topology, host: str, version: int) -> Iterator[str]:
             if address.version == version
         ]
         if paths:
-            yield f"route add {target} proto {PROTOCOL} {' '.join(paths)}"
+            yield f"route replace {target} proto {ROUTE_PROTOCOL} {' '.join(paths)}"
 
 
-def _batch(lines: Iterable[str], namespace: str = "", *options: str) -> None:
-    text = "\n".join(lines)
+def _batch(lines: Iterable[str], namespace: str = "") -> None:
+    text = "".join(f"{line}\n" for line in lines)
     if text:
         where = ["-n", namespace] if namespace else []
-        run(["ip", *where, *options, "-batch", "-"], stdin=text + "\n")
+        run(["ip", *where, "-batch", "-"], stdin=text)
 
 
 def _sysctl(namespace: str, settings: dict[str, int]) -> None:

@@ -14,10 +14,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from unmoor.lab import cgroup, image, network
-from unmoor.lab.guest import State
-from unmoor.lab.layout import Layout
+from unmoor.lab import cgroup, network
+from unmoor.lab.layout import GUEST_DEBS, Layout
 from unmoor.lab.run import run, start
+from unmoor.lab.state import State, read
 
 #: Exit status of nspawn when the guest asked for a reboot.
 _REBOOT = 133
@@ -37,14 +37,14 @@ def supervise(layout: Layout, host: str, lower: str, debs: str) -> None:
     group = layout.cgroup(host)
     cgroup.enter(group / cgroup.SUPERVISOR)
     directory = layout.host(host)
-    now = State("booting", supervisor=os.getpid())
+    now = State("booting", supervisor=os.getpid(), boots=read(layout, host).boots)
     now.write(directory)
     _mount(layout, host, lower)
     while True:
         now = _boot(layout, host, debs, now)
         if now.status != _REBOOT:
             break
-        network.forget(layout.namespace(host))
+        network.reset(layout, host)
     replace(now, phase="off", supervisor=0).write(directory)
 
 
@@ -110,7 +110,7 @@ def _nspawn(layout: Layout, host: str, debs: str) -> list[str]:
         f"--machine={layout.namespace(host)}",
         f"--hostname={host}",
         f"--network-namespace-path=/run/netns/{layout.namespace(host)}",
-        f"--bind-ro={debs}:{image.GUEST_DEBS}",
+        f"--bind-ro={debs}:{GUEST_DEBS}",
     ]
 
 
