@@ -50,6 +50,10 @@ molecule: setup ## Scenarios over the lab: SCENARIO=default, or all of them
 bench: setup ## Speed beside a baseline, as ratios
 	python bench/run.py
 
+.PHONY: readmes
+readmes: setup ## Write the READMEs of the roles anew
+	python tools/role_readmes.py
+
 .PHONY: lock
 lock: setup ## Write the lock files anew
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
