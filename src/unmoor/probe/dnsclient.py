@@ -1,0 +1,205 @@
+"""Many questions at once over UDP; what is lost is asked again and counted as lost all the same."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from itertools import cycle
+from random import SystemRandom
+from time import monotonic
+
+from unmoor.errors import UnmoorError
+from unmoor.probe.dnswire import MalformedReplyError, Question, query, read_identifier, read_reply
+from unmoor.probe.outcome import Fault
+from unmoor.probe.targets import FAMILIES
+
+#: Sockets for each server. Each has a source port of its own, and it is by ports that routers spread over
+#: edges and the kernel over a server's workers: one socket would ask one worker of one edge only.
+SOCKETS = 16
+_MAX_DATAGRAM = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of one question.
+
+    `addresses`: those answered, when `fault` is None. `lost`: how many datagrams had no answer in time.
+    """
+
+    question: Question
+    server: str
+    addresses: tuple[str, ...]
+    lost: int
+    fault: Fault | None
+
+
+@dataclass(slots=True)
+class _Pending:
+    question: Question
+    channel: _Channel
+    identifier: int
+    sent: float
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class _Channel:
+    """One connected socket and what was asked over it, by ID."""
+
+    sock: socket.socket
+    server: str
+    pending: dict[int, _Pending] = field(default_factory=dict)
+
+
+def _connected(server: IPv4Address | IPv6Address, port: int, mark: int) -> socket.socket:
+    sock = socket.socket(FAMILIES[server.version], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        sock.connect((str(server), port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class DnsClient:
+    """Questions in flight. `ask` adds one, `poll` returns the replies that came in.
+
+    `timeout`: seconds before a datagram counts as lost; `attempts`: datagrams for one question before it is
+    given up; `mark`: SO_MARK of each socket, 0 for none. Raises UnmoorError when a server has no route.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[IPv4Address | IPv6Address],
+        port: int,
+        *,
+        timeout: float = 1.0,
+        attempts: int = 3,
+        mark: int = 0,
+    ) -> None:
+        self._timeout = timeout
+        self._attempts = attempts
+        self._random = SystemRandom()
+        self._epoll = select.epoll()
+        self._channels: dict[int, _Channel] = {}
+        for server in list(servers) * SOCKETS:
+            try:
+                sock = _connected(server, port, mark)
+            except OSError as error:
+                self.close()
+                raise UnmoorError(f"DNS server {server}: {error.strerror}; is there a route to it?") from None
+            self._channels[sock.fileno()] = _Channel(sock, str(server))
+            self._epoll.register(sock, select.EPOLLIN)
+        self._turn = cycle(self._channels.values())
+        # In the order of sending: a question that is sent again moves to the end.
+        self._waiting: dict[int, _Pending] = {}
+
+    def __len__(self) -> int:
+        """How many questions are in flight."""
+        return len(self._waiting)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while `poll` has something to do."""
+        return self._epoll.fileno()
+
+    def close(self) -> None:
+        """Drop what is in flight, without replies."""
+        for channel in self._channels.values():
+            channel.sock.close()
+        self._epoll.close()
+
+    def ask(self, question: Question) -> None:
+        """Send `question`; the servers take turns."""
+        self._send(question, lost=0)
+
+    def _send(self, question: Question, lost: int) -> None:
+        channel = next(self._turn)
+        identifier = self._random.getrandbits(16)
+        while identifier in channel.pending:
+            identifier = self._random.getrandbits(16)
+        pending = _Pending(question, channel, identifier, monotonic(), lost)
+        channel.pending[identifier] = pending
+        self._waiting[id(pending)] = pending
+        try:
+            channel.sock.send(query(identifier, question))
+        except OSError:
+            # A refusal of an earlier datagram, or no room: as good as lost, and so it will be counted.
+            return
+
+    def poll(self, timeout: float) -> list[Reply]:
+        """Wait at most `timeout` seconds and return what came in.
+
+        Questions beyond their time are asked again, or given up.
+        """
+        replies: list[Reply] = []
+        for number, _ in self._epoll.poll(timeout):
+            self._receive(self._channels[number], replies)
+        limit = monotonic() - self._timeout
+        overdue = []
+        for pending in self._waiting.values():
+            if pending.sent > limit:
+                break
+            overdue.append(pending)
+        for pending in overdue:
+            self._lose(pending, replies)
+        return replies
+
+    def _receive(self, channel: _Channel, replies: list[Reply]) -> None:
+        while True:
+            try:
+                data = channel.sock.recv(_MAX_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # ICMP names no query, so that everything asked over this socket is taken as refused.
+                for pending in list(channel.pending.values()):
+                    self._end(pending, replies, fault=Fault("refused", error.strerror or ""))
+                return
+            try:
+                pending_or_none = channel.pending.get(read_identifier(data))
+                if pending_or_none is not None:
+                    self._answer(pending_or_none, data, replies)
+            except MalformedReplyError:
+                continue  # whose it is cannot be said; the question will be counted as lost
+
+    def _answer(self, pending: _Pending, data: bytes, replies: list[Reply]) -> None:
+        try:
+            message = read_reply(data, pending.question)
+        except MalformedReplyError as error:
+            self._end(pending, replies, fault=Fault("bad answer", str(error)))
+            return
+        fault = None
+        if message.rcode != "NOERROR":
+            fault = Fault(message.rcode)
+        elif message.truncated:
+            fault = Fault("truncated")
+        elif not message.addresses:
+            fault = Fault("no address", f"NOERROR without {pending.question.type} records")
+        self._end(pending, replies, message.addresses if fault is None else (), fault)
+
+    def _lose(self, pending: _Pending, replies: list[Reply]) -> None:
+        pending.lost += 1
+        if pending.lost >= self._attempts:
+            self._end(pending, replies, fault=Fault("timeout", f"{pending.lost} datagrams without an answer"))
+            return
+        self._forget(pending)
+        self._send(pending.question, pending.lost)
+
+    def _end(
+        self,
+        pending: _Pending,
+        replies: list[Reply],
+        addresses: tuple[str, ...] = (),
+        fault: Fault | None = None,
+    ) -> None:
+        self._forget(pending)
+        replies.append(Reply(pending.question, pending.channel.server, addresses, pending.lost, fault))
+
+    def _forget(self, pending: _Pending) -> None:
+        del pending.channel.pending[pending.identifier]
+        del self._waiting[id(pending)]

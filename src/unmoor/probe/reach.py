@@ -1,0 +1,190 @@
+"""`probe reach`: every pair, split over worker processes, each with an engine of its own."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import resource
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from time import monotonic
+
+from unmoor.probe.engine import Engine, Settings
+from unmoor.probe.outcome import Fault, Outcome
+from unmoor.probe.progress import Show
+from unmoor.probe.stop import Stop
+from unmoor.probe.tally import Tally
+from unmoor.probe.targets import Block, Target, pairs
+
+#: Seconds between a worker's reports, and between looks at a request to stop.
+_BEAT = 0.25
+#: Descriptors that a process needs beside its connections.
+_OTHER_FILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to connect to, and how much at once: `concurrency` connections over all `processes`."""
+
+    blocks: Sequence[Block]
+    plain: Sequence[int]
+    tls: Sequence[int]
+    settings: Settings
+    concurrency: int = 128
+    processes: int = 1
+    examples: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Beat:
+    """A worker's message: how much it has done so far; the last one carries all that it counted."""
+
+    done: int
+    failed: int
+    tally: Tally | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    process: BaseProcess
+    link: Connection[None, _Beat]
+
+
+def run(plan: Plan, show: Show, stop: Stop) -> Tally:
+    """Connect to every pair of `plan`; a stop ends early with what is known by then.
+
+    A worker that dies is counted as a failure, so a run cannot pass without its part.
+    """
+    each = _connections_each(plan)
+    workers: list[_Worker] = []
+    try:
+        for part in range(plan.processes):
+            workers.append(_start(plan, part, each))
+        return _collect(plan, workers, show, stop)
+    finally:
+        # All links first: a later worker holds a copy of an earlier one's, from being forked after it.
+        for worker in workers:
+            worker.link.close()
+        for worker in workers:
+            worker.process.join()
+
+
+def _connections_each(plan: Plan) -> int:
+    """Connections of one worker at once: its part of the whole, within the files that it may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = -(-plan.concurrency // plan.processes)
+    if hard == resource.RLIM_INFINITY or wanted + _OTHER_FILES <= hard:
+        if soft != resource.RLIM_INFINITY and soft < wanted + _OTHER_FILES:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + _OTHER_FILES, hard))
+        return wanted
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(1, hard - _OTHER_FILES)
+
+
+def _start(plan: Plan, part: int, concurrency: int) -> _Worker:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(plan, part, concurrency, ours, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _collect(plan: Plan, workers: Sequence[_Worker], show: Show, stop: Stop) -> Tally:
+    total = Tally(plan.examples)
+    latest = {worker.link: _Beat(0, 0) for worker in workers}
+    waiting = dict.fromkeys(latest)
+    told = False
+    while waiting:
+        for link in wait(list(waiting), _BEAT):
+            assert isinstance(link, multiprocessing.connection.Connection)  # noqa: S101 - wait() returns what it was given
+            beat = _receive(link)
+            if beat is None:
+                total.fail(
+                    Fault("local limit", "a worker process died; its part is unknown"), "this computer"
+                )
+            else:
+                latest[link] = beat
+            if beat is None or beat.tally is not None:
+                del waiting[link]
+                total.merge(beat.tally if beat and beat.tally else Tally())
+        show(sum(beat.done for beat in latest.values()), sum(beat.failed for beat in latest.values()))
+        if stop.requested and not told:
+            told = True
+            for link in waiting:
+                link.send(None)
+    return total
+
+
+def _receive(link: Connection[None, _Beat]) -> _Beat | None:
+    try:
+        return link.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def _work(
+    plan: Plan,
+    part: int,
+    concurrency: int,
+    others: Connection[None, _Beat],
+    link: Connection[_Beat, None],
+) -> None:
+    """Body of a worker process."""
+    others.close()  # or else this process would hold its own link open
+    # Ctrl-C reaches the whole process group; the parent decides, and says so over the link.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()
+    tally = Tally(plan.examples)
+    try:
+        for phase in _phases(plan, (part, plan.processes)):
+            if not _run_phase(phase, plan.settings, concurrency, tally, link):
+                break
+        link.send(_Beat(tally.pairs, tally.failed, tally))
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone, so nobody wants to know
+
+
+def _phases(plan: Plan, share: tuple[int, int]) -> Iterator[Iterator[Target]]:
+    """Plain first, then TLS: apart, so that each has a rate of its own."""
+    if plan.plain:
+        yield pairs(plan.blocks, plan.plain, tls=False, share=share)
+    if plan.tls:
+        yield pairs(plan.blocks, plan.tls, tls=True, share=share)
+
+
+def _run_phase(
+    targets: Iterator[Target],
+    settings: Settings,
+    concurrency: int,
+    tally: Tally,
+    link: Connection[_Beat, None],
+) -> bool:
+    """Connect to all of `targets`; false when told to stop."""
+
+    def report(outcome: Outcome) -> None:
+        tally.add(outcome, monotonic())
+
+    with closing(Engine(settings, report)) as engine:
+        more = True
+        beat = monotonic() + _BEAT
+        while more or len(engine):
+            while more and len(engine) < concurrency:
+                target = next(targets, None)
+                if target is None:
+                    more = False
+                else:
+                    engine.start(target)
+            engine.poll(_BEAT)
+            if monotonic() >= beat:
+                beat = monotonic() + _BEAT
+                if link.poll():
+                    return False
+                link.send(_Beat(tally.pairs, tally.failed))
+    return True
