@@ -123,13 +123,6 @@ def _apexes(document: DnsDocument, place: str) -> tuple[dict[int, bytes], list[P
 def _zone(zone: zones.Zone, index: int, place: str) -> Iterator[Problem]:
     key = f"zones.{index}.records"
     for name, node in zone.nodes.items():
-        for rrset in node.values():
-            if rrset.rtype in (wire.CNAME, wire.DNAME, wire.SOA) and len(rrset.rdatas) > 1:
-                why = f"has {len(rrset.rdatas)} records of a type that may stand only once"
-                yield Problem(place, key, names.to_text(name), why, "keep one of them")
-        if wire.SOA in node and name != zone.apex:
-            why = "has an SOA record but is not the zone's apex"
-            yield Problem(place, key, names.to_text(name), why, "remove it, or make it a zone of its own")
         cut = zone.cut_above(names.parent(name)) if name != zone.apex else None
         if cut and node.keys() - ({wire.A, wire.AAAA} if wire.NS in zone.nodes[cut] else set()):
             why = f"is below {names.to_text(cut)}, which is delegated: it would never be answered"

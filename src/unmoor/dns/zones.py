@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import StringIO
@@ -12,6 +13,7 @@ import dns.rdata
 import dns.rdataset
 import dns.rdatatype
 import dns.tokenizer
+import dns.transaction
 import dns.zone
 import dns.zonefile
 
@@ -96,11 +98,38 @@ def read(text: str, apex: bytes) -> Zone:
     return Zone(apex, nodes, cuts, soa, _negative(soa), count)
 
 
+class _SecondRecordError(Exception):
+    """A second record of a type that may stand only once at a name, such as CNAME."""
+
+
+def _refuse_second(
+    transaction: dns.transaction.Transaction, name: dns.name.Name, rdataset: dns.rdataset.Rdataset
+) -> None:
+    """Refuse what dnspython would take as a replacement of the first."""
+    rtype = rdataset.rdtype
+    first = transaction.get(name, rtype) if dns.rdatatype.is_singleton(rtype) else None
+    if first is not None and set(first) != set(rdataset):
+        kind = dns.rdatatype.to_text(rtype)
+        raise _SecondRecordError(f"has a second {kind} record at {name.to_text(omit_final_dot=True)}")
+
+
+class _Lines(dns.tokenizer.Tokenizer):
+    """Remembers where the current line begins: many an error is noticed only at its end."""
+
+    line = 0
+
+    def get(self, want_leading: bool = False, want_comment: bool = False) -> dns.tokenizer.Token:
+        if want_leading and want_comment:  # as the reader asks at the beginning of a line, and only there
+            self.line = self.line_number
+        return super().get(want_leading, want_comment)
+
+
 def _read_records(text: str, origin: dns.name.Name) -> Iterator[tuple[bytes, dns.rdataset.Rdataset]]:
     zone = dns.zone.Zone(origin, relativize=False)
-    tokens = dns.tokenizer.Tokenizer(StringIO(text), "zone")
+    tokens = _Lines(StringIO(text), "zone")
     try:
         with zone.writer(replacement=True) as transaction:
+            transaction.check_put_rdataset(_refuse_second)
             reader = dns.zonefile.Reader(tokens, zone.rdclass, transaction)
             # dnspython skips records outside the zone in silence; with the root as the limit it hands them
             # on, and the zone refuses them (KeyError).
@@ -108,13 +137,18 @@ def _read_records(text: str, origin: dns.name.Name) -> Iterator[tuple[bytes, dns
             reader.read()
     except KeyError:
         why = f"has a record outside the zone {origin.to_text(omit_final_dot=True)}"
-        raise ZoneFileError(tokens.where()[1], why, "remove it, or correct its name or $ORIGIN") from None
+        raise ZoneFileError(tokens.line, why, "remove it, or correct its name or $ORIGIN") from None
+    except _SecondRecordError as error:
+        raise ZoneFileError(tokens.line, str(error), "keep one of them") from None
     except dns.zonefile.CNAMEAndOtherData:
         why = "has a CNAME beside other records of the same name (RFC 1034 section 3.6.2)"
-        raise ZoneFileError(tokens.where()[1], why, "keep either the CNAME or the others") from None
-    except (dns.exception.DNSException, ValueError) as error:
-        why = str(error).removeprefix(f"zone:{tokens.where()[1]}: ")
-        raise ZoneFileError(tokens.where()[1], why, "correct the line; see RFC 1035 section 5") from None
+        raise ZoneFileError(tokens.line, why, "keep either the CNAME or the others") from None
+    except ValueError:  # dnspython's word for it: 'add() has non-origin SOA'
+        why = "has an SOA record below its apex"
+        raise ZoneFileError(tokens.line, why, "remove it, or make it a zone of its own") from None
+    except dns.exception.DNSException as error:
+        why = re.sub(r"^zone:\d+: ", "", str(error))
+        raise ZoneFileError(tokens.line, why, "correct the line; see RFC 1035 section 5") from None
     for name, node in zone.nodes.items():
         for rdataset in node:
             yield name.to_wire() or names.ROOT, rdataset

@@ -1,0 +1,243 @@
+"""What is refused before it can answer: each problem with its place, its value and its fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from dns_support import document, model
+
+from unmoor.commands.dns import cli
+from unmoor.dns.check import problems
+from unmoor.errors import InvalidInputError
+
+SMALL_ZONE = "$TTL 60\n@ SOA ns h 1 2 3 4 5\n@ NS ns\nns A 198.18.0.53\n"
+
+
+def with_zone(extra: str = "", text: str = SMALL_ZONE, **zone: Any) -> dict[str, Any]:
+    names = zone.pop("names", ["host"])
+    hostnames = [{"tags": {"account_type": "free"}, "names": names}]
+    one = {"name": "example.com", "records": text + extra, "source": "a.zone", "hostnames": hostnames, **zone}
+    return document(zones=[one], policies=[{"name": "all", "answer": {"pool": "free", "ttl": 1}}])
+
+
+def with_policies(*policies: dict[str, Any]) -> dict[str, Any]:
+    return document(policies=[{"answer": {"pool": "free", "ttl": 1}, **policy} for policy in policies])
+
+
+def found(data: dict[str, Any]) -> list[str]:
+    return [str(problem) for problem in problems(model(data), "dns.json")]
+
+
+def test_a_correct_document_has_no_problem() -> None:
+    assert found(document()) == []
+    assert found(with_zone()) == []
+
+
+FREE, BUSINESS = {"tags": {"account_type": "free"}}, {"tags": {"account_type": "business"}}
+
+BAD = {
+    "address twice": (document(listen=["127.0.0.1", "127.0.0.1"]), "listen.1 = 127.0.0.1: is listed twice"),
+    "any address": (document(listen=["0.0.0.0"]), "listen.0 = 0.0.0.0: is not the address of a machine"),
+    "multicast": (document(listen=["ff02::1"]), "listen.0 = ff02::1: is not the address of a machine"),
+    "link-local": (document(listen=["fe80::1"]), "listen.0 = fe80::1: is a link-local"),
+    "empty pool": (document(pools={**document()["pools"], "x": {}}), "pools.x: has no addresses"),
+    "overlap": (
+        document(pools={**document()["pools"], "x": {"ipv4": ["198.18.0.0/20", "198.18.2.0/24"]}}),
+        "pools.x.ipv4 = 198.18.2.0/24: overlaps with 198.18.0.0/20",
+    ),
+    "unknown pool": (
+        with_policies({"name": "a", "answer": {"pool": "nil", "ttl": 1}}),
+        "policies.0.answer.pool = nil: is not a pool\n    fix: add the pool, or name one "
+        "that exists: business, free",
+    ),
+    "policy twice": (
+        with_policies({"name": "a", "match": FREE}, {"name": "a", "match": BUSINESS}),
+        "policies.1.name = a: is the name of several policies",
+    ),
+    "bad suffix": (
+        with_policies({"name": "a", "match": {"suffixes": ["a..b"]}}, {"name": "b"}),
+        "policies.0.match.suffixes.0 = a..b: is not a domain name",
+    ),
+    "family missing": (
+        with_policies(
+            {"name": "a", "match": {"types": ["AAAA"]}, "answer": {"pool": "business", "ttl": 1}},
+            {"name": "b"},
+        ),
+        "policies.0.answer.pool = business: has no ipv6 prefix, and the policy answers AAAA alone",
+    ),
+    "shadowed": (
+        with_policies({"name": "all"}, {"name": "late", "match": FREE}),
+        "policies.1 = late: can never match: all takes every query first",
+    ),
+    "shadowed by two": (
+        with_policies({"name": "a", "match": FREE}, {"name": "b", "match": BUSINESS}, {"name": "late"}),
+        "policies.2 = late: can never match: a, b takes every query first",
+    ),
+    "shadowed by types": (
+        with_policies(
+            {"name": "a", "match": {"types": ["A"]}},
+            {"name": "aaaa", "match": {"types": ["AAAA"]}},
+            {"name": "late"},
+        ),
+        "policies.2 = late: can never match: a, aaaa takes every query first",
+    ),
+    "no such tag": (
+        with_policies({"name": "a", "match": {"tags": {"account_type": "fre"}}}, {"name": "b"}),
+        "policies.0 = a: can never match: no hostname carries account_type=fre",
+    ),
+    "no such suffix": (
+        with_policies({"name": "a", "match": {"suffixes": ["example.org"]}}, {"name": "b"}),
+        "policies.0 = a: can never match: no hostname is at or below its suffixes",
+    ),
+    "suffix and tag apart": (
+        with_policies(
+            {"name": "a", "match": {"suffixes": ["wood.example.com", "the.wood.example.com"], **FREE}},
+            {"name": "b"},
+        ),
+        "policies.0 = a: can never match: no hostname meets all its conditions",
+    ),
+    "names without policy": (
+        with_policies({"name": "a", "match": FREE}),
+        "policies = biz.example.com: has no policy at lab (hostnames with account_type=business)",
+    ),
+    "name outside": (
+        with_zone(names=["host.example.org."]),
+        "names.0 = host.example.org.: is outside its zone",
+    ),
+    "name twice": (with_zone(names=["a", "A.example.com."]), "names.1 = A.example.com.: is registered twice"),
+    "name too long": (with_zone(names=["x" * 64]), "has a label of more than 63 octets"),
+    "empty label": (with_zone(names=["a..b"]), "names.0 = a..b: is not a domain name"),
+    "not ascii": (with_zone(names=["ä"]), "names.0 = ä: is not ASCII"),
+    "clash A": (
+        with_zone("host A 198.18.0.1\n"),
+        "names.0 = host: has a static address or CNAME record as well",
+    ),
+    "clash AAAA": (with_zone("HOST AAAA 2001:db8::1\n"), "names.0 = host: has a static address or CNAME"),
+    "clash CNAME": (with_zone("host CNAME ns\n"), "names.0 = host: has a static address or CNAME record"),
+    "below a cut": (
+        with_zone("sub NS ns.example.net.\n", names=["a.sub"]),
+        "names.0 = a.sub: is below sub.example.com, which is delegated",
+    ),
+    "zone name": (with_zone(name="exa mple..com"), "zones.0.name = exa mple..com: is not a domain name"),
+    "zone twice": (
+        document(zones=document()["zones"] * 2),
+        "zones.1.name = example.com: is the name of two zones",
+    ),
+    "no SOA": (
+        with_zone(text="$TTL 5\n@ NS ns\nns A 198.18.0.1\n"),
+        "a.zone: zones.0.records = example.com: has no SOA",
+    ),
+    "no NS": (with_zone(text="$TTL 5\n@ SOA ns h 1 2 3 4 5\n"), "has no NS record at example.com"),
+    "empty zone": (with_zone(text=""), "has no SOA record"),
+    "syntax": (with_zone("x A 198.18.0.300\n"), "a.zone:5: zones.0.records"),
+    "unknown type": (
+        with_zone("x AA 198.18.0.3\n"),
+        "a.zone:5: zones.0.records = example.com: unknown rdatatype 'AA'",
+    ),
+    "no TTL": (with_zone(text="@ NS ns\n"), "Missing default TTL"),
+    "include": (with_zone("$INCLUDE /etc/passwd\n"), "'$INCLUDE' is not allowed"),
+    "outside the zone": (
+        with_zone("www.example.org. A 198.18.0.1\n"),
+        "a.zone:5: zones.0.records = example.com: has a record outside the zone example.com",
+    ),
+    "CNAME and other data": (with_zone("x CNAME ns\nx A 198.18.0.1\n"), "has a CNAME beside other records"),
+    "CNAME at the apex": (with_zone("@ CNAME ns\n"), "has a CNAME beside other records"),
+    "second CNAME": (with_zone("x CNAME ns\nx CNAME b\n"), "has a second CNAME record at x.example.com"),
+    "second SOA": (
+        with_zone("x SOA ns h 1 2 3 4 5\n"),
+        "a.zone:5: zones.0.records = example.com: has an SOA record below its apex",
+    ),
+    "occluded": (
+        with_zone("sub NS ns.example.net.\nx.sub TXT t\n"),
+        "x.sub.example.com: is below sub.example.com, which is delegated",
+    ),
+    "below DNAME": (with_zone("d DNAME ns\nx.d A 198.18.0.1\n"), "x.d.example.com: is below d.example.com"),
+    "name server without address": (
+        with_zone("@ NS other\n"),
+        "other.example.com: is a name server of example.com without an address in the zone",
+    ),
+    "name server that is an alias": (
+        with_zone("@ NS other\nother CNAME ns\n"),
+        "other.example.com: is a name server of example.com without an address in the zone",
+    ),
+    "hostname of an inner zone": (
+        document(
+            zones=[
+                *document()["zones"],
+                {"name": "in.example.com", "records": SMALL_ZONE},
+                {
+                    "name": "example.net",
+                    "records": SMALL_ZONE,
+                    "hostnames": [{"names": ["x.in.example.com."]}],
+                },
+            ]
+        ),
+        "is outside its zone example.net",
+    ),
+    "hostname in the parent of its zone": (
+        with_zone(names=["x.in"])
+        | {"zones": [*with_zone(names=["x.in"])["zones"], {"name": "in.example.com", "records": SMALL_ZONE}]},
+        "names.0 = x.in: belongs to the zone in.example.com",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_problems(name: str) -> None:
+    data, expected = BAD[name]
+    shown = found(data)
+    assert any(expected in each for each in shown), shown
+    assert all("\n    fix: " in each for each in shown)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_policies({"name": "other_pop", "match": {"pops": ["elsewhere"]}}, {"name": "rest"}),
+        with_policies({"name": "here", "match": {"pops": ["lab"]}}, {"name": "fallback"}),
+        with_policies({"name": "a", "match": {"suffixes": ["host3.example.com"]}}, {"name": "b"}),
+        document(pools={**document()["pools"], "spare": {"ipv4": ["198.18.200.0/24"]}}),
+        document(zones=[{"name": "example.com", "records": SMALL_ZONE}]),
+        with_zone("*.x TXT t\nsub NS ns.sub\nns.sub A 198.18.0.9\n_x._tcp SRV 1 1 1 ns\n"),
+        with_zone(names=["ns2"], extra="@ NS ns2\n"),
+        with_zone("host TXT beside\nhost CAA 0 issue a\n"),
+    ],
+)
+def test_what_is_unusual_but_right(data: dict[str, Any]) -> None:
+    assert found(data) == []
+
+
+def test_everything_is_reported_at_once(tmp_path: Path) -> None:
+    data = with_zone("x AA 1\n", names=["a..b", "b", "b"])
+    data["listen"] *= 2
+    data["policies"].append({"name": "late", "answer": {"pool": "nil", "ttl": 1}})
+    path = tmp_path / "dns.json"
+    path.write_text(json.dumps(data))
+    result = CliRunner().invoke(cli, ["check", "--all", str(path)])
+    assert result.exit_code == 2
+    assert result.output.count("fix:") == len(found(data)) == 7
+
+
+def test_check_command(tmp_path: Path) -> None:
+    path = tmp_path / "dns.json"
+    path.write_text(json.dumps(document()))
+    result = CliRunner().invoke(cli, ["check", str(path)])
+    assert result.exit_code == 0
+    assert "1 zones, 52 hostnames, 2 pools, 2 policies" in result.output
+    path.write_text(json.dumps(document(listen=["0.0.0.0"])))
+    result = CliRunner().invoke(cli, ["check", str(path)])
+    assert isinstance(result.exception, InvalidInputError)
+    assert len(result.exception.problems) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', '{"version": 2}', '{"listen": "x"}', "\ud800"])
+def test_what_is_no_document(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "dns.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    result = CliRunner().invoke(cli, ["check", str(path)])
+    assert isinstance(result.exception, InvalidInputError)
+    assert "fix:" in str(result.exception)
