@@ -28,6 +28,13 @@ BUILDER = 2
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SOURCE = f"deb [trusted=yes] file:{GUEST_DEBS} ./\n"
 
+# Mounts and processes of a build end with it, however it ends: nothing is left mounted below a directory that
+# the next build removes.
+_SANDBOX = (
+    *("setpriv", "--pdeathsig", "KILL", "--"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
+)
+
 # What makes no sense in a guest, or would reach through to the computer below it.
 _MASKED_UNITS = (
     "apt-daily.timer",
@@ -108,11 +115,19 @@ def _prune(cache: Path, keep: Path) -> None:
 def _build(image: Image, path: Path) -> None:
     """Build beside the final place, then rename: an image is there as a whole or not at all."""
     making = path.with_suffix(".new")
+    umask = os.umask(0o022)
+    try:
+        _make(image, making)
+        making.rename(path)
+    finally:
+        os.umask(umask)
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _make(image: Image, making: Path) -> None:
     base, golden, debs = making / "base", making / "golden", making / "debs"
     for directory in (making, golden, debs):
         directory.mkdir()
-    for directory in (making, golden):
-        directory.chmod(0o755)
     sources = _sources(image.suite)
     _bootstrap(image, base, sources)
     _download(image, base, making / "apt", sources, debs)
@@ -120,12 +135,12 @@ def _build(image: Image, path: Path) -> None:
     _inside(("base",), making, "apt-get", "update")
     if image.packages.golden:
         _install(image, making)
-    making.rename(path)
 
 
 def _bootstrap(image: Image, base: Path, sources: list[str]) -> None:
     run(
         [
+            *_SANDBOX,
             "mmdebstrap",
             "--mode=root",
             "--variant=minbase",
@@ -211,10 +226,7 @@ def _install(image: Image, making: Path) -> None:
 
 
 def _inside(layers: tuple[str, ...], making: Path, *command: str) -> None:
-    """Run a command in the image; changes go to the last of `layers`.
-
-    In a mount namespace of its own, which takes the mounts with it when it ends, however it ends.
-    """
+    """Run a command in the image; changes go to the last of `layers`."""
     work, root = making / "work", making / "root"
     for directory in (work, root):
         directory.mkdir()
@@ -241,7 +253,7 @@ def _inside(layers: tuple[str, ...], making: Path, *command: str) -> None:
     ]
     try:
         run(
-            ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *nspawn],
+            [*_SANDBOX, "sh", "-c", f'{mount} && exec "$@"', "sh", *nspawn],
             env={"SYSTEMD_NSPAWN_LOCK": "0"},
         )
     finally:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from unmoor.errors import UnmoorError
 from unmoor.lab import cgroup, guest, image, layout, network, ssh, state, supervisor
 from unmoor.lab.layout import Layout
-from unmoor.lab.run import run
+from unmoor.lab.run import require, run
 from unmoor.lab.state import Phase, State
 from unmoor.lab.topology import Topology
 
@@ -86,6 +86,7 @@ def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
     Raises UnmoorError, also when a lab of this name was built from another topology.
     """
     _require_root()
+    require()
     with _locked(place):
         if not place.record.exists():
             # What a broken `up` may have left would be in the way.
@@ -112,15 +113,15 @@ def down(place: Layout) -> None:
     with _locked(place):
         _remove(place)
         shutil.rmtree(place.state)
-    with contextlib.suppress(OSError):
-        layout.STATE.rmdir()
+    for shared in (layout.STATE, layout.cache() / "disks"):
+        with contextlib.suppress(OSError):
+            shared.rmdir()
 
 
 def names() -> list[str]:
     """Names of the labs of which anything is there."""
     found = {path.name for path in layout.STATE.glob("*")}
     found |= {path.name for path in (layout.cache() / "disks").glob("*")}
-    found |= {path.name.split("-")[1] for path in Path("/run/netns").glob("unmoor-*-*")}
     for root in cgroup.hierarchies():
         found |= {path.name for path in (root / "unmoor-lab").glob("*/")}
     return sorted(found)

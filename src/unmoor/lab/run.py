@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import IO, NoReturn
@@ -26,6 +27,13 @@ PACKAGES = {
     "systemd-nspawn": "systemd-container",
     "unshare": "util-linux",
 }
+
+
+def require() -> None:
+    """Raise UnmoorError, naming the packages to install, unless every program the lab calls is there."""
+    missing = {package for program, package in PACKAGES.items() if not shutil.which(program)}
+    if missing:
+        raise UnmoorError(f"the lab needs more Debian packages: apt-get install {' '.join(sorted(missing))}")
 
 
 def run(

@@ -31,7 +31,7 @@ class State:
 
 
 def read(layout: Layout, host: str) -> State:
-    """How the host is doing, checked against what really runs."""
+    """How the host is doing; one whose supervisor was killed is off, and the next `up` boots it again."""
     try:
         written = State(**json.loads((layout.host(host) / "state.json").read_text(encoding="utf-8")))
     except FileNotFoundError:

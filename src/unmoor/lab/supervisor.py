@@ -1,7 +1,6 @@
 """The process that keeps one host running: mounts its root, boots it, boots it again when it reboots.
 
-It runs in a mount namespace of its own, so the host's mounts are seen by nobody else and go with it. When it
-ends, however it ends, the guest ends as well.
+It runs in a mount namespace of its own, so the host's mounts are seen by nobody else and go with it.
 """
 
 from __future__ import annotations
@@ -74,6 +73,11 @@ def _boot(layout: Layout, host: str, debs: str, now: State) -> State:
             "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "yes",
             "SYSTEMD_NSPAWN_LOCK": "0",
         }
+        # A guest outlives an nspawn or a supervisor that was killed; and what is left of the groups of the
+        # boot before would keep processes out (cgroup v2).
+        cgroup.kill(group / cgroup.GUEST)
+        cgroup.remove(group / cgroup.GUEST)
+        cgroup.create(group)
         # A child starts where its parent is.
         cgroup.enter(group / cgroup.GUEST)
         nspawn = start(_nspawn(layout, host, debs), env=env, output=log)
@@ -88,13 +92,12 @@ def _boot(layout: Layout, host: str, debs: str, now: State) -> State:
             now = _heard(now, notify.recv(4096).decode(errors="replace"))
             now.write(directory)
         os.close(pidfd)
+    cgroup.kill(group / cgroup.GUEST)
     return replace(now, phase="off", leader=0, status=nspawn.wait())
 
 
 def _nspawn(layout: Layout, host: str, debs: str) -> list[str]:
     return [
-        # The guest ends with its supervisor.
-        *("setpriv", "--pdeathsig", "KILL", "--"),
         "systemd-nspawn",
         "--quiet",
         "--boot",
