@@ -127,8 +127,15 @@ def make_certificate(folder: Path, name: str = "www.unmoor.test") -> tuple[ssl.S
 
 
 @contextmanager
-def answering(reply: Callable[[bytes], bytes | None], address: str = "127.0.0.1") -> Iterator[int]:
-    """A UDP server that sends what `reply` makes of each datagram, if anything; the value is its port."""
+def answering(
+    reply: Callable[[bytes], bytes | None],
+    address: str = "127.0.0.1",
+    seen: Callable[[object], None] = lambda _: None,
+) -> Iterator[int]:
+    """A UDP server that sends what `reply` makes of each datagram, if anything; the value is its port.
+
+    `seen` is told who asks.
+    """
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         server.bind((address, 0))
@@ -139,6 +146,7 @@ def answering(reply: Callable[[bytes], bytes | None], address: str = "127.0.0.1"
             while not done.is_set():
                 with suppress(TimeoutError):
                     data, client = server.recvfrom(4096)
+                    seen(client)
                     answered = reply(data)
                     if answered is not None:
                         server.sendto(answered, client)

@@ -19,7 +19,7 @@ class _Axis:
         most, least = max(loads), max(1, min(loads))
         self.log = most / least >= _LOG_FROM
         if self.log:
-            self._top: float = ceil(log10(most) + 1e-9)
+            self._top: float = ceil(round(log10(most), 9))
             self.ticks = [10**power for power in range(int(self._top) + 1)]
         else:
             step = _round_step(most / 4)
