@@ -31,6 +31,13 @@ def unmoor_proofs(
     return [{"title": each.title, "argv": ["unmoor", "probe", *each.arguments, "--json"]} for each in proofs]
 
 
+def unmoor_summary(results: list[dict[str, Any]]) -> list[str]:
+    """What the runs of unmoor_proofs printed, in a few lines each."""
+    return [
+        line for done in results for line in proof.summary(done["item"]["title"], json.loads(done["stdout"]))
+    ]
+
+
 def _documents(texts: dict[str, str]) -> Documents:
     return Documents(
         validate(EdgeDocument, json.loads(texts["edge"]), "edge.json"),
@@ -43,4 +50,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
-        return {"unmoor_change": unmoor_change, "unmoor_proofs": unmoor_proofs}
+        return {
+            "unmoor_change": unmoor_change,
+            "unmoor_proofs": unmoor_proofs,
+            "unmoor_summary": unmoor_summary,
+        }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from unmoor.dns import names
 from unmoor.dns.check import inspect
@@ -115,3 +116,29 @@ def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterato
             arguments += ["--ca", ca] if ca else []
         title = f"{', '.join(service.label for service in services)} on {', '.join(map(str, prefixes))}"
         yield Proof(title, tuple(arguments))
+
+
+def summary(title: str, result: dict[str, Any]) -> list[str]:
+    """Say in a few lines what one run of the probe printed as JSON."""
+    return _reach_summary(title, result) if "pairs" in result else _uniformity_summary(title, result)
+
+
+def _reach_summary(title: str, result: dict[str, Any]) -> list[str]:
+    lines = [f"{title}:"]
+    for family, count in result["families"].items():
+        seen = "" if family == "ipv4" else ", a random sample and the edges of the range"
+        lines.append(
+            f"  {count['answered']} of {count['pairs']} (address, port) pairs answered ({family}{seen})"
+        )
+    rates = ", ".join(f"{kind} {rate:.0f}/s" for kind, rate in result["rate"].items())
+    edges = ", ".join(f"{edge} {count}" for edge, count in sorted(result["edges"].items()))
+    return [*lines, f"  connections: {rates}; answered by {edges}"]
+
+
+def _uniformity_summary(title: str, result: dict[str, Any]) -> list[str]:
+    size = result["pool_size"]
+    return [
+        f"{title}:",
+        f"  {result['queries']} queries asked, {result['lost']} lost, {result['outside']} answers outside",
+        f"  {result['distinct']} distinct addresses of {size} seen; chi-square p {result['p']:.3f}",
+    ]

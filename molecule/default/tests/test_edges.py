@@ -1,0 +1,84 @@
+"""What stands on each edge: units, privileges, pins, routes."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import sockets_status
+from testinfra.host import Host
+
+ENABLED = [
+    "unmoor-anyip.service",
+    "unmoor-sockets.service",
+    "unmoor-activation.socket",
+    "unmoor-dns.service",
+    "nginx.service",
+    "unmoor-whoami.socket",
+]
+
+
+def properties(edge: Host, unit: str) -> dict[str, str]:
+    shown = edge.check_output("systemctl show %s", unit)
+    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+
+
+def test_no_unit_has_failed(edge: Host) -> None:
+    assert edge.check_output("systemctl --failed --no-legend --plain") == ""
+
+
+@pytest.mark.parametrize("unit", ENABLED)
+def test_units_run_now_and_after_a_reboot(edge: Host, unit: str) -> None:
+    assert edge.run("systemctl is-active %s", unit).stdout.strip() == "active", edge.run(
+        "journalctl --no-pager -n 30 -u %s", unit
+    ).stdout
+    assert edge.check_output("systemctl is-enabled %s", unit) == "enabled"
+
+
+@pytest.mark.parametrize(
+    ("unit", "user", "capabilities"),
+    [
+        ("unmoor-activation.service", "unmoor", "cap_net_admin cap_bpf"),
+        ("unmoor-dns.service", "unmoor-dns", "cap_net_bind_service"),
+    ],
+)
+def test_services_are_unprivileged_and_hardened(edge: Host, unit: str, user: str, capabilities: str) -> None:
+    shown = properties(edge, unit)
+    assert shown["User"] == user
+    assert set(shown["CapabilityBoundingSet"].split()) == set(capabilities.split())
+    assert shown["NoNewPrivileges"] == "yes"
+    assert shown["ProtectSystem"] == "strict"
+    assert shown["MemoryDenyWriteExecute"] == "yes"
+    assert shown["SystemCallFilter"]
+
+
+def test_the_dns_server_runs_as_its_user_with_one_worker_for_each_core(edge: Host) -> None:
+    processes = edge.check_output("ps -o user:20= -u unmoor-dns").split()
+    assert processes == ["unmoor-dns"] * (1 + int(edge.check_output("nproc")))
+
+
+def test_pins_are_for_root_and_the_group_alone(edge: Host) -> None:
+    pins = edge.file("/sys/fs/bpf/unmoor")
+    assert (pins.user, pins.group) == ("root", "unmoor")
+    assert pins.mode & 0o007 == 0
+    listed = edge.check_output("find /sys/fs/bpf/unmoor -mindepth 1 -perm /007")
+    assert listed == ""
+
+
+def test_the_prefixes_are_local(edge: Host) -> None:
+    for version, prefix in (("-4", "198.18.0.0/20"), ("-6", "2001:db8:100::/44")):
+        routes = edge.check_output("ip %s route show table local", version)
+        assert f"local {prefix} dev lo" in routes
+
+
+def test_every_service_has_its_sockets(edge: Host) -> None:
+    services = {service["label"]: service for service in sockets_status(edge)["services"]}
+    assert set(services) == {"web-http", "web-https", "whoami"}
+    for service in services.values():
+        assert {socket["family"] for socket in service["sockets"]} == {"ipv4", "ipv6"}, service
+
+
+def test_documents_are_valid_and_not_for_others_to_write(edge: Host) -> None:
+    edge.check_output("unmoor validate edge /etc/unmoor/edge.json")
+    edge.check_output("unmoor dns check /etc/unmoor/dns.json")
+    for name in ("edge", "dns"):
+        file = edge.file(f"/etc/unmoor/{name}.json")
+        assert (file.user, file.mode) == ("root", 0o644)

@@ -1,0 +1,32 @@
+"""A reboot of one edge brings all of it back by itself."""
+
+from __future__ import annotations
+
+from conftest import AUTHORITY, EDGE_ADDRESSES, TLS, eventually, lab_host, probe, reach_edge
+from testinfra.host import Host
+
+
+def test_a_reboot_brings_everything_back(hosts: dict[str, Host], router: Host) -> None:
+    started = hosts["edge2"].check_output("stat -c %Y /proc/1")
+    hosts["edge2"].run("systemctl reboot")
+
+    def rebooted() -> bool:
+        done = lab_host("edge2").run("stat -c %%Y /proc/1 && systemctl is-system-running")
+        return done.stdout.split()[1:] == ["running"] and done.stdout.split()[0] != started
+
+    assert eventually(rebooted, 90)
+    assert reach_edge(router, "edge2")["failed"] == 0
+    secure = (
+        "--tls",
+        TLS,
+        "--sni",
+        "site0001.unmoor.test",
+        "--ca",
+        AUTHORITY,
+        "--service",
+        f"web-https={TLS}",
+    )
+    assert reach_edge(router, "edge2", *secure)["failed"] == 0
+    for server in EDGE_ADDRESSES["edge2"]:
+        arguments = ["--server", server, "--queries", "100", "--pool", "198.18.0.0/20"]
+        assert probe(router, "uniformity", "site0001.unmoor.test", *arguments)["lost"] == 0

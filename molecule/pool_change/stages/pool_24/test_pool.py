@@ -1,0 +1,17 @@
+"""After the change to 198.18.0.0/24: that pool alone is answered, and every address of the prefix reaches."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import SERVERS, answered_only_from, every_address_reaches
+from testinfra.host import Host
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize(("qtype", "pool"), [("A", "198.18.0.0/24"), ("AAAA", "2001:db8:100::/64")])
+def test_only_the_new_pool_is_answered(client: Host, server: str, qtype: str, pool: str) -> None:
+    answered_only_from(client, server, qtype, pool)
+
+
+def test_every_address_still_reaches_the_service(client: Host) -> None:
+    every_address_reaches(client)

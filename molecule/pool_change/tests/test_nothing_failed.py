@@ -1,0 +1,17 @@
+"""The client that connected and asked through all changes: nothing failed, and it saw them take effect."""
+
+from __future__ import annotations
+
+import json
+
+from conftest import eventually
+from testinfra.host import Host
+
+
+def test_nothing_failed_through_all_changes(client: Host) -> None:
+    client.check_output("systemctl stop watch")
+    assert eventually(lambda: client.file("/run/watch.json").size > 0)
+    result = json.loads(client.file("/run/watch.json").content_string)
+    assert result["failed"] == 0, result
+    assert result["connections"] > 1000
+    assert result["queries"] > 1000
