@@ -141,6 +141,8 @@ class Server:
         """Start a worker and wait until it serves. Raises UnmoorError if it does not."""
         channel, child_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         inheritance, child_inheritance = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # During a reload `pairs` holds those of the old document as well.
+        own = [pairs[each] for each in _endpoints(snapshot.document) if each.place == place]
         # Room for the largest connection (tcp.py); the kernel doubles it.
         inheritance.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 212992)
         # Until the child has put its own handling in place, a signal to it would be read by the parent.
@@ -154,14 +156,14 @@ class Server:
                 lambda: Worker(
                     snapshot,
                     self._table.row(place, generation),
-                    [pair for endpoint, pair in pairs.items() if endpoint.place == place],
+                    own,
                     child_channel,
                     child_inheritance,
                 ),
                 foreign=[
                     channel,
                     inheritance,
-                    *(each for e, pair in pairs.items() if e.place != place for each in pair),
+                    *(each for pair in pairs.values() if pair not in own for each in pair),
                     *(
                         each
                         for other in self._children.values()
