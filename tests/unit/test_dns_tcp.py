@@ -90,7 +90,7 @@ def test_a_question_buys_time_and_a_part_of_one_does_not(bench: Bench, clock: li
     for _ in range(3):
         clock[0] += IDLE / 2
         ask(bench, asking)
-        trickling.sendall(b"\0")
+        trickling.sendall(b"\0" * 2)
         bench.readable()
         bench.connections.expire()
     assert not closed(asking)

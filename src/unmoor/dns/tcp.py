@@ -124,7 +124,7 @@ class Connections:
 
     def _answer_all(self, connection: Connection) -> bool:
         """Answer the whole questions received, in their order; returns whether there were any."""
-        received, at = connection.received, 0
+        received, at, asked = connection.received, 0, False
         while len(connection.unsent) < _MAX_UNSENT and len(received) >= at + 2:
             (size,) = struct.unpack_from("!H", received, at)
             if len(received) < at + 2 + size:
@@ -132,10 +132,11 @@ class Connections:
             self._counts.add(Event.TCP_QUERIES)
             reply = self._answer(bytes(received[at + 2 : at + 2 + size]), wire.TCP_SIZE)
             at += 2 + size
-            if reply is not None:
+            if reply is not None:  # silence buys no time
+                asked = True
                 connection.unsent += struct.pack("!H", len(reply)) + reply
         del received[:at]
-        return at > 0
+        return asked
 
     def _close(self, connection: Connection) -> None:
         descriptor = connection.door.fileno()
