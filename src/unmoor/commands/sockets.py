@@ -1,0 +1,316 @@
+"""`unmoor sockets`: the dispatch table, the sockets registered, and what was counted."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from unmoor.errors import UnmoorError
+from unmoor.sockets import pins as pinned
+from unmoor.sockets import protocol, systemd
+
+if TYPE_CHECKING:
+    from unmoor.model import EdgeDocument
+    from unmoor.sockets.generation import Change
+
+CONFIG = Path("/etc/unmoor/edge.json")
+
+_PATH = click.Path(path_type=Path)
+_pins = click.option(
+    "--pins", type=_PATH, default=pinned.DEFAULT, show_default=True, help="Directory of the pins, on a bpffs."
+)
+_door = click.option(
+    "--socket", "door", type=_PATH, default=protocol.SOCKET, show_default=True, help="The activation service."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def cli() -> None:
+    """The sk_lookup half: dispatch table, sockets, counters."""
+
+
+@cli.command("compile")
+@click.option(
+    "--output", type=_PATH, default=Path("dispatch.o"), show_default=True, help="Where to write it."
+)
+def compile_command(output: Path) -> None:
+    """Compile the dispatch program to a BPF object."""
+    from unmoor.sockets.compiler import compile_program  # noqa: PLC0415 - a listener's unit needs none of it
+
+    compile_program(output)
+    click.echo(f"compiled {output} ({output.stat().st_size} bytes)")
+
+
+@cli.command()
+@click.option("--config", type=_PATH, default=CONFIG, show_default=True, help="What to load.")
+@click.option("--object", "object_file", type=_PATH, help="The compiled program; without it, compile it now.")
+@click.option(
+    "--netns", type=_PATH, help="Network namespace, such as /run/netns/NAME; without it, one's own."
+)
+@click.option("--check", is_flag=True, help="Only say what would change.")
+@_json
+@_pins
+def load(
+    config: Path, object_file: Path | None, netns: Path | None, check: bool, as_json: bool, pins: Path
+) -> None:
+    """Make the running dispatch table what CONFIG says, in one atomic step."""
+    from unmoor.sockets import generation  # noqa: PLC0415 - a listener's unit needs none of it
+
+    edge, code = _edge(config), _object(object_file)
+    apply = generation.plan if check else generation.load
+    change = apply(edge, code, pinned.Pins(pins), netns or generation.OWN_NETNS)
+    _print_change(change, check, as_json)
+
+
+def _edge(config: Path) -> EdgeDocument:
+    from unmoor.model import EdgeDocument, load  # noqa: PLC0415 - pydantic takes long to import
+
+    return load(EdgeDocument, config)
+
+
+def _object(object_file: Path | None) -> bytes:
+    if object_file is None:
+        from unmoor.sockets.compiler import compile_program  # noqa: PLC0415 - rarely needed
+
+        with tempfile.TemporaryDirectory(prefix="unmoor-") as directory:
+            compiled = Path(directory) / "dispatch.o"
+            compile_program(compiled)
+            return compiled.read_bytes()
+    try:
+        return object_file.read_bytes()
+    except OSError as error:
+        raise UnmoorError(
+            f"cannot read {object_file} ({error.strerror}); "
+            f"make it: unmoor sockets compile --output {object_file}"
+        ) from None
+
+
+_SHOWN = 40
+
+
+def _print_change(change: Change, check: bool, as_json: bool) -> None:
+    from unmoor.sockets.status import binding_as_json  # noqa: PLC0415 - see load
+
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "changed": change.changed,
+                    "added": [binding_as_json(binding) for binding in change.added],
+                    "removed": [binding_as_json(binding) for binding in change.removed],
+                    "program": "new" if change.new_program else "same",
+                }
+            )
+        )
+        return
+    if not change.changed:
+        click.echo("no change")
+        return
+    lines = [f"+ {_line(binding)}" for binding in change.added]
+    lines += [f"- {_line(binding)}" for binding in change.removed]
+    for line in lines[:_SHOWN]:
+        click.echo(line)
+    if len(lines) > _SHOWN:
+        click.echo(f"... and {len(lines) - _SHOWN} more")
+    summary = f"{len(change.added)} bindings added, {len(change.removed)} removed"
+    summary += ", new program" if change.new_program else ""
+    click.echo(f"{'would change: ' if check else ''}{summary}")
+
+
+def _line(binding: Any) -> str:
+    ports = str(binding.first_port)
+    if binding.last_port != binding.first_port:
+        ports = (
+            "any" if (binding.first_port, binding.last_port) == (0, 65535) else f"{ports}-{binding.last_port}"
+        )
+    at = f" on {binding.interface}" if binding.interface else ""
+    return f"{binding.protocol} {binding.prefix} {ports}{at} -> {binding.service}"
+
+
+@cli.command()
+@_pins
+def unload(pins: Path) -> None:
+    """Detach the program and unpin everything."""
+    from unmoor.sockets.generation import unload as remove  # noqa: PLC0415 - see load
+
+    click.echo("unloaded" if remove(pinned.Pins(pins)) else "nothing was loaded")
+
+
+@cli.command()
+@_pins
+def rollback(pins: Path) -> None:
+    """Switch back to the generation before."""
+    from unmoor.sockets.generation import rollback as switch_back  # noqa: PLC0415 - see load
+
+    click.echo(f"generation {switch_back(pinned.Pins(pins)).generation} is live again")
+
+
+def _endpoints(
+    _context: click.Context, _parameter: click.Parameter, values: Sequence[str]
+) -> list[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]:
+    found = []
+    for value in values:
+        match = re.fullmatch(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]+)):(?P<port>\d{1,5})", value)
+        try:
+            if match is None:
+                raise ValueError  # noqa: TRY301 - one message for all that is wrong
+            found.append((ipaddress.ip_address(match["six"] or match["four"]), int(match["port"])))
+        except ValueError:
+            raise click.BadParameter(
+                f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:80 or [::1]:80"
+            ) from None
+    return found
+
+
+@cli.command()
+@click.argument("service")
+@click.option("--pid", type=int, help="The process whose sockets to register.")
+@click.option("--pidfile", type=_PATH, help="A file that holds the process's id.")
+@click.option(
+    "--listen",
+    multiple=True,
+    callback=_endpoints,
+    help="Where the process listens, as ADDRESS:PORT; once for each socket.",
+)
+@click.option("--protocol", "kind", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
+@click.option("--wait", type=float, default=5.0, show_default=True, help="Seconds for the sockets to appear.")
+@_door
+def register(
+    service: str,
+    pid: int | None,
+    pidfile: Path | None,
+    listen: list[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]],
+    kind: Any,
+    wait: float,
+    door: Path,
+) -> None:
+    """Register the sockets of SERVICE: a running process's, or those passed by systemd (LISTEN_FDS)."""
+    from unmoor.sockets.registration import MissingError, wait_for_sockets  # noqa: PLC0415 - see load
+
+    if pid is None and pidfile is None:
+        descriptors = systemd.listen_descriptors()
+        if not descriptors:
+            raise UnmoorError(
+                "no sockets: name a process (--pid or --pidfile, and --listen), "
+                "or start this from a unit with Sockets="
+            )
+    elif not listen:
+        raise UnmoorError("say where the process listens: --listen ADDRESS:PORT")
+    else:
+        try:
+            descriptors = wait_for_sockets(pid, pidfile, listen, kind, wait)
+        except MissingError as error:
+            _fail(service, str(error))
+    _request(door, protocol.Request("register", service), descriptors)
+
+
+@cli.command()
+@click.argument("service")
+@_door
+def unregister(service: str, door: Path) -> None:
+    """Take all sockets of SERVICE out of service: its addresses refuse connections."""
+    _request(door, protocol.Request("unregister", service), [])
+
+
+def _request(door: Path, request: protocol.Request, descriptors: Sequence[int]) -> None:
+    from unmoor.sockets.registration import send  # noqa: PLC0415 - see load
+
+    reply = send(door, request, descriptors)
+    if not reply.ok:
+        _fail(request.service, reply.why)
+    click.echo(f"{request.service}: {', '.join(reply.sockets) or 'no sockets'}")
+
+
+def _fail(service: str, why: str) -> NoReturn:
+    click.echo(f"unmoor: {service}: {why}", err=True)
+    sys.exit(1)
+
+
+@cli.command()
+@_pins
+@_door
+def serve(pins: Path, door: Path) -> None:
+    """Run the activation service."""
+    from unmoor.sockets.activation import Activation, open_door  # noqa: PLC0415 - see load
+    from unmoor.sockets.registry import Registry  # noqa: PLC0415 - see load
+
+    try:
+        listening = open_door(door)
+    except OSError as error:
+        raise UnmoorError(f"cannot listen at {door}: {error.strerror}") from None
+    Activation(Registry(pinned.Pins(pins)), listening).serve()
+
+
+@cli.command()
+@_json
+@_pins
+def status(as_json: bool, pins: Path) -> None:
+    """Show bindings in order of precedence, and each service's sockets and counters."""
+    from unmoor.sockets.status import read_status  # noqa: PLC0415 - see load
+
+    found = read_status(pinned.Pins(pins))
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+        return
+    click.echo(f"generation {found.record.generation}, program {found.record.program[:12]}")
+    _print_table(
+        ("protocol", "prefix", "port", "service"),
+        [_cells(binding) for binding in found.bindings],
+    )
+    _print_table(
+        ("service", "id", "protocol", "family", "sockets", "lookups", "misses", "errors"),
+        [
+            (
+                each.service,
+                str(each.id),
+                each.protocol,
+                f"ipv{each.family}",
+                " ".join(f"{cookie:x}" for cookie in each.sockets) or "none",
+                str(each.counters["lookups"]),
+                str(each.counters["misses"]),
+                str(each.errors),
+            )
+            for each in found.destinations
+        ],
+    )
+
+
+def _cells(binding: Any) -> tuple[str, ...]:
+    kind, prefix, rest = _line(binding).split(" ", 2)
+    ports, _, service = rest.partition(" -> ")
+    return kind, prefix, ports, service
+
+
+def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    format_row: Callable[[Sequence[str]], str] = lambda row: "  ".join(  # noqa: E731 - one expression
+        cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    ).rstrip()
+    click.echo("")
+    for row in (heading, *rows):
+        click.echo(format_row(row))
+
+
+@cli.command()
+@click.option("--edge", default=socket.gethostname, help="The edge's name; by default the host's.")
+def whoami(edge: str) -> None:
+    """Serve the sockets passed by systemd: tell each client the edge, address and port that it reached."""
+    from unmoor.sockets.whoami import Whoami  # noqa: PLC0415 - see load
+
+    descriptors = systemd.listen_descriptors()
+    if not descriptors:
+        raise UnmoorError(
+            f"no sockets (LISTEN_FDS) for process {os.getpid()}: start this from a unit with a .socket unit"
+        )
+    Whoami(edge, [socket.socket(fileno=descriptor) for descriptor in descriptors]).serve()

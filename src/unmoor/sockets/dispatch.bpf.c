@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/* The dispatch program: which socket takes a packet for (protocol, address, port).
+ *
+ * It runs at every look-up of a listening TCP socket or an unconnected UDP socket in the network
+ * namespace, before the kernel's own (Linux >= 5.9, BPF_PROG_TYPE_SK_LOOKUP):
+ *
+ *   ports[protocol][port] -> root of a trie -> leaf (a prefix) -> service -> socket
+ *
+ * `ports`, `nodes` and `leaves` are the dispatch table: filled by the loader (table.py), then
+ * frozen. `sockets` and the counters are shared by all generations of the table. Not ours: SK_PASS
+ * after one array access. Bound, but no socket: SK_DROP and a miss.
+ */
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <linux/in.h>
+#include <linux/stddef.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* The sizes below are known to layout.py as well. */
+#define MAX_SERVICES 2048
+/* Sockets of one service, protocol and family: the first that is alive takes the packet. */
+#define SOCKET_SLOTS 8
+#define MAX_GROUPS (MAX_SERVICES * 4)
+/* The trie's depth and the number of nested prefixes; table.py refuses to exceed them. */
+#define MAX_DEPTH 28
+#define MAX_NESTING 64
+/* Addresses with a counter of their own, in chunks that user space reads in one call each. */
+#define ADDRESS_CHUNK 1024
+#define ADDRESS_CHUNKS 64
+
+#define FAMILY_IPV4 2
+#define FAMILY_IPV6 10
+
+/* The roots of the tries for a port; 0 where nothing is bound. */
+struct port {
+	__u32 ipv4;
+	__u32 ipv6;
+};
+
+/* A node of a level-compressed trie (Nilsson and Karlsson, 1999): the `bits` bits at `pos` of the
+ * address select one of 2^bits nodes from `first` on. With no bits it is the end: `first` is a
+ * leaf.
+ */
+struct node {
+	__u32 first;
+	__u8 pos;
+	__u8 bits;
+	__u16 zero;
+};
+
+/* A prefix that is bound, left-aligned in 128 bits, and the service that it is bound to.
+ * `parent` is the leaf to try next when this one does not match; 0 ends the chain.
+ */
+struct leaf {
+	__u64 high;
+	__u64 low;
+	__u64 mask_high;
+	__u64 mask_low;
+	__u32 parent;
+	__u32 service;
+	/* Interface that the packet must have come in by; 0 for any. */
+	__u32 ifindex;
+	/* Of the prefix; compared between the port's trie and that of 'any port'. */
+	__u32 length;
+	/* Added to an IPv4 address it gives the number of the address's counter. */
+	__u64 address_base;
+	__u64 zero;
+};
+
+struct counters {
+	__u64 lookups;
+	__u64 misses;
+	__u64 wrong_family;   /* EAFNOSUPPORT */
+	__u64 wrong_protocol; /* EPROTOTYPE */
+	__u64 wrong_state;    /* ESOCKTNOSUPPORT */
+	__u64 already_chosen; /* EEXIST: another program chose a socket first */
+	__u64 other_error;
+	__u64 zero;
+};
+
+/* What `explain` found; read by user space after a test run. */
+struct answer {
+	__u32 bound;
+	__u32 service;
+	__u32 length;
+	__u32 ifindex;
+	/* 0: a socket takes it; 1: there is none (a miss); below 0: bpf_sk_assign's error. */
+	__s32 error;
+	__u32 zero;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * 65536);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct port);
+} ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct node);
+} nodes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct leaf);
+} leaves SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, MAX_GROUPS *SOCKET_SLOTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_GROUPS);
+	__type(key, __u32);
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ADDRESS_CHUNKS);
+	__type(key, __u32);
+	__uint(value_size, ADDRESS_CHUNK * sizeof(__u64));
+} addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct answer);
+} answers SEC(".maps");
+
+/* Roots of the tries of the bindings to any port, set before the program is loaded. The verifier
+ * knows the values, so that where they are 0 nothing of the code below is left.
+ */
+const volatile __u32 any_tcp_ipv4 = 0;
+const volatile __u32 any_tcp_ipv6 = 0;
+const volatile __u32 any_udp_ipv4 = 0;
+const volatile __u32 any_udp_ipv6 = 0;
+
+struct target {
+	__u64 high;
+	__u64 low;
+	__u32 ifindex;
+};
+
+/* The leaf with the longest prefix of `root` that matches, or NULL. */
+static __always_inline const struct leaf *find(__u32 root, const struct target *target)
+{
+	__u32 index = root, number = 0;
+
+	for (int depth = 0; depth < MAX_DEPTH; depth++) {
+		const struct node *node = bpf_map_lookup_elem(&nodes, &index);
+		__u64 word;
+
+		if (!node)
+			return NULL;
+		if (!node->bits) {
+			number = node->first;
+			break;
+		}
+		word = node->pos < 64 ? target->high : target->low;
+		index = node->first + (word << (node->pos & 63) >> (64 - node->bits));
+	}
+	for (int nesting = 0; nesting < MAX_NESTING; nesting++) {
+		const struct leaf *leaf;
+
+		if (!number)
+			return NULL;
+		leaf = bpf_map_lookup_elem(&leaves, &number);
+		if (!leaf)
+			return NULL;
+		if ((target->high & leaf->mask_high) == leaf->high &&
+		    (target->low & leaf->mask_low) == leaf->low &&
+		    (!leaf->ifindex || leaf->ifindex == target->ifindex))
+			return leaf;
+		number = leaf->parent;
+	}
+	return NULL;
+}
+
+/* Of a port's own leaf and that of 'any port': the longer prefix, at equal length the port's own.
+ */
+static __always_inline const struct leaf *choose(const struct leaf *own, const struct leaf *any)
+{
+	if (!own)
+		return any;
+	if (any && any->length > own->length)
+		return any;
+	return own;
+}
+
+static __always_inline void count_address(__u64 number)
+{
+	__u32 chunk = number / ADDRESS_CHUNK;
+	__u64 *counts;
+
+	if (number >= ADDRESS_CHUNKS * ADDRESS_CHUNK)
+		return;
+	counts = bpf_map_lookup_elem(&addresses, &chunk);
+	if (counts)
+		counts[number % ADDRESS_CHUNK]++;
+}
+
+static __always_inline void count_error(struct counters *count, long error)
+{
+	if (error == -EAFNOSUPPORT)
+		count->wrong_family++;
+	else if (error == -EPROTOTYPE)
+		count->wrong_protocol++;
+	else if (error == -ESOCKTNOSUPPORT)
+		count->wrong_state++;
+	else if (error == -EEXIST)
+		count->already_chosen++;
+	else
+		count->other_error++;
+}
+
+/* Give the packet to the first socket alive in the slots of `group`. Returns 1 where there is none,
+ * 0 when it was given, or the error of bpf_sk_assign.
+ */
+static __always_inline long assign(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags)
+{
+	__u32 key = group * SOCKET_SLOTS;
+	struct bpf_sock *sk = NULL;
+	long error;
+
+#pragma unroll
+	for (int slot = 0; slot < SOCKET_SLOTS; slot++) {
+		sk = bpf_map_lookup_elem(&sockets, &key);
+		if (sk)
+			break;
+		key++;
+	}
+	if (!sk)
+		return 1;
+	error = bpf_sk_assign(ctx, sk, flags);
+	bpf_sk_release(sk);
+	return error;
+}
+
+/* Both programs below are this one: `explain` tells what `dispatch` would do and counts nothing. */
+static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
+{
+	__u32 is_udp = ctx->protocol == IPPROTO_UDP;
+	__u32 is_ipv6 = ctx->family == FAMILY_IPV6;
+	__u32 key = ctx->local_port | is_udp << 16;
+	const struct leaf *own = NULL, *any = NULL, *leaf;
+	struct counters *count;
+	struct target target = {};
+	struct answer *answer = NULL;
+	__u32 group, zero = 0;
+	struct port *port;
+	__u32 root, any_root;
+	long error;
+
+	if (explaining) {
+		answer = bpf_map_lookup_elem(&answers, &zero);
+		if (!answer)
+			return SK_DROP;
+		answer->bound = 0;
+	}
+	port = bpf_map_lookup_elem(&ports, &key);
+	if (!port)
+		return SK_PASS;
+	if (is_ipv6) {
+		root = port->ipv6;
+		any_root = is_udp ? any_udp_ipv6 : any_tcp_ipv6;
+	} else {
+		root = port->ipv4;
+		any_root = is_udp ? any_udp_ipv4 : any_tcp_ipv4;
+	}
+	if (!root && !any_root)
+		return SK_PASS;
+
+	if (is_ipv6) {
+		target.high =
+		    (__u64)bpf_ntohl(ctx->local_ip6[0]) << 32 | bpf_ntohl(ctx->local_ip6[1]);
+		target.low =
+		    (__u64)bpf_ntohl(ctx->local_ip6[2]) << 32 | bpf_ntohl(ctx->local_ip6[3]);
+	} else {
+		target.high = (__u64)bpf_ntohl(ctx->local_ip4) << 32;
+	}
+	target.ifindex = ctx->ingress_ifindex;
+	if (root)
+		own = find(root, &target);
+	if (any_root)
+		any = find(any_root, &target);
+	leaf = choose(own, any);
+	if (!leaf)
+		return SK_PASS;
+
+	group = leaf->service * 4 + is_udp * 2 + is_ipv6;
+	error = assign(ctx, group, explaining ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0);
+	/* Without a socket of its own an IPv4 packet may go to a dual-stack socket. */
+	if (error == 1 && !is_ipv6) {
+		error = assign(ctx, group + 1, explaining ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0);
+		if (error == -EAFNOSUPPORT)
+			error = 1;
+	}
+	if (explaining) {
+		answer->bound = 1;
+		answer->service = leaf->service;
+		answer->length = leaf->length;
+		answer->ifindex = leaf->ifindex;
+		answer->error = error;
+		return error ? SK_DROP : SK_PASS;
+	}
+	count = bpf_map_lookup_elem(&counters, &group);
+	if (!count)
+		return SK_DROP;
+	count->lookups++;
+	if (!is_ipv6)
+		count_address((target.high >> 32) + leaf->address_base);
+	if (!error)
+		return SK_PASS;
+	if (error == 1)
+		count->misses++;
+	else
+		count_error(count, error);
+	return SK_DROP;
+}
+
+SEC("sk_lookup")
+int dispatch(struct bpf_sk_lookup *ctx)
+{
+	return run(ctx, 0);
+}
+
+SEC("sk_lookup")
+int explain(struct bpf_sk_lookup *ctx)
+{
+	return run(ctx, 1);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,339 @@
+"""Generations of the dispatch table: built beside the running one, proved, switched by one link update."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from unmoor.errors import UnmoorError
+from unmoor.model import Binding, EdgeDocument
+from unmoor.sockets import libbpf, table
+from unmoor.sockets.layout import (
+    ADDRESS_CHUNK,
+    ADDRESS_CHUNKS,
+    ANY_ROOTS,
+    COUNTERS_STRUCT,
+    DESCRIPTOR,
+    GROUPS_PER_SERVICE,
+    KEY,
+    LEAF,
+    MAX_SERVICES,
+    NODE,
+    SOCKET_SLOTS,
+)
+from unmoor.sockets.pins import ACCOUNT, PROGRAMS, SHARED, TABLE, Pins, own, remove
+from unmoor.sockets.record import Record, allocate_counters, allocate_ids, decode
+from unmoor.sockets.verify import verify
+
+#: Where a thread's own network namespace is found.
+OWN_NETNS = Path("/proc/thread-self/ns/net")
+
+# The live generation has no name for some microseconds while it is renamed.
+_READ_TRIES = 20
+_READ_PAUSE = 0.01
+
+_GROUPS = MAX_SERVICES * GROUPS_PER_SERVICE
+#: (size of a value, entries) of the shared maps.
+_SHAPES = {
+    "sockets": (DESCRIPTOR.size, _GROUPS * SOCKET_SLOTS),
+    "counters": (COUNTERS_STRUCT.size, _GROUPS),
+    "addresses": (ADDRESS_CHUNK * 8, ADDRESS_CHUNKS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a load does, or would do, to the running state."""
+
+    added: tuple[Binding, ...]
+    removed: tuple[Binding, ...]
+    new_program: bool
+    others: bool
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.added or self.removed or self.new_program or self.others)
+
+
+def read_record(generation: Path) -> Record | None:
+    """The record of the generation pinned at `generation`; None when there is none."""
+    path = generation / "record"
+    try:
+        fd = libbpf.open_pin_to_read(path)
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise UnmoorError(
+            f"may not read {path}: run this as root or as a member of group {ACCOUNT}"
+        ) from None
+    with libbpf.closing(fd):
+        size = libbpf.map_info(fd).value_size
+        return decode(libbpf.lookup(fd, KEY.pack(0), size) or b"")
+
+
+def read_current(pins: Pins) -> Record | None:
+    """The record of the live generation; None when nothing is loaded. Waits while a load renames it."""
+    for _ in range(_READ_TRIES):
+        record = read_record(pins.current)
+        if record is not None or not pins.link.exists():
+            return record
+        time.sleep(_READ_PAUSE)
+    return read_record(pins.new)
+
+
+def plan(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -> Change:
+    """What `load` would change; changes nothing."""
+    running = read_current(pins) if pins.link.exists() else None
+    return _difference(running, edge, code, netns)
+
+
+def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -> Change:
+    """Make the running state what `edge` says, with the program `code`, in one atomic step.
+
+    Raises InvalidInputError or UnmoorError with nothing changed.
+    """
+    pins.create()
+    with pins.locked(), _opened_netns(netns) as namespace:
+        pins.settle()
+        _check_namespace(pins, namespace)
+        attached = pins.live_program() is not None
+        running = read_record(pins.current)
+        change = _difference(running if attached else None, edge, code, netns)
+        if not change.changed:
+            return change
+        earlier = [record for record in (running, read_record(pins.previous)) if record]
+        record = _record(edge, code, earlier, namespace, netns)
+        _build(record, code, pins, earlier)
+        verify(pins.new, record)
+        _switch(pins, namespace)
+        pins.settle()
+        return change
+
+
+def rollback(pins: Pins) -> Record:
+    """Switch back to the generation before; doing it twice changes nothing in the end. Returns its record."""
+    with pins.locked():
+        pins.settle()
+        record = read_record(pins.previous)
+        if record is None or pins.live_program() is None:
+            raise UnmoorError(f"there is no generation to go back to at {pins.root}")
+        with libbpf.opened(pins.link) as link, libbpf.opened(pins.previous / "dispatch") as program:
+            libbpf.switch(link, program)
+        pins.settle()
+        return record
+
+
+def unload(pins: Pins) -> bool:
+    """Detach and unpin everything; False when nothing was there."""
+    if not pins.root.exists():
+        return False
+    with pins.locked():
+        remove(pins.root)
+    return True
+
+
+def _difference(running: Record | None, edge: EdgeDocument, code: bytes, netns: Path) -> Change:
+    wanted = set(edge.bindings())
+    if running is None:
+        return Change(tuple(sorted_bindings(wanted)), (), True, True)
+    present = set(running.edge.bindings())
+    return Change(
+        tuple(sorted_bindings(wanted - present)),
+        tuple(sorted_bindings(present - wanted)),
+        running.program != digest(code),
+        running.edge != edge or running.interfaces != _interfaces(edge, netns),
+    )
+
+
+def sorted_bindings(bindings: set[Binding]) -> list[Binding]:
+    """In a stable order for people: protocol, family, prefix, port."""
+    return sorted(
+        bindings,
+        key=lambda b: (b.protocol, b.prefix.version, b.prefix, b.first_port, b.last_port, b.interface),
+    )
+
+
+def digest(code: bytes) -> str:
+    """What identifies a program: the SHA-256 of its object file. (A tag differs from kernel to kernel.)"""
+    return hashlib.sha256(code).hexdigest()
+
+
+def _record(edge: EdgeDocument, code: bytes, earlier: list[Record], namespace: int, netns: Path) -> Record:
+    prefixes = [binding.prefix for binding in edge.bindings()]
+    return Record(
+        generation=1 + max((record.generation for record in earlier), default=0),
+        program=digest(code),
+        netns=os.fstat(namespace).st_ino,
+        edge=edge,
+        services=allocate_ids(
+            (service.label for service in edge.services), *(record.services for record in earlier)
+        ),
+        interfaces=_interfaces(edge, netns),
+        counters=allocate_counters(prefixes, *(record.counters for record in earlier)),
+    )
+
+
+def _interfaces(edge: EdgeDocument, netns: Path) -> dict[str, int]:
+    names = {service.interface for service in edge.services if service.interface}
+    if names and netns != OWN_NETNS:
+        raise UnmoorError("bindings to an interface cannot be loaded into another network namespace")
+    try:
+        return {name: socket.if_nametoindex(name) for name in sorted(names)}
+    except OSError:
+        known = ", ".join(name for _, name in socket.if_nameindex())
+        raise UnmoorError(
+            f"edge.json names an interface that does not exist ({', '.join(sorted(names))}); "
+            f"there are: {known}"
+        ) from None
+
+
+def _build(record: Record, code: bytes, pins: Pins, earlier: list[Record]) -> None:
+    """Pin the new generation at `pins.new`; nothing runs it yet."""
+    compiled = table.build(record.edge.bindings(), record.services, record.interfaces, record.counted())
+    with ExitStack() as stack:
+        shared = _shared(pins, stack)
+        bpf = stack.enter_context(
+            libbpf.open_object(
+                code,
+                entries={
+                    "nodes": len(compiled.nodes) // NODE.size,
+                    "leaves": len(compiled.leaves) // LEAF.size,
+                },
+                shared=shared,
+                initial={".rodata": ANY_ROOTS.pack(*compiled.any_roots)},
+            )
+        )
+        for name in ("ports", "nodes", "leaves"):
+            _fill(bpf.map_fd(name), getattr(compiled, name))
+        for name in SHARED:
+            if name not in shared:
+                libbpf.pin(bpf.map_fd(name), pins.root / name)
+            own(pins.root / name, 0o640)
+        if not pins.registry.exists():
+            libbpf.pin(bpf.map_fd("sockets"), pins.registry)
+        own(pins.registry, 0o600, ACCOUNT)
+        _clear(record, earlier, bpf.map_fd("sockets"), bpf.map_fd("counters"), bpf.map_fd("addresses"))
+
+        pins.new.mkdir(mode=0o750)
+        own(pins.new, 0o750)
+        for name in TABLE:
+            libbpf.pin(bpf.map_fd(name), pins.new / name)
+            own(pins.new / name, 0o640)
+        for name in PROGRAMS:
+            libbpf.pin(bpf.program_fd(name), pins.new / name)
+        own(pins.new / "dispatch", 0o600)
+        own(pins.new / "explain", 0o660)  # the kernel opens programs to read and write only
+        data = record.encode()
+        with libbpf.closing(
+            libbpf.create_map(libbpf.MAP_ARRAY, "record", KEY.size, len(data), 1, libbpf.F_MMAPABLE)
+        ) as fd:
+            _fill(fd, data)
+            libbpf.pin(fd, pins.new / "record")
+        own(pins.new / "record", 0o640)
+
+
+def _shared(pins: Pins, stack: ExitStack) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name in SHARED:
+        path = pins.root / name
+        if not path.exists():
+            continue
+        found[name] = stack.enter_context(libbpf.opened(path))
+        info = libbpf.map_info(found[name])
+        if (info.value_size, info.max_entries) != _SHAPES[name]:
+            raise UnmoorError(
+                f"{path} was made by a version of Unmoor that laid it out differently: "
+                "run unmoor sockets unload, load again, and restart the listeners"
+            )
+    return found
+
+
+def _fill(fd: int, data: bytes) -> None:
+    """Write a map's whole content, and freeze it."""
+    with mmap.mmap(fd, _pages(len(data))) as memory:
+        memory[: len(data)] = data
+    libbpf.freeze(fd)
+
+
+def _pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _clear(record: Record, earlier: list[Record], sockets: int, counters: int, addresses: int) -> None:
+    """Ids and counters that no generation used may hold what services of long ago left: begin afresh."""
+    if not earlier:
+        return
+    used = {number for old in earlier for number in old.services.values()}
+    zero = bytes(COUNTERS_STRUCT.size * libbpf.possible_cpus())
+    for number in set(record.services.values()) - used:
+        for group in range(number * GROUPS_PER_SERVICE, (number + 1) * GROUPS_PER_SERVICE):
+            libbpf.update(counters, KEY.pack(group), zero)
+            for slot in range(group * SOCKET_SLOTS, (group + 1) * SOCKET_SLOTS):
+                libbpf.delete(sockets, KEY.pack(slot))
+    counted = {
+        number
+        for old in earlier
+        for prefix, first in old.counted()
+        for number in range(first, first + prefix.num_addresses)
+    }
+    fresh = [
+        number
+        for prefix, first in record.counted()
+        for number in range(first, first + prefix.num_addresses)
+        if number not in counted
+    ]
+    _clear_addresses(addresses, fresh)
+
+
+def _clear_addresses(addresses: int, numbers: list[int]) -> None:
+    size = ADDRESS_CHUNK * 8
+    cpus = libbpf.possible_cpus()
+    for chunk in sorted({number // ADDRESS_CHUNK for number in numbers}):
+        value = bytearray(libbpf.lookup(addresses, KEY.pack(chunk), size * cpus) or bytes(size * cpus))
+        for number in (number for number in numbers if number // ADDRESS_CHUNK == chunk):
+            for cpu in range(cpus):
+                start = cpu * size + number % ADDRESS_CHUNK * 8
+                value[start : start + 8] = bytes(8)
+        libbpf.update(addresses, KEY.pack(chunk), bytes(value))
+
+
+def _switch(pins: Pins, namespace: int) -> None:
+    """Run the new generation's program from the next packet on."""
+    with libbpf.opened(pins.new / "dispatch") as program:
+        if pins.live_program() is not None:
+            with libbpf.opened(pins.link) as link:
+                libbpf.switch(link, program)
+            return
+        pins.link.unlink(missing_ok=True)  # its network namespace is gone
+        with libbpf.closing(libbpf.attach(program, namespace)) as link:
+            libbpf.pin(link, pins.link)
+        own(pins.link, 0o600)
+
+
+@contextmanager
+def _opened_netns(path: Path) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UnmoorError(f"no network namespace at {path}: {error.strerror}") from None
+    with libbpf.closing(fd):
+        yield fd
+
+
+def _check_namespace(pins: Pins, namespace: int) -> None:
+    if pins.live_program() is None:
+        return
+    with libbpf.opened(pins.link) as link:
+        attached = libbpf.link_info(link).netns
+    if attached != os.fstat(namespace).st_ino:
+        raise UnmoorError(
+            f"the pins at {pins.root} belong to another network namespace: name another directory"
+        )

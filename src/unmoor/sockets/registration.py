@@ -1,0 +1,174 @@
+"""The client of the activation service: finds a listener's sockets and sends them.
+
+A running process is asked for copies of its descriptors (pidfd_getfd, Linux 5.6), so the program needs no
+change; that takes the right to trace it, which root has and the activation service need not have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from unmoor.errors import UnmoorError
+from unmoor.model import Protocol
+from unmoor.sockets import protocol
+from unmoor.sockets.descriptors import SocketInfo, UnsuitableError, inspect
+from unmoor.sockets.layout import SOCKET_SLOTS
+
+Endpoint = tuple[IPv4Address | IPv6Address, int]
+
+_SYS_PIDFD_GETFD = 438  # the same on every architecture
+_TIMEOUT = 15.0
+_PAUSE = 0.05
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MissingError(Exception):
+    """The process has no such socket (yet); says which."""
+
+
+def send(path: Path, request: protocol.Request, descriptors: Sequence[int] = ()) -> protocol.Reply:
+    """Send one request to the activation service and wait for its answer.
+
+    Raises UnmoorError when nobody answers at `path`.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+            door.settimeout(_TIMEOUT)
+            door.connect(os.fspath(path))
+            if descriptors:
+                socket.send_fds(door, [request.encode()], descriptors)
+            else:
+                door.sendall(request.encode())
+            text = b""
+            while not text.endswith(b"\n") and (more := door.recv(protocol.MOST_BYTES)):
+                text += more
+        return protocol.parse_reply(text)
+    except (OSError, protocol.ProtocolError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        raise UnmoorError(
+            f"no answer from the activation service at {path} ({reason}): "
+            "is unmoor-activation.service running?"
+        ) from None
+
+
+def wait_for_sockets(
+    pid: int | None,
+    pidfile: Path | None,
+    listen: Sequence[Endpoint],
+    kind: Protocol,
+    patience: float,
+) -> list[int]:
+    """Copies of the sockets of a process, and of its children, that listen at each of these addresses.
+
+    They may take `patience` seconds to appear, since a server forks while it starts. Raises MissingError when
+    one does not. The caller closes the descriptors.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return _collect(_read_pid(pid, pidfile), listen, kind)
+        except MissingError as error:
+            if time.monotonic() >= end:
+                raise MissingError(f"{error} (waited {patience:g} s)") from None
+            time.sleep(_PAUSE)
+
+
+def _read_pid(pid: int | None, pidfile: Path | None) -> int:
+    if pid is not None:
+        return pid
+    if pidfile is None:
+        raise UnmoorError("name a process: --pid or --pidfile")
+    try:
+        return int(pidfile.read_text(encoding="ascii").strip())
+    except FileNotFoundError:
+        raise MissingError(f"{pidfile} does not exist") from None
+    except ValueError:
+        raise MissingError(f"{pidfile} holds no process id") from None
+
+
+def _collect(pid: int, listen: Sequence[Endpoint], kind: Protocol) -> list[int]:
+    found: dict[Endpoint, dict[int, int]] = {endpoint: {} for endpoint in listen}
+    try:
+        for descriptor, info in _sockets(_family_tree(pid)):
+            members = found.get((info.address, info.port))
+            wanted = members is not None and info.protocol == kind and info.cookie not in members
+            if members is None or not wanted or len(members) >= SOCKET_SLOTS:
+                os.close(descriptor)
+            else:
+                members[info.cookie] = descriptor
+        _check_complete(found, pid, kind)
+    except BaseException:
+        for descriptor in (each for members in found.values() for each in members.values()):
+            os.close(descriptor)
+        raise
+    return [descriptor for members in found.values() for descriptor in members.values()]
+
+
+def _check_complete(found: dict[Endpoint, dict[int, int]], pid: int, kind: Protocol) -> None:
+    for (address, port), members in found.items():
+        if not members:
+            raise MissingError(f"process {pid} has no {kind} socket that listens at {address} port {port}")
+
+
+def _family_tree(pid: int) -> Iterator[int]:
+    """A process and all below it: a server's workers may have sockets of their own."""
+    if not Path(f"/proc/{pid}").exists():
+        raise MissingError(f"there is no process {pid}")
+    yield pid
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text(encoding="ascii").split():
+                with suppress(MissingError):
+                    yield from _family_tree(int(child))
+
+
+def _sockets(pids: Iterable[int]) -> Iterator[tuple[int, SocketInfo]]:
+    """A copy of each suitable socket of these processes."""
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            for number in _socket_numbers(pid):
+                copy = _copy(pidfd, number, pid)
+                if copy is None:
+                    continue
+                try:
+                    info = inspect(copy)
+                except UnsuitableError:
+                    os.close(copy)
+                else:
+                    yield copy, info
+        finally:
+            os.close(pidfd)
+
+
+def _socket_numbers(pid: int) -> Iterator[int]:
+    try:
+        entries = sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name))
+    except PermissionError:
+        raise UnmoorError(f"may not look into process {pid}: run this as root") from None
+    except OSError:
+        return
+    for entry in entries:
+        with suppress(OSError):
+            if str(entry.readlink()).startswith("socket:"):
+                yield int(entry.name)
+
+
+def _copy(pidfd: int, number: int, pid: int) -> int | None:
+    copy: int = _libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
+    if copy >= 0:
+        return copy
+    if ctypes.get_errno() == 1:
+        raise UnmoorError(f"may not copy the sockets of process {pid}: run this as root (CAP_SYS_PTRACE)")
+    return None  # closed meanwhile

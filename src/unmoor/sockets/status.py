@@ -1,0 +1,138 @@
+"""What is loaded, registered and counted, read from the pins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unmoor.errors import UnmoorError
+from unmoor.model import Binding
+from unmoor.sockets import libbpf
+from unmoor.sockets.generation import read_current
+from unmoor.sockets.layout import (
+    COOKIE,
+    COUNTERS,
+    COUNTERS_STRUCT,
+    KEY,
+    PROTOCOLS,
+    SOCKET_SLOTS,
+    group,
+)
+from unmoor.sockets.pins import Pins
+from unmoor.sockets.precedence import order
+from unmoor.sockets.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A service by protocol and family (4 or 6): the cookies of its sockets, and what was counted."""
+
+    service: str
+    id: int
+    protocol: str
+    family: int
+    sockets: tuple[int, ...]
+    counters: dict[str, int]
+
+    @property
+    def errors(self) -> int:
+        """Look-ups whose socket could not take the packet."""
+        return sum(self.counters[name] for name in COUNTERS[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A generation, its bindings in order of precedence, and its destinations."""
+
+    record: Record
+    bindings: tuple[Binding, ...]
+    destinations: tuple[Destination, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "generation": self.record.generation,
+            "program": self.record.program,
+            "edge": self.record.edge.edge,
+            "pop": self.record.edge.pop,
+            "bindings": [binding_as_json(binding) for binding in self.bindings],
+            "services": [
+                {
+                    "label": label,
+                    "id": number,
+                    "destinations": [
+                        {
+                            "protocol": each.protocol,
+                            "family": each.family,
+                            "sockets": list(each.sockets),
+                            **each.counters,
+                            "errors": each.errors,
+                        }
+                        for each in self.destinations
+                        if each.service == label
+                    ],
+                }
+                for label, number in sorted(self.record.services.items())
+            ],
+        }
+
+
+def binding_as_json(binding: Binding) -> dict[str, Any]:
+    """One line of the dispatch table, for programs."""
+    return {
+        "protocol": binding.protocol,
+        "prefix": str(binding.prefix),
+        "first_port": binding.first_port,
+        "last_port": binding.last_port,
+        "interface": binding.interface,
+        "service": binding.service,
+    }
+
+
+def read_status(pins: Pins) -> Status:
+    """The live generation. Raises UnmoorError when nothing is loaded."""
+    record = read_current(pins)
+    if record is None:
+        raise UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
+    bindings = sorted(
+        record.bindings(), key=lambda each: (each.protocol, each.prefix.version, order(each), each)
+    )
+    return Status(record, tuple(bindings), tuple(_destinations(pins, record)))
+
+
+def _destinations(pins: Pins, record: Record) -> list[Destination]:
+    wanted = sorted(
+        {(each.service, each.protocol, each.prefix.version) for each in record.bindings()},
+        key=lambda each: (each[0], PROTOCOLS.index(each[1]), each[2]),
+    )
+    found = []
+    with (
+        libbpf.closing(libbpf.open_pin_to_read(pins.root / "counters")) as counters,
+        libbpf.closing(libbpf.open_pin_to_read(pins.root / "sockets")) as sockets,
+    ):
+        for service, protocol, family in wanted:
+            number = record.services[service]
+            found.append(
+                Destination(
+                    service,
+                    number,
+                    protocol,
+                    family,
+                    _cookies(sockets, group(number, protocol, family)),
+                    _counters(counters, group(number, protocol, family)),
+                )
+            )
+    return found
+
+
+def _cookies(sockets: int, number: int) -> tuple[int, ...]:
+    slots = range(number * SOCKET_SLOTS, (number + 1) * SOCKET_SLOTS)
+    values = (libbpf.lookup(sockets, KEY.pack(slot), COOKIE.size) for slot in slots)
+    return tuple(COOKIE.unpack(value)[0] for value in values if value)
+
+
+def _counters(counters: int, number: int) -> dict[str, int]:
+    size = COUNTERS_STRUCT.size
+    value = libbpf.lookup(counters, KEY.pack(number), size * libbpf.possible_cpus()) or b""
+    sums = [sum(column) for column in zip(*COUNTERS_STRUCT.iter_unpack(value), strict=True)]
+    return dict(zip(COUNTERS, sums, strict=False))

@@ -1,0 +1,93 @@
+"""A tiny listener: tells each client which edge it reached, and on which address and port.
+
+It shows that an ordinary program, started by a `.socket` unit, serves whole prefixes without knowing of them:
+`getsockname()` of a connection is what the client dialled.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import selectors
+import socket
+import time
+from collections.abc import Sequence
+
+#: Seconds that a client gets to close its side once it has its line, and how many may be waited for.
+PATIENCE = 5.0
+MOST_CLIENTS = 1024
+_PAUSE = 0.1
+
+
+def line(edge: str, name: tuple[str, int]) -> bytes:
+    """What a client is told; `name` is the address and port dialled."""
+    address = ipaddress.ip_address(name[0].partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return f"whoami {edge} {mapped or address} {name[1]}\n".encode()
+
+
+class Whoami:
+    """Serves listening sockets until stopped; no client can hold up another."""
+
+    def __init__(self, edge: str, listeners: Sequence[socket.socket]) -> None:
+        self._edge = edge
+        self._listeners = listeners
+        self._selector = selectors.DefaultSelector()
+        self._clients: dict[socket.socket, float] = {}
+        for listener in listeners:
+            listener.setblocking(False)
+            self._selector.register(listener, selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        """Answer clients for ever."""
+        while True:
+            self.step(PATIENCE)
+
+    def step(self, timeout: float) -> None:
+        """Wait for at most `timeout` seconds, and deal with whoever is there."""
+        for key, _ in self._selector.select(timeout):
+            ready = key.fileobj
+            if not isinstance(ready, socket.socket):
+                continue
+            if ready in self._clients:
+                self._drain(ready)
+            else:
+                self._accept(ready)
+        now = time.monotonic()
+        for client in [client for client, end in self._clients.items() if end <= now]:
+            self._drop(client)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                time.sleep(_PAUSE)  # the backlog holds the others meanwhile
+            return
+        client.setblocking(False)
+        if len(self._clients) >= MOST_CLIENTS:
+            self._drop(next(iter(self._clients)))
+        try:
+            client.send(line(self._edge, client.getsockname()[:2]))
+            # Close only after the client: what it sent unread would reset the connection, line and all.
+            client.shutdown(socket.SHUT_WR)
+        except OSError:
+            client.close()
+            return
+        self._clients[client] = time.monotonic() + PATIENCE
+        self._selector.register(client, selectors.EVENT_READ)
+
+    def _drain(self, client: socket.socket) -> None:
+        try:
+            if client.recv(4096):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._drop(client)
+
+    def _drop(self, client: socket.socket) -> None:
+        del self._clients[client]
+        self._selector.unregister(client)
+        client.close()
