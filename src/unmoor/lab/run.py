@@ -29,7 +29,13 @@ PACKAGES = {
 }
 
 
-def require() -> None:
+def require_root() -> None:
+    """Raise UnmoorError unless this is root."""
+    if os.geteuid() != 0:
+        raise UnmoorError("a lab needs root (namespaces, mounts, control groups): run this as root")
+
+
+def require_programs() -> None:
     """Raise UnmoorError, naming the packages to install, unless every program the lab calls is there."""
     missing = {package for program, package in PACKAGES.items() if not shutil.which(program)}
     if missing:
