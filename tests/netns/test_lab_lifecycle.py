@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from unmoor.lab import cgroup, layout, topology
+from unmoor.lab import cgroup, lab, layout, topology
 from unmoor.lab.layout import Layout
 
 ROOT = Path(__file__).parents[2]
@@ -219,8 +219,11 @@ def test_two_labs_side_by_side_know_nothing_of_each_other(up: Callable[..., str]
         guest("sh", "-c", f"echo {name} >/root/note", name=name)
     for name in (SHARED, OWN):
         assert over_ssh(name, "cat", "/root/note") == f"{name}\n"
+    assert {SHARED, OWN} <= set(lab.names())
     ok("down", "--name", OWN)
     nothing_is_left(OWN)
+    assert OWN not in lab.names()
+    assert unmoor("status", "--name", OWN).returncode == 1
     assert over_ssh(SHARED, "cat", "/root/note") == f"{SHARED}\n"
     assert "ttl=64" in guest("ping", "-c1", "-W2", "198.19.1.1")
 

@@ -80,17 +80,16 @@ def down(name: str, everything: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(name: str, as_json: bool) -> None:
     """Show how the hosts are; exit status 1 unless all of them run."""
+    place = Layout(name)
     try:
-        hosts = lab.status(Layout(name))
+        hosts = lab.status(place)
     except UnmoorError as error:
-        if not as_json:
-            raise
         hosts = []
-        _say(str(error))
+        _say(f"unmoor: {error}")
     if as_json:
         shown = {
             "lab": name,
-            "ssh_config": str(Layout(name).ssh_config),
+            "ssh_config": str(place.ssh_config),
             "hosts": [asdict(host) for host in hosts],
         }
         click.echo(json.dumps(shown, indent=2))
