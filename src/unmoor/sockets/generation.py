@@ -26,6 +26,9 @@ from unmoor.sockets.layout import (
     LEAF,
     MAX_SERVICES,
     NODE,
+    SEEN,
+    SEEN_SETS,
+    SEEN_WAYS,
     SOCKET_SLOTS,
 )
 from unmoor.sockets.pins import ACCOUNT, PROGRAMS, SHARED, TABLE, Pins, own, remove
@@ -45,6 +48,7 @@ _SHAPES = {
     "sockets": (DESCRIPTOR.size, _GROUPS * SOCKET_SLOTS),
     "counters": (COUNTERS_STRUCT.size, _GROUPS),
     "addresses": (ADDRESS_CHUNK * 8, ADDRESS_CHUNKS),
+    "seen": (SEEN.size * SEEN_WAYS, SEEN_SETS),
 }
 
 
@@ -89,8 +93,8 @@ def read_current(pins: Pins) -> Record | None:
     return read_record(pins.new)
 
 
-def plan(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -> Change:
-    """What `load` would change; changes nothing."""
+def plan(edge: EdgeDocument, code: bytes | None, pins: Pins, netns: Path = OWN_NETNS) -> Change:
+    """What `load` would change; changes nothing. Without `code` programs are not compared."""
     running = read_current(pins) if pins.link.exists() else None
     return _difference(running, edge, code, netns)
 
@@ -140,15 +144,15 @@ def unload(pins: Pins) -> bool:
     return True
 
 
-def _difference(running: Record | None, edge: EdgeDocument, code: bytes, netns: Path) -> Change:
+def _difference(running: Record | None, edge: EdgeDocument, code: bytes | None, netns: Path) -> Change:
     wanted = set(edge.bindings())
     if running is None:
-        return Change(tuple(sorted_bindings(wanted)), (), True, True)
+        return Change(tuple(sorted_bindings(wanted)), (), code is not None, True)
     present = set(running.edge.bindings())
     return Change(
         tuple(sorted_bindings(wanted - present)),
         tuple(sorted_bindings(present - wanted)),
-        running.program != digest(code),
+        code is not None and running.program != digest(code),
         running.edge != edge or running.interfaces != _interfaces(edge, netns),
     )
 

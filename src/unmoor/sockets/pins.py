@@ -27,7 +27,7 @@ from unmoor.sockets import libbpf
 
 DEFAULT = Path("/sys/fs/bpf/unmoor")
 ACCOUNT = "unmoor"
-SHARED = ("sockets", "counters", "addresses")
+SHARED = ("sockets", "counters", "addresses", "seen")
 TABLE = ("ports", "nodes", "leaves", "answers")
 PROGRAMS = ("dispatch", "explain")
 _BPF_FS_MAGIC = "bpf"

@@ -1,0 +1,40 @@
+"""Documents of so many bindings, the same at every run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_network
+
+from unmoor.model import EdgeDocument, Prefix, Service
+
+PORTS = (80, 8080, 8880, 2052, 2082, 2086, 2095, 443, 2053, 2083, 2087, 2096, 8443)
+_BASES = {4: (int(IPv4Address("198.18.0.0")), 17), 6: (int(IPv6Address("2001:db8::")), 84)}
+
+
+def thirteen() -> EdgeDocument:
+    """A /20 and a /44 on the usual 13 ports."""
+    return _document([ip_network("198.18.0.0/20")], [ip_network("2001:db8::/44")], PORTS)
+
+
+def many(count: int, family: int, seed: int = 1) -> EdgeDocument:
+    """So many single addresses of one family, spread at random over a /15 or a /44, on port 80."""
+    draw = random.Random(seed)
+    base, bits = _BASES[family]
+    offsets = (
+        sorted(draw.sample(range(1 << bits), count))
+        if family == 4
+        else sorted({draw.getrandbits(bits) for _ in range(count)})
+    )
+    kind = IPv4Address if family == 4 else IPv6Address
+    prefixes = [ip_network(kind(base + offset)) for offset in offsets]
+    return _document(prefixes, (), (80,))
+
+
+def _document(ipv4: Iterable[Prefix], ipv6: Iterable[Prefix], ports: tuple[int, ...]) -> EdgeDocument:
+    service = Service.model_construct(
+        label="web", protocols=("tcp",), ports=ports, prefixes=None, interface="", users=("root",), groups=()
+    )
+    return EdgeDocument.model_construct(
+        version=1, pop="bench", edge="bench", prefixes=(*ipv4, *ipv6), services=(service,)
+    )
