@@ -202,7 +202,7 @@ def test_no_connection_is_lost_while_tables_and_programs_change(bed: Bed, code: 
     for thread in threads:
         thread.start()
     for number in range(200):
-        bed.load(*(NEW if number % 2 == 0 else OLD))
+        assert bed.load(*(NEW if number % 2 == 0 else OLD)).changed
     for number in range(50):
         bed.code = upgraded if number % 2 == 0 else code
         assert bed.load(*OLD).new_program

@@ -6,6 +6,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
 
 from unmoor.errors import UnmoorError
 from unmoor.sockets import libbpf
@@ -24,7 +25,7 @@ def address_counts(pins: Pins) -> dict[IPv4Address | IPv6Address, int]:
     record = read_current(pins)
     if record is None:
         raise UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
-    return {**dict(_ipv4(pins, record)), **_ipv6(pins)}
+    return dict(chain(_ipv4(pins, record), _ipv6(pins)))
 
 
 def _ipv4(pins: Pins, record: Record) -> Iterator[tuple[IPv4Address, int]]:
@@ -49,7 +50,7 @@ def _totals(pins: Pins) -> array[int]:
     return totals
 
 
-def _ipv6(pins: Pins) -> dict[IPv6Address, int]:
+def _ipv6(pins: Pins) -> Iterator[tuple[IPv6Address, int]]:
     """Addresses seen, summed over the processors, each of which has a table of its own."""
     size = SEEN.size * SEEN_WAYS * libbpf.possible_cpus()
     totals: dict[int, int] = defaultdict(int)
@@ -58,4 +59,5 @@ def _ipv6(pins: Pins) -> dict[IPv6Address, int]:
             for high, low, count in SEEN.iter_unpack(libbpf.lookup(fd, KEY.pack(number), size) or b""):
                 if count:
                     totals[high << 64 | low] += count
-    return {IPv6Address(value): count for value, count in totals.items()}
+    for value, count in totals.items():
+        yield IPv6Address(value), count

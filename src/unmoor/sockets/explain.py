@@ -11,7 +11,7 @@ from typing import Any
 
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding, Protocol
-from unmoor.sockets.generation import read_current
+from unmoor.sockets.generation import find_live
 from unmoor.sockets.lookup import Answer, explainer
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.precedence import order
@@ -55,11 +55,12 @@ def explain(
     pins: Pins, protocol: Protocol, address: IPv4Address | IPv6Address, port: int, interface: str = ""
 ) -> Explanation:
     """Ask the live generation. Raises UnmoorError when nothing is loaded."""
-    record = read_current(pins)
-    if record is None:
+    found = find_live(pins)
+    if found is None:
         raise UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
+    directory, record = found
     matching = _matching(record, protocol, address, port, interface)
-    with explainer(pins.current) as twin:
+    with explainer(directory) as twin:
         answer = twin.ask(protocol, address, port, _index(interface))
     if answer.service is None:
         return Explanation("pass", _not_bound(record, protocol, address, port), None, "", 0, ())

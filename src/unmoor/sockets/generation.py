@@ -83,20 +83,31 @@ def read_record(generation: Path) -> Record | None:
         return decode(libbpf.lookup(fd, KEY.pack(0), size) or b"")
 
 
-def read_current(pins: Pins) -> Record | None:
-    """The record of the live generation; None when nothing is loaded. Waits while a load renames it."""
+def find_live(pins: Pins) -> tuple[Path, Record] | None:
+    """The live generation's directory and record; None when nothing is loaded.
+
+    Waits while a load renames it.
+    """
     for _ in range(_READ_TRIES):
-        record = read_record(pins.current)
-        if record is not None or not pins.link.exists():
-            return record
+        directory = pins.live()
+        record = read_record(directory) if directory else None
+        if directory and record:
+            return directory, record
+        if not pins.link.exists():
+            return None
         time.sleep(_READ_PAUSE)
-    return read_record(pins.new)
+    return None
+
+
+def read_current(pins: Pins) -> Record | None:
+    """The record of the live generation; None when nothing is loaded."""
+    found = find_live(pins)
+    return found[1] if found else None
 
 
 def plan(edge: EdgeDocument, code: bytes | None, pins: Pins, netns: Path = OWN_NETNS) -> Change:
     """What `load` would change; changes nothing. Without `code` programs are not compared."""
-    running = read_current(pins) if pins.link.exists() else None
-    return _difference(running, edge, code, netns)
+    return _difference(read_current(pins), edge, code, netns)
 
 
 def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -> Change:
