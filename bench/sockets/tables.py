@@ -31,6 +31,20 @@ def many(count: int, family: int, seed: int = 1) -> EdgeDocument:
     return _document(prefixes, (), (80,))
 
 
+def wide(count: int, seed: int = 1) -> EdgeDocument:
+    """About so many bindings as operators have them: prefixes of both families, each on the usual 13 ports."""
+    draw = random.Random(seed)
+    number = round(count / len(PORTS))
+    base = int(IPv4Address("198.18.0.0"))
+    ipv4 = [ip_network((base + 16 * each, 28)) for each in sorted(draw.sample(range(8192), number // 2))]
+    base6 = int(IPv6Address("2001:db8::"))
+    ipv6 = [
+        ip_network((base6 + (each << 64), 64))
+        for each in sorted(draw.sample(range(1 << 20), number - number // 2))
+    ]
+    return _document(ipv4, ipv6, PORTS)
+
+
 def _document(ipv4: Iterable[Prefix], ipv6: Iterable[Prefix], ports: tuple[int, ...]) -> EdgeDocument:
     service = Service.model_construct(
         label="web", protocols=("tcp",), ports=ports, prefixes=None, interface="", users=("root",), groups=()

@@ -30,9 +30,8 @@ def address_counts(pins: Pins) -> dict[IPv4Address | IPv6Address, int]:
 
 def _ipv4(pins: Pins, record: Record) -> Iterator[tuple[IPv4Address, int]]:
     counts = _totals(pins)
-    for prefix, first in record.counted():
-        start = int(prefix.network_address)
-        for offset in range(prefix.num_addresses):
+    for start, number, first in record.counted:
+        for offset in range(number):
             if counts[first + offset]:
                 yield IPv4Address(start + offset), counts[first + offset]
 

@@ -84,7 +84,7 @@ def _matching(
 ) -> list[Binding]:
     found = [
         each
-        for each in record.bindings()
+        for each in record.bindings
         if each.protocol == protocol
         and each.first_port <= port <= each.last_port
         and each.prefix.version == address.version
@@ -105,9 +105,7 @@ def _verdict(answer: Answer) -> tuple[str, str]:
 
 def _not_bound(record: Record, protocol: Protocol, address: IPv4Address | IPv6Address, port: int) -> str:
     near = [
-        each
-        for each in record.bindings()
-        if each.prefix.version == address.version and address in each.prefix
+        each for each in record.bindings if each.prefix.version == address.version and address in each.prefix
     ]
     if not near:
         return f"no prefix that is bound contains {address}: the kernel's own look-up decides"

@@ -101,7 +101,7 @@ def read_status(pins: Pins) -> Status:
     if record is None:
         raise UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
     bindings = sorted(
-        record.bindings(), key=lambda each: (each.protocol, each.prefix.version, order(each), each)
+        record.bindings, key=lambda each: (each.protocol, each.prefix.version, order(each), each)
     )
     return Status(record, tuple(bindings), tuple(_destinations(pins, record)), _foreign(pins))
 
@@ -119,7 +119,7 @@ def _foreign(pins: Pins) -> tuple[int, ...]:
 
 def _destinations(pins: Pins, record: Record) -> list[Destination]:
     wanted = sorted(
-        {(each.service, each.protocol, each.prefix.version) for each in record.bindings()},
+        {(each.service, each.protocol, each.prefix.version) for each in record.bindings},
         key=lambda each: (each[0], PROTOCOLS.index(each[1]), each[2]),
     )
     found = []
