@@ -32,7 +32,7 @@ def many(count: int, family: int, seed: int = 1) -> EdgeDocument:
 
 
 def wide(count: int, seed: int = 1) -> EdgeDocument:
-    """About so many bindings as operators have them: prefixes of both families, each on the usual 13 ports."""
+    """About so many bindings as operators have them: prefixes of both families on the 13 ports."""
     draw = random.Random(seed)
     number = round(count / len(PORTS))
     base = int(IPv4Address("198.18.0.0"))

@@ -27,7 +27,8 @@ Counted = tuple[int, int, int]
 class Record:
     """One generation. `netns` is the inode of its network namespace, `program` the object's SHA-256.
 
-    `document` is the edge's, as JSON. `services` gives each label its id, `interfaces` each interface its index.
+    `document` is the edge's, as JSON. `services` gives each label its id, `interfaces` each interface its
+    index.
     """
 
     generation: int
