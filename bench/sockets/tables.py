@@ -6,15 +6,15 @@ import random
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from unmoor.model import EdgeDocument, Prefix, Service
+from unmoor.model import EdgeDocument, Prefix, Protocol, Service
 
 PORTS = (80, 8080, 8880, 2052, 2082, 2086, 2095, 443, 2053, 2083, 2087, 2096, 8443)
 _BASES = {4: (int(IPv4Address("198.18.0.0")), 17), 6: (int(IPv6Address("2001:db8::")), 84)}
 
 
-def thirteen() -> EdgeDocument:
+def thirteen(protocols: tuple[Protocol, ...] = ("tcp",)) -> EdgeDocument:
     """A /20 and a /44 on the usual 13 ports."""
-    return _document([ip_network("198.18.0.0/20")], [ip_network("2001:db8::/44")], PORTS)
+    return _document([ip_network("198.18.0.0/20")], [ip_network("2001:db8::/44")], PORTS, protocols)
 
 
 def many(count: int, family: int, seed: int = 1) -> EdgeDocument:
@@ -45,10 +45,11 @@ def wide(count: int, seed: int = 1) -> EdgeDocument:
     return _document(ipv4, ipv6, PORTS)
 
 
-def _document(ipv4: Iterable[Prefix], ipv6: Iterable[Prefix], ports: tuple[int, ...]) -> EdgeDocument:
-    service = Service.model_construct(
-        label="web", protocols=("tcp",), ports=ports, prefixes=None, interface="", users=("root",), groups=()
-    )
-    return EdgeDocument.model_construct(
-        version=1, pop="bench", edge="bench", prefixes=(*ipv4, *ipv6), services=(service,)
-    )
+def _document(
+    ipv4: Iterable[Prefix],
+    ipv6: Iterable[Prefix],
+    ports: tuple[int, ...],
+    protocols: tuple[Protocol, ...] = ("tcp",),
+) -> EdgeDocument:
+    service = Service(label="web", protocols=protocols, ports=ports)
+    return EdgeDocument(pop="bench", edge="bench", prefixes=(*ipv4, *ipv6), services=(service,))
