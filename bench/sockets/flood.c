@@ -3,7 +3,8 @@
  * many milliseconds; prints packets sent per second of processor time. A veth pair handles a packet
  * on the sender's processor, so that is what a packet costs on both sides.
  *
- *   flood tcp|udp SOURCE DESTINATION PORT MILLISECONDS
+ *   flood tcp|udp|connect SOURCE DESTINATION PORT MILLISECONDS
+ *   flood accept DESCRIPTOR
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -15,6 +16,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #define BATCH 64
 #define SOURCE_PORTS 10000
@@ -92,6 +94,33 @@ static void set_source_port(struct packet *packet, int port)
 	packet->tcp.check = fold(total + sum(&packet->tcp, sizeof(packet->tcp)));
 }
 
+/* Connections made and reset per second of processor time. */
+static double connect_and_reset(const char *destination, int port, int milliseconds)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
+	struct linger reset = {.l_onoff = 1};
+	double begin = seconds(CLOCK_PROCESS_CPUTIME_ID);
+	double end = seconds(CLOCK_MONOTONIC) + milliseconds / 1e3;
+	long made = 0;
+
+	to.sin_addr.s_addr = inet_addr(destination);
+	while (seconds(CLOCK_MONOTONIC) < end) {
+		int door = socket(AF_INET, SOCK_STREAM, 0);
+
+		made += !connect(door, (struct sockaddr *)&to, sizeof(to));
+		setsockopt(door, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+		close(door);
+	}
+	return made / (seconds(CLOCK_PROCESS_CPUTIME_ID) - begin);
+}
+
+/* The other side of it: accepts at an inherited descriptor until it is killed. */
+static int accept_all(int door)
+{
+	for (;;)
+		close(accept(door, NULL, NULL));
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_in to = {.sin_family = AF_INET};
@@ -102,8 +131,14 @@ int main(int argc, char **argv)
 	double end, begin;
 	long sent = 0;
 
+	if (argc == 3 && !strcmp(argv[1], "accept"))
+		return accept_all(atoi(argv[2]));
 	if (argc != 6)
 		return 2;
+	if (!strcmp(argv[1], "connect")) {
+		printf("%.0f\n", connect_and_reset(argv[3], atoi(argv[4]), atoi(argv[5])));
+		return 0;
+	}
 	protocol = strcmp(argv[1], "tcp") ? IPPROTO_UDP : IPPROTO_TCP;
 	to.sin_addr.s_addr = inet_addr(argv[3]);
 	door = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);

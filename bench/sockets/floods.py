@@ -28,7 +28,9 @@ from unmoor.sockets.status import read_status
 
 TURNS = 9
 MILLISECONDS = 700
-PORT = 80
+#: Where each kind of load goes.
+PORTS = {"tcp": 80, "udp": 80, "connect": 8080}
+KINDS = tuple(PORTS)
 _HERE = Path(__file__).parent
 _CLIENT, _SERVER, _TARGET = "198.51.100.2", "198.51.100.1", "198.18.3.3"
 _DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0
@@ -59,19 +61,21 @@ def veth_pair() -> Iterator[str]:
 
 
 def compare(pins: Pins, code: bytes) -> dict[str, tuple[float, float]]:
-    """For tcp and udp: (with our program, without any), packets per second of processor time."""
-    rates: dict[str, dict[str, list[float]]] = {kind: {"ours": [], "none": []} for kind in ("tcp", "udp")}
+    """For floods of SYN and UDP, and for whole connections: rates (with our program, without any)."""
+    rates: dict[str, dict[str, list[float]]] = {kind: {"ours": [], "none": []} for kind in KINDS}
     with tempfile.TemporaryDirectory() as directory, veth_pair() as client, ExitStack() as stack:
         flood = f"{directory}/flood"
         run("clang", "-O2", "-o", flood, str(_HERE / "flood.c"))
-        tcp = stack.enter_context(socket.create_server(("", PORT), backlog=16))
+        tcp = stack.enter_context(socket.create_server(("", PORTS["tcp"]), backlog=16))
         udp = stack.enter_context(_sink())
+        acceptor = stack.enter_context(socket.create_server(("", PORTS["connect"]), backlog=1024))
+        stack.callback(_start(flood, acceptor).kill)
         for turn in range(TURNS):
             for name in ("ours", "none") if turn % 2 else ("none", "ours"):
                 if name == "ours":
-                    _attach(pins, code, tcp, udp)
+                    _attach(pins, code, tcp, udp, acceptor)
                 for kind, found in rates.items():
-                    command = (flood, kind, _CLIENT, _TARGET, str(PORT), str(MILLISECONDS))
+                    command = (flood, kind, _CLIENT, _TARGET, str(PORTS[kind]), str(MILLISECONDS))
                     found[name].append(float(run("ip", "netns", "exec", client, *command)))
                 if name == "ours":
                     _check(pins)
@@ -87,14 +91,19 @@ def _sink() -> socket.socket:
     program = ctypes.create_string_buffer(_DROP_ALL)
     filter_program = struct.pack("@HP", 1, ctypes.addressof(program))  # struct sock_fprog
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
-    sock.bind(("", PORT))
+    sock.bind(("", PORTS["udp"]))
     return sock
 
 
-def _attach(pins: Pins, code: bytes, *sockets: socket.socket) -> None:
-    generation.load(tables.thirteen(("tcp", "udp")), code, pins)
-    descriptors = [sock.fileno() for sock in sockets]
-    Registry(pins).handle(Request("register", "web"), descriptors, Peer(0, 0, frozenset()))
+def _start(flood: str, acceptor: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([flood, "accept", str(acceptor.fileno())], pass_fds=[acceptor.fileno()])
+
+
+def _attach(pins: Pins, code: bytes, tcp: socket.socket, udp: socket.socket, acceptor: socket.socket) -> None:
+    generation.load(tables.floods(), code, pins)
+    registry, root = Registry(pins), Peer(0, 0, frozenset())
+    registry.handle(Request("register", "web"), [tcp.fileno(), udp.fileno()], root)
+    registry.handle(Request("register", "connect"), [acceptor.fileno()], root)
 
 
 def _check(pins: Pins) -> None:

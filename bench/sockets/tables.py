@@ -6,15 +6,23 @@ import random
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from unmoor.model import EdgeDocument, Prefix, Protocol, Service
+from unmoor.model import EdgeDocument, Prefix, Service
 
 PORTS = (80, 8080, 8880, 2052, 2082, 2086, 2095, 443, 2053, 2083, 2087, 2096, 8443)
 _BASES = {4: (int(IPv4Address("198.18.0.0")), 17), 6: (int(IPv6Address("2001:db8::")), 84)}
 
 
-def thirteen(protocols: tuple[Protocol, ...] = ("tcp",)) -> EdgeDocument:
+def thirteen() -> EdgeDocument:
     """A /20 and a /44 on the usual 13 ports."""
-    return _document([ip_network("198.18.0.0/20")], [ip_network("2001:db8::/44")], PORTS, protocols)
+    return _document([ip_network("198.18.0.0/20")], [ip_network("2001:db8::/44")], PORTS)
+
+
+def floods() -> EdgeDocument:
+    """A /20 on the usual 13 ports, TCP and UDP; one of them is a service of its own."""
+    web = Service(label="web", protocols=("tcp", "udp"), ports=tuple(port for port in PORTS if port != 8080))
+    connect = Service(label="connect", ports=(8080,))
+    prefixes = (ip_network("198.18.0.0/20"),)
+    return EdgeDocument(pop="bench", edge="bench", prefixes=prefixes, services=(web, connect))
 
 
 def many(count: int, family: int, seed: int = 1) -> EdgeDocument:
@@ -49,7 +57,6 @@ def _document(
     ipv4: Iterable[Prefix],
     ipv6: Iterable[Prefix],
     ports: tuple[int, ...],
-    protocols: tuple[Protocol, ...] = ("tcp",),
 ) -> EdgeDocument:
-    service = Service(label="web", protocols=protocols, ports=ports)
+    service = Service(label="web", ports=ports)
     return EdgeDocument(pop="bench", edge="bench", prefixes=(*ipv4, *ipv6), services=(service,))
