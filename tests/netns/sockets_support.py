@@ -102,13 +102,12 @@ def refuses(address: str, port: int) -> bool:
 
 
 @contextmanager
-def activation(pins: Pins, door: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def activation(pins: Pins, door: Path, log: Any = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
     """`unmoor sockets serve` as a process of its own."""
     process = subprocess.Popen(
         [*UNMOOR, "sockets", "serve", "--pins", str(pins.root), "--socket", str(door)],
-        stderr=subprocess.PIPE,
+        stderr=log,
         text=True,
-        **options,
     )
     try:
         wait_until(lambda: door.exists() or process.poll() is not None)

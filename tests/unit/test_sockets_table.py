@@ -220,7 +220,7 @@ def test_counters_of_addresses() -> None:
         [Binding("tcp", each, 80, 80, "a") for each in (prefix, inner, outside)],
         SERVICES,
         {},
-        [(prefix, 512)],
+        [(int(prefix.network_address), 4096, 512)],
     )
     root = PORT.unpack_from(compiled.ports, 80 * PORT.size)[0]
 

@@ -35,6 +35,26 @@ _door = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+_Endpoint = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
+
+
+def _endpoints(
+    _context: click.Context, _parameter: click.Parameter, values: Sequence[str]
+) -> list[_Endpoint]:
+    found = []
+    for value in values:
+        match = re.fullmatch(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]+)):(?P<port>\d{1,5})", value)
+        try:
+            if match is None:
+                raise ValueError  # noqa: TRY301 - one message for all that is wrong
+            found.append((ipaddress.ip_address(match["six"] or match["four"]), int(match["port"])))
+        except ValueError:
+            raise click.BadParameter(
+                f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:80 or [::1]:80"
+            ) from None
+    return found
+
+
 @click.group()
 def cli() -> None:
     """The sk_lookup half: dispatch table, sockets, counters."""
@@ -139,6 +159,97 @@ def _line(binding: Any) -> str:
 
 
 @cli.command()
+@click.argument("file", type=_PATH, default=CONFIG)
+@_json
+@_pins
+def diff(file: Path, as_json: bool, pins: Path) -> None:
+    """Show what loading FILE would change. Exit status 1 when it would change anything."""
+    from unmoor.sockets import generation  # noqa: PLC0415 - see load
+
+    change = generation.plan(_edge(file), None, pinned.Pins(pins))
+    _print_change(change, True, as_json)
+    sys.exit(1 if change.changed else 0)
+
+
+@cli.command()
+@click.argument("kind", metavar="PROTO", type=click.Choice(["tcp", "udp"]))
+@click.argument("address")
+@click.argument("port", type=click.IntRange(1, 65535))
+@click.option("--interface", default="", help="The interface that the packet comes in by.")
+@_json
+@_pins
+def explain(kind: Any, address: str, port: int, interface: str, as_json: bool, pins: Path) -> None:
+    """Say which binding, service and socket would take a packet, and why. Exit status 1 when none would."""
+    from unmoor.sockets.explain import explain as ask  # noqa: PLC0415 - see load
+    from unmoor.sockets.status import binding_as_json  # noqa: PLC0415 - see load
+
+    try:
+        target = ipaddress.ip_address(address)
+    except ValueError:
+        raise UnmoorError(f"{address!r} is not an IP address, such as 198.18.3.7 or 2001:db8::1") from None
+    found = ask(pinned.Pins(pins), kind, target, port, interface)
+    if as_json:
+        binding = binding_as_json(found.binding) if found.binding else None
+        losers = [binding_as_json(each) for each in found.losers]
+        click.echo(json.dumps({**found.as_json(), "binding": binding, "also_matching": losers}))
+    else:
+        click.echo(f"{kind} {target} port {port}: {found.verdict}")
+        if found.binding:
+            click.echo(f"  binding  {_line(found.binding)}")
+        if found.cookie:
+            click.echo(f"  socket   {found.cookie:x}")
+        click.echo(f"  because  {found.why}")
+        for each in found.losers:
+            click.echo(f"  instead of  {_line(each)}")
+    sys.exit(0 if found.reached else 1)
+
+
+@cli.command()
+@click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many screens.")
+@click.option("--rows", type=click.IntRange(min=1), default=10, show_default=True, help="Addresses shown.")
+@_json
+@_pins
+def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path) -> None:
+    """Show the rates of services and addresses, live."""
+    from unmoor.sockets.rates import Rates, rates  # noqa: PLC0415 - see load
+
+    def show(found: Rates) -> None:
+        if as_json:
+            click.echo(json.dumps(found.as_json()))
+            return
+        if sys.stdout.isatty():
+            click.clear()
+        _print_table(("service", "lookups/s", "misses/s", "errors/s"), found.service_cells())
+        _print_table(("address", "lookups/s"), found.address_cells(rows))
+
+    for number, found in enumerate(rates(pinned.Pins(pins), interval), 1):
+        show(found)
+        if number == count:
+            return
+
+
+@cli.command()
+@click.option("--listen", multiple=True, callback=_endpoints, help="Serve /metrics at ADDRESS:PORT.")
+@click.option("--addresses", is_flag=True, help="A sample for each address, too.")
+@_pins
+def metrics(listen: list[_Endpoint], addresses: bool, pins: Path) -> None:
+    """Print the counters for Prometheus, or serve them."""
+    from unmoor.sockets.metrics import render, serve  # noqa: PLC0415 - see load
+
+    if not listen:
+        click.echo(render(pinned.Pins(pins), addresses), nl=False)
+        return
+    host, port = listen[0]
+    try:
+        server = serve(pinned.Pins(pins), str(host), port, addresses)
+    except OSError as error:
+        raise UnmoorError(f"cannot listen at {host} port {port}: {error.strerror}") from None
+    systemd.notify("READY=1")
+    server.serve_forever()
+
+
+@cli.command()
 @_pins
 def unload(pins: Path) -> None:
     """Detach the program and unpin everything."""
@@ -154,23 +265,6 @@ def rollback(pins: Path) -> None:
     from unmoor.sockets.generation import rollback as switch_back  # noqa: PLC0415 - see load
 
     click.echo(f"generation {switch_back(pinned.Pins(pins)).generation} is live again")
-
-
-def _endpoints(
-    _context: click.Context, _parameter: click.Parameter, values: Sequence[str]
-) -> list[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]:
-    found = []
-    for value in values:
-        match = re.fullmatch(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]+)):(?P<port>\d{1,5})", value)
-        try:
-            if match is None:
-                raise ValueError  # noqa: TRY301 - one message for all that is wrong
-            found.append((ipaddress.ip_address(match["six"] or match["four"]), int(match["port"])))
-        except ValueError:
-            raise click.BadParameter(
-                f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:80 or [::1]:80"
-            ) from None
-    return found
 
 
 @cli.command()
@@ -190,7 +284,7 @@ def register(
     service: str,
     pid: int | None,
     pidfile: Path | None,
-    listen: list[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]],
+    listen: list[_Endpoint],
     kind: Any,
     wait: float,
     door: Path,
@@ -264,6 +358,11 @@ def status(as_json: bool, pins: Path) -> None:
         click.echo(json.dumps(found.as_json()))
         return
     click.echo(f"generation {found.record.generation}, program {found.record.program[:12]}")
+    if found.foreign:
+        numbers = ", ".join(map(str, found.foreign))
+        click.echo(
+            f"warning: other sk_lookup programs are attached here: {numbers} (bpftool prog show id ...)"
+        )
     _print_table(
         ("protocol", "prefix", "port", "service"),
         [_cells(binding) for binding in found.bindings],

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -39,11 +38,11 @@ class Service(ServiceBody):
     label: Label
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Binding:
+class Binding(NamedTuple):
     """(protocol, prefix, first and last port) to a service: one line of the dispatch table.
 
-    `interface` is the one that packets must come in by, or empty for any.
+    `interface` is the one that packets must come in by, or empty for any. (A named tuple, since an edge may
+    have a hundred thousand of them.)
     """
 
     protocol: Protocol
@@ -69,8 +68,8 @@ class EdgeDocument(Document):
     def bindings(self) -> Iterator[Binding]:
         """Every line of the dispatch table, in the document's order."""
         for service in self.services:
+            ranges = [parse_ports(ports) for ports in service.ports]
             for protocol in service.protocols:
                 for prefix in service.prefixes or self.prefixes:
-                    for ports in service.ports:
-                        first, last = parse_ports(ports)
+                    for first, last in ranges:
                         yield Binding(protocol, prefix, first, last, service.label, service.interface)

@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 from unmoor.sockets import protocol, systemd
 from unmoor.sockets.registry import Peer, RefusedError, Registry
 
-#: Seconds that a client gets, and how many are served at the same time; others wait in the backlog.
+#: Seconds that a client gets, and how many are waited for at the same time.
 PATIENCE = 5.0
 MOST_CLIENTS = 64
 _PAUSE = 0.1
@@ -99,16 +100,20 @@ class Activation:
             return
         self._clients[sock] = client
         self._selector.register(sock, selectors.EVENT_READ)
-        if len(self._clients) >= MOST_CLIENTS:
-            self._selector.unregister(self._door)
+        if len(self._clients) > MOST_CLIENTS:
+            self._drop(self._crowd())
+
+    def _crowd(self) -> socket.socket:
+        """The oldest client of the user who has the most: no user can keep another out."""
+        numbers = Counter(client.peer.uid for client in self._clients.values())
+        user, _ = numbers.most_common(1)[0]
+        return next(sock for sock, client in self._clients.items() if client.peer.uid == user)
 
     def _drop(self, sock: socket.socket) -> None:
         client = self._clients.pop(sock)
         _close(client.descriptors)
         self._selector.unregister(sock)
         sock.close()
-        if len(self._clients) == MOST_CLIENTS - 1:
-            self._selector.register(self._door, selectors.EVENT_READ)
 
     def _attend(self, sock: socket.socket, client: _Client, events: int) -> None:
         try:

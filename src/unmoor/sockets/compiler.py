@@ -18,19 +18,19 @@ _PACKAGES = {
 }
 
 
-def compile_program(output: Path, clang: str = "clang") -> None:
-    """Compile the dispatch program to a BPF object at `output`, replaced in one step.
+def compile_program(output: Path, clang: str = "clang", source: Path | None = None) -> None:
+    """Compile the dispatch program, or `source`, to a BPF object at `output`, replaced in one step.
 
     Needs clang and the UAPI headers alone (no kernel headers, no BTF of the running kernel). Raises
     UnmoorError, naming the Debian package, for whatever is missing.
     """
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        with as_file(files("unmoor.sockets") / "dispatch.bpf.c") as source:
+        with as_file(files("unmoor.sockets") / "dispatch.bpf.c") as ours:
             # Debian keeps <asm/types.h> in a directory of the machine's own, unknown to `-target bpf`.
             machine = f"/usr/include/{platform.machine()}-linux-gnu"
             run = subprocess.run(
-                [clang, *_FLAGS, "-idirafter", machine, "-c", str(source), "-o", str(unfinished)],
+                [clang, *_FLAGS, "-idirafter", machine, "-c", str(source or ours), "-o", str(unfinished)],
                 capture_output=True,
                 text=True,
                 check=False,

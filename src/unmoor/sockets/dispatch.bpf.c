@@ -30,7 +30,12 @@
 #define ADDRESS_CHUNK 1024
 #define ADDRESS_CHUNKS 64
 
-#define FAMILY_IPV4 2
+/* IPv6 addresses with a counter of their own: sets of a hash table that is never longer than this.
+ */
+#define SEEN_SETS 4096
+#define SEEN_SET_BITS 12
+#define SEEN_WAYS 4
+
 #define FAMILY_IPV6 10
 
 /* The roots of the tries for a port; 0 where nothing is bound. */
@@ -78,6 +83,17 @@ struct counters {
 	__u64 already_chosen; /* EEXIST: another program chose a socket first */
 	__u64 other_error;
 	__u64 zero;
+};
+
+/* An IPv6 address and how often it was looked up; a set of them has the addresses of one hash. */
+struct seen {
+	__u64 high;
+	__u64 low;
+	__u64 count;
+};
+
+struct seen_set {
+	struct seen ways[SEEN_WAYS];
 };
 
 /* What `explain` is asked beside the packet, and what it found. */
@@ -136,6 +152,13 @@ struct {
 	__type(key, __u32);
 	__uint(value_size, ADDRESS_CHUNK * sizeof(__u64));
 } addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SEEN_SETS);
+	__type(key, __u32);
+	__type(value, struct seen_set);
+} seen SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -215,6 +238,41 @@ static __always_inline void count_address(__u64 number)
 	counts = bpf_map_lookup_elem(&addresses, &chunk);
 	if (counts)
 		counts[number % ADDRESS_CHUNK]++;
+}
+
+/* Where all ways of the address's set are taken it wears one of them down, and takes its place when
+ * that is at 0: busy addresses stay, those seen once make room for one another.
+ */
+static __always_inline void count_ipv6(const struct target *target)
+{
+	__u64 hash = (target->high ^ target->low * 0x9e3779b97f4a7c15) * 0xff51afd7ed558ccd;
+	__u32 number = hash >> (64 - SEEN_SET_BITS);
+	struct seen_set *set = bpf_map_lookup_elem(&seen, &number);
+	struct seen *way;
+
+	if (!set)
+		return;
+#pragma unroll
+	for (int i = 0; i < SEEN_WAYS; i++) {
+		way = &set->ways[i];
+		if (way->low == target->low && way->high == target->high) {
+			way->count++;
+			return;
+		}
+	}
+#pragma unroll
+	for (int i = 0; i < SEEN_WAYS; i++) {
+		way = &set->ways[i];
+		if (!way->count)
+			goto take;
+	}
+	way = &set->ways[hash % SEEN_WAYS];
+	if (--way->count)
+		return;
+take:
+	way->high = target->high;
+	way->low = target->low;
+	way->count = 1;
 }
 
 static __always_inline void count_error(struct counters *count, long error)
@@ -325,7 +383,9 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 	if (!count)
 		return SK_DROP;
 	count->lookups++;
-	if (!is_ipv6)
+	if (is_ipv6)
+		count_ipv6(&target);
+	else
 		count_address((target.high >> 32) + leaf->address_base);
 	if (!error)
 		return SK_PASS;

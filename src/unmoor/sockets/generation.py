@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import mmap
 import os
@@ -19,6 +20,7 @@ from unmoor.sockets.layout import (
     ADDRESS_CHUNK,
     ADDRESS_CHUNKS,
     ANY_ROOTS,
+    COUNTED_ADDRESSES,
     COUNTERS_STRUCT,
     DESCRIPTOR,
     GROUPS_PER_SERVICE,
@@ -26,6 +28,9 @@ from unmoor.sockets.layout import (
     LEAF,
     MAX_SERVICES,
     NODE,
+    SEEN,
+    SEEN_SETS,
+    SEEN_WAYS,
     SOCKET_SLOTS,
 )
 from unmoor.sockets.pins import ACCOUNT, PROGRAMS, SHARED, TABLE, Pins, own, remove
@@ -45,6 +50,7 @@ _SHAPES = {
     "sockets": (DESCRIPTOR.size, _GROUPS * SOCKET_SLOTS),
     "counters": (COUNTERS_STRUCT.size, _GROUPS),
     "addresses": (ADDRESS_CHUNK * 8, ADDRESS_CHUNKS),
+    "seen": (SEEN.size * SEEN_WAYS, SEEN_SETS),
 }
 
 
@@ -79,20 +85,31 @@ def read_record(generation: Path) -> Record | None:
         return decode(libbpf.lookup(fd, KEY.pack(0), size) or b"")
 
 
-def read_current(pins: Pins) -> Record | None:
-    """The record of the live generation; None when nothing is loaded. Waits while a load renames it."""
+def find_live(pins: Pins) -> tuple[Path, Record] | None:
+    """The live generation's directory and record; None when nothing is loaded.
+
+    Waits while a load renames it.
+    """
     for _ in range(_READ_TRIES):
-        record = read_record(pins.current)
-        if record is not None or not pins.link.exists():
-            return record
+        directory = pins.live()
+        record = read_record(directory) if directory else None
+        if directory and record:
+            return directory, record
+        if not pins.link.exists():
+            return None
         time.sleep(_READ_PAUSE)
-    return read_record(pins.new)
+    return None
 
 
-def plan(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -> Change:
-    """What `load` would change; changes nothing."""
-    running = read_current(pins) if pins.link.exists() else None
-    return _difference(running, edge, code, netns)
+def read_current(pins: Pins) -> Record | None:
+    """The record of the live generation; None when nothing is loaded."""
+    found = find_live(pins)
+    return found[1] if found else None
+
+
+def plan(edge: EdgeDocument, code: bytes | None, pins: Pins, netns: Path = OWN_NETNS) -> Change:
+    """What `load` would change; changes nothing. Without `code` programs are not compared."""
+    return _difference(read_current(pins), edge, code, netns)
 
 
 def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -> Change:
@@ -101,7 +118,7 @@ def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -
     Raises InvalidInputError or UnmoorError with nothing changed.
     """
     pins.create()
-    with pins.locked(), _opened_netns(netns) as namespace:
+    with pins.locked(), _opened_netns(netns) as namespace, _without_collector():
         pins.settle()
         _check_namespace(pins, namespace)
         attached = pins.live_program() is not None
@@ -140,25 +157,34 @@ def unload(pins: Pins) -> bool:
     return True
 
 
-def _difference(running: Record | None, edge: EdgeDocument, code: bytes, netns: Path) -> Change:
-    wanted = set(edge.bindings())
+def _difference(running: Record | None, edge: EdgeDocument, code: bytes | None, netns: Path) -> Change:
+    wanted = {_identity(binding): binding for binding in edge.bindings()}
     if running is None:
-        return Change(tuple(sorted_bindings(wanted)), (), True, True)
-    present = set(running.edge.bindings())
+        return Change(_missing(wanted, {}), (), code is not None, True)
+    document = edge.model_dump_json()
+    present = wanted
+    if running.document != document:
+        present = {_identity(binding): binding for binding in running.bindings}
     return Change(
-        tuple(sorted_bindings(wanted - present)),
-        tuple(sorted_bindings(present - wanted)),
-        running.program != digest(code),
-        running.edge != edge or running.interfaces != _interfaces(edge, netns),
+        _missing(wanted, present),
+        _missing(present, wanted),
+        code is not None and running.program != digest(code),
+        running.document != document or running.interfaces != _interfaces(edge, netns),
     )
 
 
-def sorted_bindings(bindings: set[Binding]) -> list[Binding]:
-    """In a stable order for people: protocol, family, prefix, port."""
-    return sorted(
-        bindings,
-        key=lambda b: (b.protocol, b.prefix.version, b.prefix, b.first_port, b.last_port, b.interface),
-    )
+_Identity = tuple[str, int, tuple[int, int], int, int, str, str]
+
+
+def _identity(binding: Binding) -> _Identity:
+    """All of a binding, in numbers where possible: comparing networks takes long."""
+    protocol, prefix, first, last, service, interface = binding
+    return protocol, prefix.version, table.key(prefix), first, last, interface, service
+
+
+def _missing(some: dict[_Identity, Binding], others: dict[_Identity, Binding]) -> tuple[Binding, ...]:
+    """What is in `some` alone, ordered by protocol, family, prefix and port."""
+    return tuple(some[each] for each in sorted(some.keys() - others.keys()))
 
 
 def digest(code: bytes) -> str:
@@ -167,18 +193,20 @@ def digest(code: bytes) -> str:
 
 
 def _record(edge: EdgeDocument, code: bytes, earlier: list[Record], namespace: int, netns: Path) -> Record:
-    prefixes = [binding.prefix for binding in edge.bindings()]
-    return Record(
+    prefixes = {id(binding.prefix): binding.prefix for binding in edge.bindings()}.values()
+    record = Record(
         generation=1 + max((record.generation for record in earlier), default=0),
         program=digest(code),
         netns=os.fstat(namespace).st_ino,
-        edge=edge,
+        document=edge.model_dump_json(),
         services=allocate_ids(
             (service.label for service in edge.services), *(record.services for record in earlier)
         ),
         interfaces=_interfaces(edge, netns),
-        counters=allocate_counters(prefixes, *(record.counters for record in earlier)),
+        counted=allocate_counters(prefixes, *(record.counted for record in earlier)),
     )
+    vars(record)["edge"] = edge  # which `document` would be parsed to
+    return record
 
 
 def _interfaces(edge: EdgeDocument, netns: Path) -> dict[str, int]:
@@ -197,7 +225,7 @@ def _interfaces(edge: EdgeDocument, netns: Path) -> dict[str, int]:
 
 def _build(record: Record, code: bytes, pins: Pins, earlier: list[Record]) -> None:
     """Pin the new generation at `pins.new`; nothing runs it yet."""
-    compiled = table.build(record.edge.bindings(), record.services, record.interfaces, record.counted())
+    compiled = table.build(record.bindings, record.services, record.interfaces, record.counted)
     with ExitStack() as stack:
         shared = _shared(pins, stack)
         bpf = stack.enter_context(
@@ -280,30 +308,30 @@ def _clear(record: Record, earlier: list[Record], sockets: int, counters: int, a
             libbpf.update(counters, KEY.pack(group), zero)
             for slot in range(group * SOCKET_SLOTS, (group + 1) * SOCKET_SLOTS):
                 libbpf.delete(sockets, KEY.pack(slot))
-    counted = {
-        number
-        for old in earlier
-        for prefix, first in old.counted()
-        for number in range(first, first + prefix.num_addresses)
-    }
-    fresh = [
-        number
-        for prefix, first in record.counted()
-        for number in range(first, first + prefix.num_addresses)
-        if number not in counted
-    ]
+    fresh = bytearray(COUNTED_ADDRESSES)
+    for _, count, first in record.counted:
+        fresh[first : first + count] = b"\1" * count
+    for old in earlier:
+        for _, count, first in old.counted:
+            fresh[first : first + count] = bytes(count)
     _clear_addresses(addresses, fresh)
 
 
-def _clear_addresses(addresses: int, numbers: list[int]) -> None:
+def _clear_addresses(addresses: int, fresh: bytearray) -> None:
+    """Set the counters that `fresh` marks to 0."""
     size = ADDRESS_CHUNK * 8
     cpus = libbpf.possible_cpus()
-    for chunk in sorted({number // ADDRESS_CHUNK for number in numbers}):
-        value = bytearray(libbpf.lookup(addresses, KEY.pack(chunk), size * cpus) or bytes(size * cpus))
-        for number in (number for number in numbers if number // ADDRESS_CHUNK == chunk):
-            for cpu in range(cpus):
-                start = cpu * size + number % ADDRESS_CHUNK * 8
-                value[start : start + 8] = bytes(8)
+    for chunk in range(ADDRESS_CHUNKS):
+        marks = fresh[chunk * ADDRESS_CHUNK : (chunk + 1) * ADDRESS_CHUNK]
+        if not any(marks):
+            continue
+        value = bytearray(size * cpus)
+        if not all(marks):
+            value[:] = libbpf.lookup(addresses, KEY.pack(chunk), size * cpus) or value
+            for number in (number for number, mark in enumerate(marks) if mark):
+                for cpu in range(cpus):
+                    start = cpu * size + number * 8
+                    value[start : start + 8] = bytes(8)
         libbpf.update(addresses, KEY.pack(chunk), bytes(value))
 
 
@@ -318,6 +346,18 @@ def _switch(pins: Pins, namespace: int) -> None:
         with libbpf.closing(libbpf.attach(program, namespace)) as link:
             libbpf.pin(link, pins.link)
         own(pins.link, 0o600)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A load makes many objects that all live to its end: looking for garbage takes a quarter of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -18,6 +18,10 @@ ADDRESS_CHUNK = 1024
 ADDRESS_CHUNKS = 64
 COUNTED_ADDRESSES = ADDRESS_CHUNK * ADDRESS_CHUNKS
 
+#: Sets of IPv6 addresses seen, and struct seen: high, low, count.
+SEEN_SETS = 4096
+SEEN_WAYS = 4
+SEEN = Struct("=QQQ")
 #: struct port: the roots for IPv4 and IPv6.
 PORT = Struct("=II")
 #: struct node: first, pos, bits, zero.

@@ -465,10 +465,13 @@ def attached(netns: int) -> tuple[int, ...]:
     return tuple(numbers[: count.value])
 
 
+# The kernel hands back its own structure, which may be longer than the context that it takes.
+_context_out = create_string_buffer(128)
+
+
 def run_test(program: int, context: bytes, repeat: int = 1) -> TestRun:
     """Run a program with this context (BPF_PROG_TEST_RUN)."""
-    # The kernel hands back its own structure, which may be longer than the context that it takes.
-    out = create_string_buffer(len(context) + 64)
+    out = _context_out
     options = _TestRunOptions(
         sz=sizeof(_TestRunOptions),
         ctx_in=ctypes.cast(c_char_p(context), c_void_p),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from unmoor.model import Protocol
 from unmoor.sockets import libbpf
-from unmoor.sockets.layout import ANSWER, CONTEXT, COOKIE, FAMILY_NUMBERS, KEY, PROTOCOL_NUMBERS
+from unmoor.sockets.layout import ANSWER, CONTEXT, COOKIE, FAMILY_NUMBERS, PROTOCOL_NUMBERS
 
 #: What a test run's packet comes from; the program does not look at it.
 _REMOTE_PORT = b"\x30\x39\0\0"
@@ -59,7 +60,7 @@ def context(protocol: Protocol, address: IPv4Address | IPv6Address, port: int) -
 class Explainer:
     """One generation's twin, ready to ask."""
 
-    def __init__(self, program: int, answers: int) -> None:
+    def __init__(self, program: int, answers: mmap.mmap) -> None:
         self._program = program
         self._answers = answers
         self._ifindex: int | None = None
@@ -69,11 +70,10 @@ class Explainer:
     ) -> Answer:
         """What happens to a packet to this address and port, from interface `ifindex`."""
         if ifindex != self._ifindex:
-            libbpf.update(self._answers, KEY.pack(0), ANSWER.pack(0, 0, 0, 0, 0, ifindex))
+            ANSWER.pack_into(self._answers, 0, 0, 0, 0, 0, 0, ifindex)
             self._ifindex = ifindex
         run = libbpf.run_test(self._program, context(protocol, address, port))
-        found = libbpf.lookup(self._answers, KEY.pack(0), ANSWER.size) or bytes(ANSWER.size)
-        bound, service, length, condition, error, _ = ANSWER.unpack(found)
+        bound, service, length, condition, error, _ = ANSWER.unpack_from(self._answers)
         if not bound:
             return Answer(None)
         cookie = COOKIE.unpack_from(run.context)[0] if run.verdict == _PASS else 0
@@ -89,5 +89,6 @@ def explainer(generation: Path) -> Iterator[Explainer]:
         with (
             libbpf.opened(generation / "explain") as program,
             libbpf.opened(generation / "answers") as answers,
+            mmap.mmap(answers, mmap.PAGESIZE) as memory,
         ):
-            yield Explainer(program, answers)
+            yield Explainer(program, memory)

@@ -27,7 +27,7 @@ from unmoor.sockets import libbpf
 
 DEFAULT = Path("/sys/fs/bpf/unmoor")
 ACCOUNT = "unmoor"
-SHARED = ("sockets", "counters", "addresses")
+SHARED = ("sockets", "counters", "addresses", "seen")
 TABLE = ("ports", "nodes", "leaves", "answers")
 PROGRAMS = ("dispatch", "explain")
 _BPF_FS_MAGIC = "bpf"
@@ -104,6 +104,20 @@ class Pins:
             info = libbpf.link_info(link)
         return info.program if info.netns else None
 
+    def live(self) -> Path | None:
+        """The directory of the live generation, also where a change was cut short; None when there is none.
+
+        Who may not open the link (it can be changed by whoever has it open) goes by the names alone.
+        """
+        try:
+            program = self.live_program()
+        except PermissionError:
+            return next((each for each in (self.current, self.new, self.previous) if each.exists()), None)
+        if program is None:
+            return None
+        generations = (self.current, self.new, self.previous, self.displaced)
+        return next((each for each in generations if _runs(each, program)), None)
+
     def settle(self) -> None:
         """Finish or undo what was cut short. Call it with the lock held."""
         live = self.live_program()
@@ -125,11 +139,11 @@ class Pins:
 
 
 def _runs(generation: Path, program: int) -> bool:
-    path = generation / "dispatch"
-    if not path.exists():
+    try:
+        with libbpf.opened(generation / "dispatch") as fd:
+            return libbpf.program_id(fd) == program
+    except FileNotFoundError:
         return False
-    with libbpf.opened(path) as fd:
-        return libbpf.program_id(fd) == program
 
 
 def remove(directory: Path) -> None:

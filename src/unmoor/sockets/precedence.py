@@ -24,9 +24,13 @@ class Precedence:
         self._by_prefix: dict[tuple[str, int, int], dict[int, list[Binding]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        for binding in sorted(bindings, key=order):
+        for binding in bindings:
             value, length = key(binding.prefix)
             self._by_prefix[binding.protocol, binding.prefix.version, length][value].append(binding)
+        for found in self._by_prefix.values():
+            for same in found.values():
+                if len(same) > 1:
+                    same.sort(key=order)
         self._lengths = {
             (protocol, family): sorted(
                 (length for p, f, length in self._by_prefix if (p, f) == (protocol, family)), reverse=True

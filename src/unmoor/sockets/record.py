@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from unmoor.errors import UnmoorError
@@ -19,52 +19,57 @@ from unmoor.sockets.layout import COUNTED_ADDRESSES, MAX_SERVICES
 
 FORMAT = 1
 
+#: IPv4 addresses that are counted: the first address, how many follow it, the number of the first counter.
+Counted = tuple[int, int, int]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Record:
     """One generation. `netns` is the inode of its network namespace, `program` the object's SHA-256.
 
-    `services` gives each label its id, `interfaces` each interface its index, `counters` each IPv4 prefix
-    that is counted by address the number of its first counter.
+    `document` is the edge's, as JSON. `services` gives each label its id, `interfaces` each interface its
+    index.
     """
 
     generation: int
     program: str
     netns: int
-    edge: EdgeDocument
+    document: str
     services: dict[str, int]
     interfaces: dict[str, int] = field(default_factory=dict)
-    counters: tuple[tuple[str, int], ...] = ()
+    counted: tuple[Counted, ...] = ()
 
+    @cached_property
+    def edge(self) -> EdgeDocument:
+        """What was loaded."""
+        return EdgeDocument.model_validate_json(self.document)
+
+    @cached_property
     def bindings(self) -> tuple[Binding, ...]:
         """The lines of the dispatch table."""
         return tuple(self.edge.bindings())
 
-    def counted(self) -> tuple[tuple[Prefix, int], ...]:
-        """IPv4 prefixes counted by address, and the number of the first counter of each."""
-        return tuple((IPv4Network(prefix), first) for prefix, first in self.counters)
+    def _fields(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def encode(self) -> bytes:
         """As it stands in the map: the length (u32), then compressed JSON."""
-        document: dict[str, Any] = {"format": FORMAT, **asdict(replace(self, edge=None))}  # type: ignore[arg-type]  # the edge is written by pydantic
-        document["edge"] = self.edge.model_dump(mode="json")
-        data = zlib.compress(json.dumps(document).encode(), 1)
+        data = zlib.compress(json.dumps({"format": FORMAT, **self._fields()}).encode(), 1)
         return len(data).to_bytes(4, "little") + data
 
 
 def decode(data: bytes) -> Record:
     """Read what Record.encode wrote. Raises UnmoorError for a record of another version of Unmoor."""
     size = int.from_bytes(data[:4], "little")
-    document = json.loads(zlib.decompress(data[4 : 4 + size]))
-    found = document.pop("format")
-    if found != FORMAT:
+    found = json.loads(zlib.decompress(data[4 : 4 + size]))
+    version = found.pop("format")
+    if version != FORMAT:
         raise UnmoorError(
-            f"what is loaded has format {found}, this Unmoor knows {FORMAT}: "
+            f"what is loaded has format {version}, this Unmoor knows {FORMAT}: "
             "use the version that loaded it, or run: unmoor sockets unload"
         )
-    document["edge"] = EdgeDocument.model_validate(document["edge"])
-    document["counters"] = tuple((prefix, first) for prefix, first in document["counters"])
-    return Record(**document)
+    found["counted"] = tuple((address, count, first) for address, count, first in found["counted"])
+    return Record(**found)
 
 
 def allocate_ids(labels: Iterable[str], *kept: dict[str, int]) -> dict[str, int]:
@@ -84,56 +89,48 @@ def allocate_ids(labels: Iterable[str], *kept: dict[str, int]) -> dict[str, int]
     return allocated
 
 
-def allocate_counters(
-    prefixes: Iterable[Prefix], *kept: tuple[tuple[str, int], ...]
-) -> tuple[tuple[str, int], ...]:
+def allocate_counters(prefixes: Iterable[Prefix], *kept: tuple[Counted, ...]) -> tuple[Counted, ...]:
     """Give every IPv4 address of these prefixes a counter, smaller prefixes first, up to a /16 in all.
 
     An address that is counted in `kept` (newest first) keeps its counter, and no other address gets that one.
     """
-    earlier = [(_span(IPv4Network(prefix)), first) for allocation in kept for prefix, first in allocation]
-    known = dict(reversed(earlier))
-    sizes = sorted({end - start for start, end in known})
-    gaps = _gaps((first, first + end - start) for (start, end), first in earlier)
-    allocated: dict[tuple[int, int], int] = {}
-    for start, end in sorted(_outermost(prefixes), key=lambda span: (span[1] - span[0], span)):
-        number = _kept_counter(start, end, known, sizes)
+    known = {(start, count): first for counted in reversed(kept) for start, count, first in counted}
+    sizes = sorted({count for _, count in known})
+    gaps = _gaps((first, first + count) for counted in kept for _, count, first in counted)
+    allocated: list[Counted] = []
+    for count, start in sorted(_outermost(prefixes)):
+        number = _kept_counter(start, count, known, sizes)
         if number is None:
             # Sizes only grow from here on: a gap that is too small now is of no use any more.
-            while gaps and gaps[-1][1] - gaps[-1][0] < end - start:
+            while gaps and gaps[-1][1] - gaps[-1][0] < count:
                 gaps.pop()
             if not gaps:
                 continue
             number, limit = gaps.pop()
-            gaps.append((number + end - start, limit))
-        allocated[start, end] = number
-    return tuple((_prefix(*span), number) for span, number in allocated.items())
-
-
-def _span(prefix: IPv4Network) -> tuple[int, int]:
-    first = int(prefix.network_address)
-    return first, first + prefix.num_addresses
-
-
-def _prefix(start: int, end: int) -> str:
-    return f"{IPv4Address(start)}/{33 - (end - start).bit_length()}"
+            gaps.append((number + count, limit))
+        allocated.append((start, count, number))
+    return tuple(allocated)
 
 
 def _outermost(prefixes: Iterable[Prefix]) -> Iterator[tuple[int, int]]:
-    """First address and end of each IPv4 prefix that is inside no other."""
+    """How many addresses and the first, of each IPv4 prefix that is inside no other."""
     reached = 0
-    spans = {_span(prefix) for prefix in prefixes if isinstance(prefix, IPv4Network)}
-    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if end > reached:
-            yield start, end
-            reached = end
+    spans = {
+        (int(prefix.network_address), -(1 << (32 - prefix.prefixlen)))
+        for prefix in prefixes
+        if prefix.version == 4
+    }
+    for start, negative in sorted(spans):
+        if start - negative > reached:
+            yield -negative, start
+            reached = start - negative
 
 
-def _kept_counter(start: int, end: int, known: dict[tuple[int, int], int], sizes: list[int]) -> int | None:
+def _kept_counter(start: int, count: int, known: dict[tuple[int, int], int], sizes: list[int]) -> int | None:
     for size in sizes:
         around = start // size * size
-        first = known.get((around, around + size))
-        if first is not None and end <= around + size:
+        first = known.get((around, size))
+        if first is not None and count <= size:
             return first + start - around
     return None
 

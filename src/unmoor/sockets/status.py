@@ -8,7 +8,7 @@ from typing import Any
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding
 from unmoor.sockets import libbpf
-from unmoor.sockets.generation import read_current
+from unmoor.sockets.generation import OWN_NETNS, read_current
 from unmoor.sockets.layout import (
     COOKIE,
     COUNTERS,
@@ -42,11 +42,16 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A generation, its bindings in order of precedence, and its destinations."""
+    """A generation, its bindings in order of precedence, and its destinations.
+
+    `foreign` are the kernel's numbers of sk_lookup programs in this network namespace that are not Unmoor's:
+    they may take packets before it or after it.
+    """
 
     record: Record
     bindings: tuple[Binding, ...]
     destinations: tuple[Destination, ...]
+    foreign: tuple[int, ...]
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -55,6 +60,7 @@ class Status:
             "program": self.record.program,
             "edge": self.record.edge.edge,
             "pop": self.record.edge.pop,
+            "foreign_programs": list(self.foreign),
             "bindings": [binding_as_json(binding) for binding in self.bindings],
             "services": [
                 {
@@ -95,14 +101,25 @@ def read_status(pins: Pins) -> Status:
     if record is None:
         raise UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
     bindings = sorted(
-        record.bindings(), key=lambda each: (each.protocol, each.prefix.version, order(each), each)
+        record.bindings, key=lambda each: (each.protocol, each.prefix.version, order(each), each)
     )
-    return Status(record, tuple(bindings), tuple(_destinations(pins, record)))
+    return Status(record, tuple(bindings), tuple(_destinations(pins, record)), _foreign(pins))
+
+
+def _foreign(pins: Pins) -> tuple[int, ...]:
+    """Programs attached beside ours; none where the caller may not ask (CAP_NET_ADMIN) or see our own."""
+    try:
+        ours = pins.live_program()
+        with OWN_NETNS.open("rb") as namespace:
+            attached = libbpf.attached(namespace.fileno())
+    except PermissionError:
+        return ()
+    return tuple(number for number in attached if number != ours)
 
 
 def _destinations(pins: Pins, record: Record) -> list[Destination]:
     wanted = sorted(
-        {(each.service, each.protocol, each.prefix.version) for each in record.bindings()},
+        {(each.service, each.protocol, each.prefix.version) for each in record.bindings},
         key=lambda each: (each[0], PROTOCOLS.index(each[1]), each[2]),
     )
     found = []

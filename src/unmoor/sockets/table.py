@@ -22,6 +22,7 @@ from unmoor.model import Binding, Prefix
 from unmoor.model.common import ANY_PORT
 from unmoor.sockets import trie
 from unmoor.sockets.layout import FAMILIES, LEAF, MAX_NESTING, PORT, PROTOCOLS
+from unmoor.sockets.record import Counted
 
 #: Nodes and leaves together may take so many entries; a table beyond that is refused.
 MAX_ENTRIES = 1 << 23
@@ -74,15 +75,15 @@ def build(
     bindings: Iterable[Binding],
     services: Mapping[str, int],
     interfaces: Mapping[str, int] | None = None,
-    counters: Iterable[tuple[Prefix, int]] = (),
+    counted: Iterable[Counted] = (),
 ) -> Table:
     """Compile bindings.
 
-    `services` gives each label its id, `interfaces` each interface named its index, `counters` the first
-    counter of each IPv4 prefix that is counted by address. Raises InvalidInputError where two services are
+    `services` gives each label its id, `interfaces` each interface named its index, `counted` says
+    which IPv4 addresses have counters. Raises InvalidInputError where two services are
     bound to the same, UnmoorError where the table would grow too large.
     """
-    compiler = _Compiler(dict(_bases(counters)))
+    compiler = _Compiler(dict(_bases(counted)))
     spans = _spans(bindings, services, interfaces or {})
     ports = array("I", bytes(PORT.size * len(PROTOCOLS) * _PORTS))
     any_roots = []
@@ -102,9 +103,9 @@ def build(
     return Table(ports.tobytes(), compiler.nodes.tobytes(), bytes(compiler.leaves), (tcp4, tcp6, udp4, udp6))
 
 
-def _bases(counters: Iterable[tuple[Prefix, int]]) -> Iterator[tuple[tuple[int, int], int]]:
-    for prefix, first in counters:
-        yield key(prefix), (first - int(prefix.network_address)) % (1 << 64)
+def _bases(counted: Iterable[Counted]) -> Iterator[tuple[tuple[int, int], int]]:
+    for start, count, first in counted:
+        yield (start << _SHIFT[4], 33 - count.bit_length()), (first - start) % (1 << 64)
 
 
 def _spans(

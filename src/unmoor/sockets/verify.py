@@ -17,7 +17,7 @@ from unmoor.sockets.precedence import Precedence
 from unmoor.sockets.record import Record
 
 #: So many bindings are proved one by one; of more, so many spread evenly over all of them.
-MOST_BINDINGS = 4096
+MOST_BINDINGS = 2000
 
 
 def verify(generation: Path, record: Record) -> int:
@@ -25,7 +25,7 @@ def verify(generation: Path, record: Record) -> int:
 
     Raises UnmoorError at the first that does not.
     """
-    bindings = record.bindings()
+    bindings = record.bindings
     expected = Precedence(bindings)
     names = {index: name for name, index in record.interfaces.items()}
     asked = 0

@@ -1,0 +1,129 @@
+"""SYN and UDP floods across a veth pair: what the program costs a packet, beside none at all.
+
+One source address, 10,000 source ports; a listener that never accepts, a UDP socket whose filter drops
+everything. The figure is packets per second of the sender's processor time, which handles the packet on the
+receiving side of a veth pair as well; medians of turns, so only ratios mean anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import statistics
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import tables
+
+from unmoor.sockets import generation
+from unmoor.sockets.pins import Pins
+from unmoor.sockets.protocol import Request
+from unmoor.sockets.registry import Peer, Registry
+from unmoor.sockets.status import read_status
+
+TURNS = 9
+MILLISECONDS = 700
+#: Where each kind of load goes.
+PORTS = {"tcp": 80, "udp": 80, "connect": 8080}
+KINDS = tuple(PORTS)
+_HERE = Path(__file__).parent
+_CLIENT, _SERVER, _TARGET = "198.51.100.2", "198.51.100.1", "198.18.3.3"
+_DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0
+_SO_ATTACH_FILTER = 26
+
+
+def run(*command: str) -> str:
+    """Run a command and return what it prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def veth_pair() -> Iterator[str]:
+    """A namespace for the client, joined to this one by a veth pair; its name. This one must be fresh."""
+    name = f"unmoor-bench-{os.getpid()}"
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "link", "add", "bench0", "type", "veth", "peer", "name", "bench1", "netns", name)
+        run("ip", "addr", "add", f"{_SERVER}/24", "dev", "bench0")
+        run("ip", "link", "set", "bench0", "up")
+        run("ip", "-n", name, "addr", "add", f"{_CLIENT}/24", "dev", "bench1")
+        run("ip", "-n", name, "link", "set", "bench1", "up")
+        run("ip", "-n", name, "route", "add", "198.18.0.0/20", "via", _SERVER)
+        run("ip", "route", "add", "local", "198.18.0.0/20", "dev", "lo")
+        yield name
+    finally:
+        run("ip", "netns", "del", name)
+
+
+def compare(pins: Pins, code: bytes) -> dict[str, tuple[float, float]]:
+    """For floods of SYN and UDP, and for whole connections: rates (with our program, without any)."""
+    rates: dict[str, dict[str, list[float]]] = {kind: {"ours": [], "none": []} for kind in KINDS}
+    with tempfile.TemporaryDirectory() as directory, veth_pair() as client, ExitStack() as stack:
+        flood = f"{directory}/flood"
+        run("clang", "-O2", "-o", flood, str(_HERE / "flood.c"))
+        tcp = stack.enter_context(socket.create_server(("", PORTS["tcp"]), backlog=16))
+        udp = stack.enter_context(_sink())
+        acceptor = stack.enter_context(socket.create_server(("", PORTS["connect"]), backlog=1024))
+        stack.callback(_start(flood, acceptor).kill)
+        for turn in range(TURNS):
+            for name in ("ours", "none") if turn % 2 else ("none", "ours"):
+                if name == "ours":
+                    _attach(pins, code, tcp, udp, acceptor)
+                for kind, found in rates.items():
+                    command = (flood, kind, _CLIENT, _TARGET, str(PORTS[kind]), str(MILLISECONDS))
+                    found[name].append(float(run("ip", "netns", "exec", client, *command)))
+                if name == "ours":
+                    _check(pins)
+                    generation.unload(pins)
+    return {
+        kind: (statistics.median(found["ours"]), statistics.median(found["none"]))
+        for kind, found in rates.items()
+    }
+
+
+def _sink() -> socket.socket:
+    sock = socket.socket(type=socket.SOCK_DGRAM)
+    program = ctypes.create_string_buffer(_DROP_ALL)
+    filter_program = struct.pack("@HP", 1, ctypes.addressof(program))  # struct sock_fprog
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
+    sock.bind(("", PORTS["udp"]))
+    return sock
+
+
+def _start(flood: str, acceptor: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([flood, "accept", str(acceptor.fileno())], pass_fds=[acceptor.fileno()])
+
+
+def _attach(pins: Pins, code: bytes, tcp: socket.socket, udp: socket.socket, acceptor: socket.socket) -> None:
+    generation.load(tables.floods(), code, pins)
+    registry, root = Registry(pins), Peer(0, 0, frozenset())
+    registry.handle(Request("register", "web"), [tcp.fileno(), udp.fileno()], root)
+    registry.handle(Request("register", "connect"), [acceptor.fileno()], root)
+
+
+def _check(pins: Pins) -> None:
+    for each in read_status(pins).destinations:
+        if each.family == 4 and not each.counters["lookups"]:
+            raise RuntimeError(f"the flood of {each.protocol} did not pass the program")
+
+
+def listeners_that_fit(wanted: int = 53_248) -> tuple[int, str]:
+    """How many plain listeners, one for each address and port, can be opened, and what stopped them."""
+    sockets: list[socket.socket] = []
+    why = "nothing"
+    try:
+        for number in range(wanted):
+            address = f"198.18.{number // 13 >> 8}.{number // 13 & 255}"
+            sockets.append(socket.create_server((address, tables.PORTS[number % 13])))
+    except OSError as error:
+        why = error.strerror or str(error)
+    count = len(sockets)
+    for sock in sockets:
+        with suppress(OSError):
+            sock.close()
+    return count, why

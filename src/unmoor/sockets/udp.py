@@ -1,0 +1,81 @@
+"""For UDP servers in Python: which address and port a client dialled, and a reply from that address.
+
+A TCP server need not know that its socket serves whole prefixes: a connection's `getsockname()` is what the
+client dialled. A UDP server has one socket for all, so it must ask for the address with each datagram, and
+name it when it replies; otherwise the kernel replies from an address that the client never asked.
+
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    prepare(sock)
+    sock.bind(("127.0.0.1", 53))
+    while True:
+        datagram = receive(sock)
+        reply(sock, datagram, answer(datagram.data))
+
+The source *port* of a reply is the socket's own: bind it to the port that the service is bound to.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+# From <linux/in.h> and <linux/in6.h>; the socket module lacks them.
+_IP_PKTINFO = 8
+_IP_RECVORIGDSTADDR = 20
+_IPV6_RECVORIGDSTADDR = 74
+_IPV6_FREEBIND = 78
+
+_SOCKADDR_IN = struct.Struct("!2xH4s")
+_SOCKADDR_IN6 = struct.Struct("!2xHI16s")
+_IN_PKTINFO = struct.Struct("=i4s4s")
+_IN6_PKTINFO = struct.Struct("=16si")
+_MOST_ANCILLARY = socket.CMSG_SPACE(128)
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """What a client sent, who it is, and the address and port that it dialled."""
+
+    data: bytes
+    client: tuple[str, int] | tuple[str, int, int, int]
+    address: IPv4Address | IPv6Address
+    port: int
+
+
+def prepare(sock: socket.socket) -> None:
+    """Make the kernel tell the dialled address with each datagram. Call it before registering the socket."""
+    sock.setsockopt(socket.SOL_IP, _IP_RECVORIGDSTADDR, 1)  # an IPv6 socket may get IPv4 as well
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVORIGDSTADDR, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+
+
+def receive(sock: socket.socket, size: int = 65535, flags: int = 0) -> Datagram:
+    """Wait for a datagram of at most `size` bytes.
+
+    Raises OSError as recvmsg does, and ValueError when the socket was not prepared.
+    """
+    data, ancillary, _, client = sock.recvmsg(size, _MOST_ANCILLARY, flags)
+    for level, kind, value in ancillary:
+        if (level, kind) == (socket.SOL_IP, _IP_RECVORIGDSTADDR):
+            port, packed = _SOCKADDR_IN.unpack_from(value)
+            return Datagram(data, client, ipaddress.IPv4Address(packed), port)
+        if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_RECVORIGDSTADDR):
+            port, _, packed = _SOCKADDR_IN6.unpack_from(value)
+            return Datagram(data, client, ipaddress.IPv6Address(packed), port)
+    raise ValueError("the kernel did not say which address was dialled: call prepare(sock) first")
+
+
+def reply(sock: socket.socket, datagram: Datagram, data: bytes, flags: int = 0) -> int:
+    """Answer a datagram from the address dialled; returns the bytes sent. Raises OSError as sendmsg does."""
+    packed = datagram.address.packed
+    if sock.family == socket.AF_INET:
+        ancillary = (socket.SOL_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, packed, bytes(4)))
+    else:
+        source = packed if datagram.address.version == 6 else _MAPPED + packed
+        ancillary = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(source, 0))
+    return sock.sendmsg([data], [ancillary], flags, datagram.client)

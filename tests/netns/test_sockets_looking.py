@@ -1,0 +1,260 @@
+"""explain, diff, top, metrics, foreign programs, and who may look."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from sockets_support import UNMOOR, Bed, ask, listener, make_local, refuses, run
+
+from unmoor.sockets import generation, libbpf
+from unmoor.sockets.counts import address_counts
+from unmoor.sockets.explain import explain
+from unmoor.sockets.metrics import render, serve
+from unmoor.sockets.pins import Pins
+from unmoor.sockets.rates import rates
+from unmoor.sockets.status import read_status
+
+WEB = {"label": "web", "ports": [80]}
+DEEP = {"label": "deep", "ports": ["any"], "prefixes": ["198.18.5.0/24"]}
+NOGROUP = 65534
+
+
+@pytest.fixture
+def bed(netns: None, pins: Pins, code: bytes) -> Bed:
+    make_local()
+    bed = Bed(pins, code)
+    bed.load(WEB, DEEP)
+    return bed
+
+
+def test_explain_names_binding_service_and_socket(bed: Bed) -> None:
+    with listener() as four:
+        bed.register("web", four)
+        found = explain(bed.pins, "tcp", ip_address("198.18.3.7"), 80)
+        assert (found.verdict, found.service) == ("socket", "web")
+        assert (found.cookie,) == bed.count("web").sockets
+        assert str(found.binding and found.binding.prefix) == "198.18.0.0/20"
+
+
+def test_explain_names_what_matches_as_well(bed: Bed) -> None:
+    found = explain(bed.pins, "tcp", ip_address("198.18.5.5"), 80)
+    assert (found.verdict, found.service) == ("miss", "deep")
+    assert [each.service for each in found.losers] == ["web"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "address", "port", "why"),
+    [
+        ("tcp", "198.18.3.7", 81, "tcp port 81 is not bound there"),
+        ("udp", "198.18.3.7", 80, "udp port 80 is not bound there"),
+        ("tcp", "198.51.100.1", 80, "no prefix that is bound contains 198.51.100.1"),
+    ],
+)
+def test_explain_says_why_not(bed: Bed, protocol: str, address: str, port: int, why: str) -> None:
+    found = explain(bed.pins, protocol, ip_address(address), port)  # type: ignore[arg-type]  # tcp or udp
+    assert found.verdict == "pass"
+    assert why in found.why
+
+
+def test_explain_says_that_a_socket_does_not_fit(bed: Bed) -> None:
+    with listener() as four:
+        # No registration would do this: an IPv4 socket in the slot for IPv6.
+        from unmoor.sockets.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
+
+        slot = group(bed.count("web").id, "tcp", 6) * SOCKET_SLOTS
+        with libbpf.opened(bed.pins.registry) as sockets:
+            libbpf.update(sockets, KEY.pack(slot), DESCRIPTOR.pack(four.fileno()))
+        found = explain(bed.pins, "tcp", ip_address("2001:db8::1"), 80)
+        assert found.verdict == "error"
+        assert "address family" in found.why
+        assert refuses("2001:db8::1", 80)
+        assert bed.count("web", family=6).counters["wrong_family"] == 1
+
+
+def test_explain_counts_nothing(bed: Bed) -> None:
+    explain(bed.pins, "tcp", ip_address("198.18.3.7"), 80)
+    assert bed.count("web").counters["lookups"] == 0
+    assert address_counts(bed.pins) == {}
+
+
+def test_explain_on_the_command_line(bed: Bed) -> None:
+    pins = ("--pins", str(bed.pins.root))
+    done = run("sockets", "explain", "tcp", "198.18.3.7", "80", *pins)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[:2] == [
+        "tcp 198.18.3.7 port 80: miss",
+        "  binding  tcp 198.18.0.0/20 80 -> web",
+    ]
+    with listener() as four:
+        bed.register("web", four)
+        done = run("sockets", "explain", "tcp", "198.18.3.7", "80", "--json", *pins)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["binding"]["prefix"] == "198.18.0.0/20"
+    done = run("sockets", "explain", "tcp", "nonsense", "80", *pins)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
+def test_diff(bed: Bed, tmp_path: Path) -> None:
+    edge = tmp_path / "edge.json"
+    document: dict[str, object] = {
+        "pop": "ams",
+        "edge": "edge1",
+        "prefixes": ["198.18.0.0/20", "2001:db8::/44"],
+        "services": [WEB, DEEP],
+    }
+    edge.write_text(json.dumps(document))
+    arguments = ("sockets", "diff", str(edge), "--pins", str(bed.pins.root))
+    assert (run(*arguments).returncode, run(*arguments).stdout) == (0, "no change\n")
+    edge.write_text(json.dumps(document | {"services": [{**WEB, "ports": [81]}, DEEP]}))
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert "+ tcp 198.18.0.0/20 81 -> web" in done.stdout
+    assert "- tcp 198.18.0.0/20 80 -> web" in done.stdout
+
+
+def test_every_address_has_a_counter(bed: Bed) -> None:
+    with listener() as four, listener("::1") as six:
+        bed.register("web", four, six)
+        for address in ("198.18.0.0", "198.18.15.255", "198.18.0.0", "2001:db8::7", "2001:db8::7"):
+            ask(address, 80)
+        assert {str(address): count for address, count in address_counts(bed.pins).items()} == {
+            "198.18.0.0": 2,
+            "198.18.15.255": 1,
+            "2001:db8::7": 2,
+        }
+        bed.load({**WEB, "ports": [80, 81]}, DEEP)
+        assert address_counts(bed.pins)[ip_address("198.18.0.0")] == 2
+
+
+def test_addresses_of_ipv6_take_bounded_room_and_the_busy_stay(bed: Bed) -> None:
+    from unmoor.sockets.layout import SEEN_SETS, SEEN_WAYS
+    from unmoor.sockets.lookup import context
+
+    busy = ip_address("2001:db8::1")
+    with libbpf.opened(bed.pins.current / "dispatch") as program:
+        for number in range(2 * SEEN_SETS * SEEN_WAYS):
+            stranger = ip_address((0x20010DB8 << 96) + number * 0x10001 + 2)
+            libbpf.run_test(program, context("tcp", stranger, 80))
+            libbpf.run_test(program, context("tcp", busy, 80))
+    counts = address_counts(bed.pins)
+    assert len(counts) <= SEEN_SETS * SEEN_WAYS * libbpf.possible_cpus()
+    assert max(counts, key=lambda address: counts[address]) == busy
+    assert counts[busy] > SEEN_SETS
+
+
+def test_rates(bed: Bed) -> None:
+    with listener() as four:
+        bed.register("web", four)
+        measured = rates(bed.pins, 0.2)
+        calls = threading.Timer(0.05, lambda: [ask("198.18.0.9", 80) for _ in range(5)])
+        calls.start()
+        found = [next(measured), next(measured)]
+        calls.join()
+    assert sum(each.services["web"][0] for each in found) > 0
+    assert any(ip_address("198.18.0.9") in each.addresses for each in found)
+
+
+def test_top_on_the_command_line(bed: Bed) -> None:
+    done = run("sockets", "top", "--interval", "0.1", "--count", "2", "--pins", str(bed.pins.root))
+    assert done.returncode == 0
+    assert done.stdout.count("lookups/s") == 4
+
+
+def test_metrics(bed: Bed) -> None:
+    with listener() as four:
+        bed.register("web", four)
+        ask("198.18.0.9", 80)
+    assert refuses("198.18.0.9", 80)
+    lines = render(bed.pins, addresses=True).splitlines()
+    labels = 'service="web",protocol="tcp",family="ipv4"'
+    assert f"unmoor_sockets_lookups_total{{{labels}}} 2" in lines
+    assert f"unmoor_sockets_misses_total{{{labels}}} 1" in lines
+    assert f'unmoor_sockets_errors_total{{{labels},error="wrong_family"}} 0' in lines
+    assert f"unmoor_sockets_registered{{{labels}}} 0" in lines
+    assert f"unmoor_sockets_bindings{{{labels}}} 1" in lines
+    assert 'unmoor_sockets_address_lookups_total{address="198.18.0.9"} 2' in lines
+    names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(names) == len(set(names)) == 8
+
+
+def test_metrics_over_http(bed: Bed) -> None:
+    server = serve(bed.pins, "127.0.0.1", 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def get(path: str) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=5)
+        connection.request("GET", path)
+        return connection.getresponse()
+
+    reply = get("/metrics")
+    assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert b"unmoor_sockets_generation 1" in reply.read()
+    assert get("/").status == 404
+    generation.unload(bed.pins)
+    assert get("/metrics").status == 503
+    server.shutdown()
+    server.server_close()
+
+
+def test_foreign_programs_are_reported(bed: Bed) -> None:
+    assert read_status(bed.pins).foreign == ()
+    with (
+        libbpf.opened(bed.pins.current / "explain") as program,
+        generation.OWN_NETNS.open("rb") as namespace,
+        libbpf.closing(libbpf.attach(program, namespace.fileno())),
+    ):
+        assert read_status(bed.pins).foreign == (libbpf.program_id(program),)
+        done = run("sockets", "status", "--pins", str(bed.pins.root))
+        assert "other sk_lookup programs are attached here" in done.stdout
+    assert read_status(bed.pins).foreign == ()
+
+
+@pytest.fixture
+def member(bed: Bed) -> Iterator[list[str]]:
+    """A command prefix: another user, in the group that the pins belong to."""
+    for path in (bed.pins.root, *bed.pins.root.rglob("*")):
+        if path.name not in ("lock", "registry", "link", "dispatch"):
+            os.chown(path, 0, NOGROUP)
+    for parent in bed.pins.root.parents[1:4]:
+        parent.chmod(0o711)
+    prefix = ["setpriv", "--reuid=65533", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
+    if subprocess.run([*prefix, sys.executable, "-c", "import unmoor"], check=False).returncode:
+        pytest.skip("another user cannot read this checkout")
+    return prefix
+
+
+def test_a_member_of_the_group_may_look_and_not_change(bed: Bed, member: list[str], tmp_path: Path) -> None:
+    def as_member(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*member, *UNMOOR, "sockets", *arguments, "--pins", str(bed.pins.root)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    for look in (["status"], ["metrics"], ["top", "--count=1", "--interval=0.1"], ["status", "--json"]):
+        done = as_member(*look)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "miss" in as_member("explain", "tcp", "198.18.3.7", "80").stdout
+    for change in (["rollback"], ["unload"]):
+        done = as_member(*change)
+        assert done.returncode == 2
+        assert "run this as root" in done.stderr
+    assert bed.pins.link.exists()
+
+
+def test_another_user_may_not_even_look(bed: Bed, member: list[str]) -> None:
+    stranger = [*member[:2], "--regid=65532", *member[3:]]
+    done = subprocess.run(
+        [*stranger, *UNMOOR, "sockets", "status", "--pins", str(bed.pins.root)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
