@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dns.name
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unmoor.dns import names
@@ -57,6 +57,8 @@ def test_longest_name_is_accepted() -> None:
 labels = st.lists(st.binary(min_size=1, max_size=20), max_size=6)
 
 
+@example([b"\\"])
+@example([b"."])
 @given(labels)
 def test_text_and_wire_are_inverse_and_agree_with_dnspython(parts: list[bytes]) -> None:
     wire = names.fold(b"".join(bytes((len(part),)) + part for part in parts) + b"\0")

@@ -300,7 +300,7 @@ def test_mutated_queries(packet: bytes, changes: list[tuple[int, int]]) -> None:
     check_reply(bytes(changed))
 
 
-@pytest.mark.parametrize("packet", VALID)
+@pytest.mark.parametrize("packet", VALID, ids=range(len(VALID)))
 def test_queries_cut_off_anywhere(packet: bytes) -> None:
     for size in range(len(packet)):
         check_reply(packet[:size])

@@ -67,9 +67,9 @@ CASES: dict[str, tuple[str, str, str, list[str]]] = {
     ),
     "a port claimed by two services": (
         EDGES,
-        "ports: [7077]",
-        "ports: [8443]",
-        ["unmoor_services.whoami.ports.0 = 8443", "claimed by web-https"],
+        "ports: [80, ",
+        "ports: [8443, 80, ",
+        ["unmoor_services.web-https.ports.5 = 8443", "claimed by web-http"],
     ),
     "an unknown pool in a policy": (
         EDGES,

@@ -28,8 +28,8 @@ def from_text(text: str, origin: bytes = ROOT) -> bytes:
         return ROOT
     if not text.isascii():
         raise ValueError("is not ASCII; write international names in their xn-- form")
-    absolute = text.endswith(".") and not text.endswith("\\.")
     labels = _unescape(text) if "\\" in text else text.encode().split(b".")
+    absolute = len(labels) > 1 and not labels[-1]  # nothing behind a last dot that is not escaped
     if absolute:
         labels.pop()
     if not all(labels):
