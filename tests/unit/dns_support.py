@@ -113,11 +113,13 @@ class Local:
         self.snapshot = snapshot(data)
         self.answer = answerer(self.snapshot, self.counts)
 
-    def ask(self, name: str, rtype: str = "A", limit: int = 1232, **options: Any) -> dns.message.Message:
+    def ask(
+        self, name: str, rtype: str = "A", limit: int = 1232, address: str = "127.0.0.1", **options: Any
+    ) -> dns.message.Message:
         """Ask as a client would; the reply has gone through dnspython's own checks."""
         query = dns.message.make_query(name, rtype, **options)
         query.flags &= ~dns.flags.RD
-        wire = self.answer(query.to_wire(), limit)
+        wire = self.answer(query.to_wire(), limit, address)
         assert wire is not None
         reply = dns.message.from_wire(wire)
         assert reply.id == query.id

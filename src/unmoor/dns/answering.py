@@ -13,8 +13,9 @@ from unmoor.dns.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-#: Takes a packet and the most octets that the reply may have; gives the reply, or None for silence.
-Answerer = Callable[[bytes, int], bytes | None]
+#: Takes a packet, the most octets that the reply may have, and the address that it came from; gives the
+#: reply, or None for silence.
+Answerer = Callable[[bytes, int, str], bytes | None]
 
 #: Defects that one worker reports with a traceback: whoever finds one must not fill the journal with it.
 _MAX_COMPLAINTS = 10
@@ -51,25 +52,25 @@ def answerer(snapshot: Snapshot, counts: Counts) -> Answerer:
     plain_opt, secure_opt = wire.opt_record(dnssec_ok=False), wire.opt_record(dnssec_ok=True)
     opts = {b"\0\0\0\0\0\0": plain_opt, b"\0\0\x80\0\0\0": secure_opt}
 
-    def answer(packet: bytes, limit: int) -> bytes | None:
+    def answer(packet: bytes, limit: int, address: str) -> bytes | None:
         head = heads.get(packet[2:12])
         if head is None:
-            return careful(packet, limit)
+            return careful(packet, limit, address)
         if head[1]:
             # OPT without options: root, type 41, any size, no extended code, version 0, flags, no data.
             opt = opts.get(packet[-6:])
             if opt is None or packet[-11:-8] != b"\0\0\x29":
-                return careful(packet, limit)
+                return careful(packet, limit, address)
             question = packet[12:-_OPT_SIZE]
         else:
             opt = b""
             question = packet[12:]
         target = hostnames.get(question[:-4].lower())
         if target is None:
-            return careful(packet, limit)
+            return careful(packet, limit, address)
         plan = target.fast.get(question[-4:])
         if plan is None:
-            return careful(packet, limit)
+            return careful(packet, limit, address)
         counter, record, ready, draw = plan
         answers[counter] += 1
         return packet[:2] + head[0] + question + record + (ready.pop() if ready else draw()) + opt
@@ -81,10 +82,10 @@ def _careful(snapshot: Snapshot, counts: Counts) -> Answerer:
     resolver = Resolver(snapshot)
     complaints = iter(range(_MAX_COMPLAINTS))
 
-    def answer(packet: bytes, limit: int) -> bytes | None:
+    def answer(packet: bytes, limit: int, address: str) -> bytes | None:
         try:
             query = wire.parse(packet)
-            reply = resolver.resolve(query)
+            reply = resolver.resolve(query, address)
             if limit < wire.TCP_SIZE:
                 limit = min(limit, query.edns.size) if query.edns else wire.CLASSIC_SIZE
             message = wire.write(query, reply, limit)

@@ -24,6 +24,8 @@ def _settings(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
             yield f"{key}: {before} -> {after}"
     if old.listen != new.listen:
         yield f"listen: {_row(old.listen)} -> {_row(new.listen)}"
+    if old.sticky_key != new.sticky_key:  # a secret: what it was and is stays unsaid
+        yield "sticky_key: changed"
 
 
 def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
@@ -36,6 +38,8 @@ def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
         for one, two in ((before.ipv4, after.ipv4), (before.ipv6, after.ipv6)):
             if one != two:
                 yield f"pool {name}: {_row(one)} -> {_row(two)}"
+        if before.exclude != after.exclude:
+            yield f"pool {name}: exclude {_row(before.exclude)} -> {_row(after.exclude)}"
 
 
 def _policies(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
@@ -59,6 +63,8 @@ def _policy(policy: Policy) -> str:
 
 
 def _fields(old: Policy, new: Policy) -> Iterator[str]:
+    if old.exclusive != new.exclusive:
+        yield "exclusive now" if new.exclusive else "no longer exclusive"
     for part in ("match", "answer"):
         before, after = getattr(old, part).model_dump(mode="json"), getattr(new, part).model_dump(mode="json")
         for key in _union(before, after):

@@ -61,6 +61,14 @@ class Edns:
     size: int
     version: int
     dnssec_ok: bool
+    options: tuple[tuple[int, bytes], ...] = ()
+
+    def option(self, code: int) -> bytes | None:
+        """Give the data of an option. Raises QueryError (FORMERR) if it stands there more than once."""
+        found = [data for each, data in self.options if each == code]
+        if len(found) > 1:
+            raise QueryError(FORMERR)
+        return found[0] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +96,19 @@ class RRset:
 
 @dataclass(slots=True)
 class Reply:
-    """What will be said: the code, and the three sections. `counter`: that of the policy that chose."""
+    """What will be said: the code, the three sections, EDNS options.
+
+    `counter` is that of the policy that chose; `scope` how many bits of the client's address it went by.
+    """
 
     rcode: int = NOERROR
     authoritative: bool = True
     answer: list[RRset] = field(default_factory=list)
     authority: list[RRset] = field(default_factory=list)
     additional: list[RRset] = field(default_factory=list)
+    options: list[tuple[int, bytes]] = field(default_factory=list)
     counter: int | None = None
+    scope: int = 0
 
 
 def parse(packet: bytes) -> Query:
@@ -174,17 +187,20 @@ def _is_opt(packet: bytes, at: int) -> bool:
 def _edns(packet: bytes, start: int, end: int) -> Edns:
     size, _, version, flags = struct.unpack_from("!HBBH", packet, start + 3)
     at = start + 11
-    while at < end:  # options are well formed, or the message is not (RFC 6891 section 6.1.2)
-        (length,) = struct.unpack_from("!H", packet, at + 2)
+    options = []
+    while at < end and not version:  # options are well formed, or the message is not (RFC 6891 section 6.1.2)
+        code, length = struct.unpack_from("!2H", packet, at)
+        options.append((code, packet[at + 4 : at + 4 + length]))
         at += 4 + length
-    if at != end:
+    if at != end and not version:
         raise QueryError(FORMERR)
-    return Edns(max(size, CLASSIC_SIZE), version, bool(flags & DO))
+    return Edns(max(size, CLASSIC_SIZE), version, bool(flags & DO), tuple(options))
 
 
-def opt_record(dnssec_ok: bool, extended_rcode: int = 0) -> bytes:
+def opt_record(dnssec_ok: bool, extended_rcode: int = 0, options: Iterable[tuple[int, bytes]] = ()) -> bytes:
     """Our OPT record (RFC 6891 section 6.1.2); `extended_rcode` is the upper eight of twelve bits."""
-    return struct.pack("!BHHBBHH", 0, OPT, EDNS_SIZE, extended_rcode, 0, DO * dnssec_ok, 0)
+    data = b"".join(struct.pack("!2H", code, len(value)) + value for code, value in options)
+    return struct.pack("!BHHBBHH", 0, OPT, EDNS_SIZE, extended_rcode, 0, DO * dnssec_ok, len(data)) + data
 
 
 def bare_error(packet: bytes, rcode: int) -> bytes:
@@ -197,7 +213,7 @@ def write(query: Query, reply: Reply, limit: int) -> bytes:
     """Write the reply; longer than `limit` octets, it is truncated to the question, with TC set."""
     opt = b""
     if query.edns:
-        opt = opt_record(query.edns.dnssec_ok, reply.rcode >> 4)
+        opt = opt_record(query.edns.dnssec_ok, reply.rcode >> 4, reply.options)
     writer = _Writer(query.question)
     sections = (reply.answer, reply.authority, reply.additional)
     counts = [writer.add(section) for section in sections]

@@ -114,7 +114,7 @@ def _drain(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[i
                 packet, client = recvfrom(_MAX_QUERY, without_waiting)
             except OSError:  # nothing waits
                 return
-            reply = answer(packet, limit)
+            reply = answer(packet, limit, client[0])
             if reply is not None:
                 try:
                     sendto(reply, client)

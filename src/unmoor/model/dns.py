@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from unmoor.model.common import Document, Label, Prefix4, Prefix6
+from unmoor.model.common import Document, Label, Prefix, Prefix4, Prefix6
 
 
 class Pool(Document):
@@ -15,6 +15,9 @@ class Pool(Document):
 
     ipv4: tuple[Prefix4, ...] = Field((), description="IPv4 prefixes; A answers are drawn from them.")
     ipv6: tuple[Prefix6, ...] = Field((), description="IPv6 prefixes; AAAA answers are drawn from them.")
+    exclude: tuple[Prefix, ...] = Field(
+        (), description="Addresses never answered, as prefixes of either family: 198.18.0.1/32."
+    )
 
 
 class Match(Document):
@@ -25,15 +28,37 @@ class Match(Document):
     suffixes: tuple[str, ...] | None = Field(
         None, min_length=1, description="Names at or below one of these, as in 'shop.example.com'."
     )
+    zones: tuple[str, ...] | None = Field(None, min_length=1, description="Zones that the name is in.")
+    clients: tuple[Prefix, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Networks of clients: as the resolver names them (EDNS client subnet, RFC 7871), "
+        "otherwise the resolver's own address.",
+    )
     types: tuple[Literal["A", "AAAA"], ...] | None = Field(None, min_length=1, description="Query types.")
 
 
 class Answer(Document):
-    """What a policy answers: one record drawn from the pool, with this TTL."""
+    """What a policy answers: addresses of the pool, with this TTL."""
 
     pool: Label = Field(description="The pool to draw from.")
+    weight: int = Field(1, ge=1, le=2**31, description="The pool's share, against those in `also`.")
+    also: dict[Label, int] = Field(
+        default_factory=dict, description="Further pools and their shares: a query draws from one of all."
+    )
+    records: int = Field(1, ge=1, le=32, description="Different addresses in one answer, at most.")
     ttl: int = Field(ge=0, le=2**31 - 1, description="Time to live, seconds (RFC 2181 section 8).")
-    strategy: Literal["random"] = Field("random", description="How an address is chosen for each query.")
+    strategy: Literal["random", "sticky", "pinned"] = Field(
+        "random",
+        description="random: anew for each query; sticky: by a keyed hash of what `sticky_by` says; "
+        "pinned: those of `addresses`, always.",
+    )
+    sticky_by: Literal["name", "client"] = Field(
+        "name", description="What keeps its address: the name, or the client's network (IPv4 /24, IPv6 /56)."
+    )
+    addresses: tuple[IPv4Address | IPv6Address, ...] = Field(
+        (), description="Addresses of the pool that a pinned policy answers, all of the query's family."
+    )
 
 
 class Policy(Document):
@@ -42,6 +67,9 @@ class Policy(Document):
     name: Label
     match: Match = Match()
     answer: Answer
+    exclusive: bool = Field(
+        False, description="Claims that no other policy matches what this one does; the check holds it to it."
+    )
 
 
 class Hostnames(Document):
@@ -72,3 +100,6 @@ class DnsDocument(Document):
     zones: tuple[Zone, ...] = ()
     pools: dict[Label, Pool] = Field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
+    sticky_key: str = Field(
+        "", description="Secret of sticky answers, the same on all edges: without it they can be predicted."
+    )
