@@ -95,7 +95,7 @@ def test_where_no_policy_asks_for_clients_the_scope_is_zero() -> None:
     reply = BY_CLIENT.ask("no.example.com", use_edns=0, options=[dns.edns.ECSOption("198.51.100.0", 24)])
     assert reply.options[0].scopelen == 0
     refused = BY_CLIENT.ask("example.org", use_edns=0, options=[dns.edns.ECSOption("198.51.100.0", 24)])
-    assert refused.options == ()
+    assert not any(isinstance(option, dns.edns.ECSOption) for option in refused.options)
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable
 from itertools import product
 
-from unmoor.dns import wire
+from unmoor.dns import clients, wire
 from unmoor.dns.counters import Counts, Event
 from unmoor.dns.lookup import Resolver
+from unmoor.dns.options import Options
 from unmoor.dns.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
+
+#: Seconds that a TCP connection may go without asking a whole question (RFC 7766 section 6.2.3).
+IDLE = 15.0
 
 #: Takes a packet, the most octets that the reply may have, and the address that it came from; gives the
 #: reply, or None for silence.
@@ -21,7 +26,6 @@ Answerer = Callable[[bytes, int, str], bytes | None]
 _MAX_COMPLAINTS = 10
 
 _AD, _CD = 0x0020, 0x0010
-_OPT_SIZE = 11
 
 
 def _heads() -> dict[bytes, tuple[bytes, bool]]:
@@ -47,9 +51,12 @@ def answerer(snapshot: Snapshot, counts: Counts) -> Answerer:
     parsed, the reply is put together from pieces made beforehand. It answers exactly as the careful path
     would (a property that the tests hold it to), and leaves to it whatever it does not recognise.
     """
-    careful = _careful(snapshot, counts)
+    options = Options(snapshot.document, IDLE)
+    careful = _careful(snapshot, counts, options)
     hostnames, heads, answers = snapshot.hostnames, _HEADS, counts.policies
     plain_opt, secure_opt = wire.opt_record(dnssec_ok=False), wire.opt_record(dnssec_ok=True)
+    with_options = _with_options(options)
+    # By what follows the size: extended code, version, flags, and a length of no options.
     opts = {b"\0\0\0\0\0\0": plain_opt, b"\0\0\x80\0\0\0": secure_opt}
 
     def answer(packet: bytes, limit: int, address: str) -> bytes | None:
@@ -57,11 +64,13 @@ def answerer(snapshot: Snapshot, counts: Counts) -> Answerer:
         if head is None:
             return careful(packet, limit, address)
         if head[1]:
-            # OPT without options: root, type 41, any size, no extended code, version 0, flags, no data.
-            opt = opts.get(packet[-6:])
-            if opt is None or packet[-11:-8] != b"\0\0\x29":
+            # Where OPT begins, if anywhere: root, type 41. A name that contains these octets as well is not
+            # found below, or is followed by what no OPT record looks like.
+            at = packet.find(b"\0\0\x29", 13)
+            opt = opts.get(packet[at + 5 :]) or with_options(packet, at, limit, address)
+            if opt is None:
                 return careful(packet, limit, address)
-            question = packet[12:-_OPT_SIZE]
+            question = packet[12:at]
         else:
             opt = b""
             question = packet[12:]
@@ -78,7 +87,30 @@ def answerer(snapshot: Snapshot, counts: Counts) -> Answerer:
     return answer
 
 
-def _careful(snapshot: Snapshot, counts: Counts) -> Answerer:
+def _with_options(options: Options) -> Callable[[bytes, int, int, str], bytes | None]:
+    """Make the function that answers a query's OPT record; None for what is not to be answered so."""
+
+    def opt_record(packet: bytes, at: int, limit: int, address: str) -> bytes | None:
+        end = len(packet)
+        if (
+            at < 0
+            or end < at + wire.OPT_SIZE
+            or at + wire.OPT_SIZE + int.from_bytes(packet[at + 9 : at + 11], "big") != end
+        ):
+            return None
+        try:
+            edns = wire.read_opt(packet, at, end)
+            if edns.version or any(code == clients.OPTION for code, _ in edns.options):
+                return None
+            replies = options.reply(edns, address, limit == wire.TCP_SIZE)
+        except (wire.QueryError, struct.error):
+            return None
+        return wire.opt_record(edns.dnssec_ok, 0, replies)
+
+    return opt_record
+
+
+def _careful(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
     resolver = Resolver(snapshot)
     complaints = iter(range(_MAX_COMPLAINTS))
 
@@ -86,6 +118,8 @@ def _careful(snapshot: Snapshot, counts: Counts) -> Answerer:
         try:
             query = wire.parse(packet)
             reply = resolver.resolve(query, address)
+            if query.edns:
+                reply.options += options.reply(query.edns, address, limit == wire.TCP_SIZE)
             if limit < wire.TCP_SIZE:
                 limit = min(limit, query.edns.size) if query.edns else wire.CLASSIC_SIZE
             message = wire.write(query, reply, limit)

@@ -18,14 +18,15 @@ def describe_change(old: DnsDocument, new: DnsDocument) -> list[str]:
 
 
 def _settings(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    for key in ("pop", "edge", "port", "workers"):
+    for key in ("pop", "edge", "port", "workers", "tell_name", "tell_version"):
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
             yield f"{key}: {before} -> {after}"
     if old.listen != new.listen:
         yield f"listen: {_row(old.listen)} -> {_row(new.listen)}"
-    if old.sticky_key != new.sticky_key:  # a secret: what it was and is stays unsaid
-        yield "sticky_key: changed"
+    for key in ("sticky_key", "cookie_secret"):
+        if getattr(old, key) != getattr(new, key):  # secrets: what they were and are stays unsaid
+            yield f"{key}: changed"
 
 
 def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:

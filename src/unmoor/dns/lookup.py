@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from unmoor import __version__
 from unmoor.dns import clients, names, wire
 from unmoor.dns.clients import Subnet
 from unmoor.dns.names import WireName
+from unmoor.dns.options import NOT_AUTHORITATIVE
 from unmoor.dns.snapshot import Snapshot, Target
 from unmoor.dns.wire import Query, Reply, RRset
 from unmoor.dns.zones import Node, Zone
 from unmoor.dns.zones import addresses as glue
+from unmoor.model import DnsDocument
 
 #: CNAME and DNAME steps that are followed inside our zones; a loop ends here.
 MAX_CHAIN = 16
@@ -39,16 +42,14 @@ class Resolver:
 
     def answer(self, query: Query, client: Subnet) -> Reply:
         """Answer a query from a client in the network `client`."""
-        if query.edns and query.edns.version > 0:
-            return Reply(wire.BADVERS, authoritative=False)
-        if query.qclass != wire.IN or query.qtype in (wire.AXFR, wire.IXFR):
-            return Reply(wire.REFUSED, authoritative=False)
-        # The other types from 128 to 255 are instructions, not data (RFC 6895 section 3.1).
-        if query.qtype != wire.ANY and 128 <= query.qtype <= 255:
-            return Reply(wire.NOTIMP, authoritative=False)
+        if not query.question:  # it only wants a cookie
+            return Reply(authoritative=False)
+        if query.qclass == wire.CH and not (query.edns and query.edns.version):
+            return _about_us(query, self._snapshot.document)
         zone = self._zone(query.name, query.qtype)
-        if zone is None:
-            return Reply(wire.REFUSED, authoritative=False)
+        refusal = _refusal(query, zone)
+        if refusal is not None:
+            return refusal
         reply = Reply()
         name: bytes | None = query.name
         for _ in range(MAX_CHAIN):
@@ -104,6 +105,35 @@ class Resolver:
 
     def _exists(self, zone: Zone, name: bytes) -> bool:
         return name in zone.nodes or name in self._snapshot.hostnames
+
+
+def _refusal(query: Query, zone: Zone | None) -> Reply | None:
+    """Give the reply to what is no question about our zones."""
+    if query.edns and query.edns.version > 0:
+        return Reply(wire.BADVERS, authoritative=False)
+    if query.qclass != wire.IN or query.qtype in (wire.AXFR, wire.IXFR):
+        return Reply(wire.REFUSED, authoritative=False)
+    # The other types from 128 to 255 are instructions, not data (RFC 6895 section 3.1).
+    if query.qtype != wire.ANY and 128 <= query.qtype <= 255:
+        return Reply(wire.NOTIMP, authoritative=False)
+    if zone is None:
+        return Reply(wire.REFUSED, authoritative=False, options=[NOT_AUTHORITATIVE])
+    return None
+
+
+def _about_us(query: Query, document: DnsDocument) -> Reply:
+    """Answer who wants to know which server this is (RFC 4892), as far as the document lets us."""
+    known: dict[bytes, str] = {}
+    if document.tell_name:
+        known |= dict.fromkeys((b"\2id\6server\0", b"\10hostname\4bind\0"), document.edge)
+    if document.tell_version:
+        known |= dict.fromkeys((b"\7version\6server\0", b"\7version\4bind\0"), f"unmoor {__version__}")
+    text = known.get(query.name)
+    if text is None or query.qtype not in (wire.TXT, wire.ANY):
+        return Reply(wire.REFUSED, authoritative=False)
+    data = text.encode()[:255]
+    record = RRset(query.name, wire.TXT, 0, ((bytes((len(data),)) + data,),), wire.CH)
+    return Reply(answer=[record])
 
 
 def _choose(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:

@@ -12,11 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from unmoor.dns import wire
-from unmoor.dns.answering import Answerer
+from unmoor.dns.answering import IDLE, Answerer
 from unmoor.dns.counters import Counts, Event
 
-#: Seconds that a connection may go without asking a whole question (RFC 7766 section 6.2.3).
-IDLE = 15.0
 #: Connections of one worker. One more closes the one that has been idle for longest.
 MAX_CONNECTIONS = 512
 #: Of these, what one client may hold (an IPv4 address, or an IPv6 /64); one more is refused.

@@ -100,6 +100,16 @@ class DnsDocument(Document):
     zones: tuple[Zone, ...] = ()
     pools: dict[Label, Pool] = Field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
+    cookie_secret: str = Field(
+        "",
+        pattern="^([0-9a-f]{32})?$",
+        description="Secret of DNS cookies, 32 hexadecimal digits, the same on all edges that share an "
+        "address (RFC 9018); without it, each server draws its own when it starts.",
+    )
+    tell_name: bool = Field(
+        False, description="Tell the edge's name to who asks: NSID (RFC 5001), id.server CH TXT (RFC 4892)."
+    )
+    tell_version: bool = Field(False, description="Tell the version to who asks: version.server CH TXT.")
     sticky_key: str = Field(
         "", description="Secret of sticky answers, the same on all edges: without it they can be predicted."
     )
