@@ -10,7 +10,7 @@ import dns.rdataclass
 import pytest
 from dns_support import Local, document
 
-from unmoor.dns import cookies, wire
+from unmoor.dns import wire
 from unmoor.dns.cookies import Cookies, siphash24
 from unmoor.dns.options import EXTENDED_ERROR, KEEPALIVE, NSID
 
@@ -39,10 +39,9 @@ def test_siphash_of_its_authors() -> None:
     assert siphash24(bytes(range(16)), bytes(range(15))) == 0xA129CA6149BE45E5.to_bytes(8, "little")
 
 
-def test_the_cookie_of_the_rfc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cookie_of_the_rfc() -> None:
     """RFC 9018 appendix A.1."""
-    monkeypatch.setattr(cookies.time, "time", lambda: 1559731985.9)
-    made = Cookies(bytes.fromhex(KEY)).reply(CLIENT, "198.51.100.100")
+    made = Cookies(bytes.fromhex(KEY)).reply(CLIENT, "198.51.100.100", 1559731985)
     assert made == CLIENT + bytes.fromhex("010000005cf79f111f8130c3eee29480")
 
 
@@ -56,23 +55,17 @@ def test_a_client_gets_a_cookie_and_keeps_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["198.51.100.1", "2001:db8::1"])
-def test_cookies_age(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    now = [2_000_000_000.0]
-    monkeypatch.setattr(cookies.time, "time", lambda: now[0])
-    jar = Cookies(bytes.fromhex(KEY))
-    made = jar.reply(CLIENT, address)
+def test_cookies_age(address: str) -> None:
+    jar, now = Cookies(bytes.fromhex(KEY)), 2_000_000_000
+    made = jar.reply(CLIENT, address, now)
     for age, kept in ((0, True), (1800, True), (1801, False), (-300, True), (-301, False)):
-        now[0] = 2_000_000_000.0 + age
-        assert (jar.reply(made, address) == made) == kept
+        assert (jar.reply(made, address, now + age) == made) == kept
 
 
-def test_cookies_survive_the_year_2106(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [2.0**32 - 1]
-    monkeypatch.setattr(cookies.time, "time", lambda: now[0])
-    jar = Cookies(bytes.fromhex(KEY))
-    made = jar.reply(CLIENT, "198.51.100.1")
-    now[0] += 100
-    assert jar.reply(made, "198.51.100.1") == made
+def test_cookies_survive_the_year_2106() -> None:
+    jar, now = Cookies(bytes.fromhex(KEY)), 2**32 - 1
+    made = jar.reply(CLIENT, "198.51.100.1", now)
+    assert jar.reply(made, "198.51.100.1", now + 100) == made
 
 
 @pytest.mark.parametrize(
@@ -80,9 +73,8 @@ def test_cookies_survive_the_year_2106(monkeypatch: pytest.MonkeyPatch) -> None:
     [bytes(8), bytes(32), b"\2" + bytes(15), bytes.fromhex("010000005cf79f111f8130c3eee29481")],
     ids=["too short for ours", "too long for ours", "version 2", "one bit off"],
 )
-def test_a_cookie_that_is_not_ours_is_replaced(monkeypatch: pytest.MonkeyPatch, server: bytes) -> None:
-    monkeypatch.setattr(cookies.time, "time", lambda: 1559731985)
-    made = Cookies(bytes.fromhex(KEY)).reply(CLIENT + server, "198.51.100.100")
+def test_a_cookie_that_is_not_ours_is_replaced(server: bytes) -> None:
+    made = Cookies(bytes.fromhex(KEY)).reply(CLIENT + server, "198.51.100.100", 1559731985)
     assert made == CLIENT + bytes.fromhex("010000005cf79f111f8130c3eee29480")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
 
 from unmoor.dns import clients, wire
@@ -24,6 +26,9 @@ Answerer = Callable[[bytes, int, str], bytes | None]
 
 #: Defects that one worker reports with a traceback: whoever finds one must not fill the journal with it.
 _MAX_COMPLAINTS = 10
+
+#: Octets of an OPT record whose answer is kept: cookie, client subnet and some more.
+_MAX_KEPT = 100
 
 _AD, _CD = 0x0020, 0x0010
 
@@ -67,7 +72,7 @@ def answerer(snapshot: Snapshot, counts: Counts) -> Answerer:
             # Where OPT begins, if anywhere: root, type 41. A name that contains these octets as well is not
             # found below, or is followed by what no OPT record looks like.
             at = packet.find(b"\0\0\x29", 13)
-            opt = opts.get(packet[at + 5 :]) or with_options(packet, at, limit, address)
+            opt = opts.get(packet[at + 5 :]) or with_options(packet[at:], limit, address)
             if opt is None:
                 return careful(packet, limit, address)
             question = packet[12:at]
@@ -87,25 +92,36 @@ def answerer(snapshot: Snapshot, counts: Counts) -> Answerer:
     return answer
 
 
-def _with_options(options: Options) -> Callable[[bytes, int, int, str], bytes | None]:
-    """Make the function that answers a query's OPT record; None for what is not to be answered so."""
+def _now() -> int:
+    """Give the time, exact to a minute or so: equal queries then get equal options, which can be kept."""
+    return int(time.time()) & -64
 
-    def opt_record(packet: bytes, at: int, limit: int, address: str) -> bytes | None:
-        end = len(packet)
-        if (
-            at < 0
-            or end < at + wire.OPT_SIZE
-            or at + wire.OPT_SIZE + int.from_bytes(packet[at + 9 : at + 11], "big") != end
-        ):
-            return None
+
+def _with_options(options: Options) -> Callable[[bytes, int, str], bytes | None]:
+    """Make the function that answers an OPT record with options; None leaves it to the careful path.
+
+    It takes the record, the limit of the reply, and the client's address.
+    """
+
+    @lru_cache(maxsize=4096)
+    def kept(opt: bytes, over_tcp: bool, address: str, now: int) -> bytes | None:
         try:
-            edns = wire.read_opt(packet, at, end)
+            edns = wire.read_opt(opt, 0, len(opt))
             if edns.version or any(code == clients.OPTION for code, _ in edns.options):
                 return None
-            replies = options.reply(edns, address, limit == wire.TCP_SIZE)
+            replies = options.reply(edns, address, over_tcp, now)
         except (wire.QueryError, struct.error):
             return None
         return wire.opt_record(edns.dnssec_ok, 0, replies)
+
+    def opt_record(opt: bytes, limit: int, address: str) -> bytes | None:
+        # Longer ones would let a client fill the memory that keeps them.
+        if (
+            not wire.OPT_SIZE < len(opt) < _MAX_KEPT
+            or int.from_bytes(opt[9:11], "big") != len(opt) - wire.OPT_SIZE
+        ):
+            return None
+        return kept(opt, limit == wire.TCP_SIZE, address, _now())
 
     return opt_record
 
@@ -119,7 +135,7 @@ def _careful(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
             query = wire.parse(packet)
             reply = resolver.resolve(query, address)
             if query.edns:
-                reply.options += options.reply(query.edns, address, limit == wire.TCP_SIZE)
+                reply.options += options.reply(query.edns, address, limit == wire.TCP_SIZE, _now())
             if limit < wire.TCP_SIZE:
                 limit = min(limit, query.edns.size) if query.edns else wire.CLASSIC_SIZE
             message = wire.write(query, reply, limit)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import os
 import struct
-import time
 from functools import lru_cache
 
 from unmoor.dns.clients import Subnet
@@ -29,15 +28,15 @@ class Cookies:
         # Resolvers send the same cookie for minutes, and SipHash takes 20 us in Python.
         self._hash = lru_cache(maxsize=4096)(self._compute)
 
-    def reply(self, option: bytes, address: str) -> bytes:
+    def reply(self, option: bytes, address: str, now: int) -> bytes:
         """Give the data of the reply's option: the client's cookie and a server cookie that is valid.
 
+        `now` is the time in seconds since 1970.
         Raises QueryError (FORMERR) for a length that no cookie has (RFC 7873 section 5.2.2).
         """
         if len(option) != _CLIENT_SIZE and not 16 <= len(option) <= 40:
             raise QueryError(FORMERR)
         client, server = option[:_CLIENT_SIZE], option[_CLIENT_SIZE:]
-        now = int(time.time())
         if self._is_fresh(client, server, address, now):
             return option
         return client + self._make(client, address, now)

@@ -23,14 +23,17 @@ class Options:
         self._name = document.edge.encode() if document.tell_name else b""
         self._idle = round(idle * 10).to_bytes(2, "big")
 
-    def reply(self, edns: Edns, address: str, over_tcp: bool) -> list[tuple[int, bytes]]:
-        """Answer the options of a query from `address`. Raises QueryError (FORMERR) for malformed ones."""
+    def reply(self, edns: Edns, address: str, over_tcp: bool, now: int) -> list[tuple[int, bytes]]:
+        """Answer the options of a query from `address` at `now`, seconds since 1970.
+
+        Raises QueryError (FORMERR) for malformed ones.
+        """
         if not edns.options:
             return []
         found = []
         cookie = edns.option(COOKIE)
         if cookie is not None:
-            found.append((COOKIE, self._cookies.reply(cookie, address)))
+            found.append((COOKIE, self._cookies.reply(cookie, address, now)))
         if self._name and edns.option(NSID) is not None:
             found.append((NSID, self._name))
         if over_tcp and (keepalive := edns.option(KEEPALIVE)) is not None:
