@@ -396,6 +396,15 @@ def test_a_second_server_is_refused(shared: Running, tmp_path: Path) -> None:
     assert shared.status()
 
 
+def test_a_second_server_on_the_same_addresses_is_refused(shared: Running, tmp_path: Path) -> None:
+    """The kernel would let it share them, since both run as the same user."""
+    config = tmp_path / "dns.json"
+    config.write_text(json.dumps(shared.data))
+    shown = unmoor("serve", "--config", str(config), "--control", str(tmp_path / "c"))
+    assert shown.returncode == 2
+    assert "Address already in use" in shown.stderr
+
+
 def test_a_socket_left_behind_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     control.listen(path).close()

@@ -361,10 +361,13 @@ def _endpoints(document: DnsDocument) -> list[Endpoint]:
 def _open_missing(wanted: Iterable[Endpoint], existing: dict[Endpoint, Pair]) -> dict[Endpoint, Pair]:
     """Open the sockets that are wanted and not there: all, or none and UnmoorError."""
     pairs = dict(existing)
+    ours = {(endpoint.address, endpoint.port) for endpoint in existing}
     try:
         for endpoint in wanted:
             if endpoint not in pairs:
-                pairs[endpoint] = listeners.open_pair(endpoint)
+                where = (endpoint.address, endpoint.port)
+                pairs[endpoint] = listeners.open_pair(endpoint, first=where not in ours)
+                ours.add(where)
     except UnmoorError:
         _close_others(pairs, keep=existing)
         raise
