@@ -1,4 +1,4 @@
-"""The same zone and the same questions to Knot and NSD: what they say, we say, but for what is listed here."""
+"""The same zone and the same questions to Knot and NSD: each difference that is right is listed here."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class Peer:
     """A server of another make on a port of loopback."""
 
     def __init__(self, directory: Path, program: str) -> None:
+        self.program = program
         self.port = free_port()
         (directory / "example.com.zone").write_text("$ORIGIN example.com.\n" + ZONE)
         config = directory / f"{program}.conf"
@@ -116,7 +117,7 @@ def said(message: dns.message.Message) -> dict[str, object]:
     """What matters of a reply, with records in no order and names in lower case."""
     sections = {
         name: sorted(
-            f"{rrset.name.canonicalize()} {rrset.ttl} {dns.rdatatype.to_text(rrset.rdtype)} {rdata.to_text().lower()}"
+            f"{rrset.name.canonicalize()} {rrset.ttl} {rrset.rdtype:d} {rdata.to_text().lower()}"
             for rrset in section
             for rdata in rrset
         )
@@ -157,25 +158,35 @@ def test_same_answers(peer: Peer) -> None:
     assert not differences, f"{len(differences)} of {asked} differ:\n" + "\n".join(differences[:40])
 
 
-ODD = [
-    b"\0\1\x28\0\0\1\0\0\0\0\0\0\7example\3com\0\0\6\0\1",  # UPDATE
-    b"\0\1\0\0\0\2\0\0\0\0\0\0\7example\3com\0\0\1\0\1\7example\3com\0\0\1\0\1",  # two questions
-    b"\0\1\0\0\0\1\0\0\0\0\0\0\7example\3com\0\0\1",  # cut off
-    b"\0\1\0\0\0\1\0\0\0\0\0\0\xc0\x0c\0\1\0\1",  # a name that points at itself
-    b"\0\1\0\0\0\1\0\0\0\0\0\1\7example\3com\0\0\1\0\1\0\0\x29\4\xd0\0\1\0\0\0\0",  # EDNS version 1
-    b"\0\1\x80\0\0\1\0\0\0\0\0\0\7example\3com\0\0\1\0\1",  # a response
-]
+ODD = {
+    "update": b"\0\1\x28\0\0\1\0\0\0\0\0\0\7example\3com\0\0\6\0\1",
+    "two questions": b"\0\1\0\0\0\2\0\0\0\0\0\0\7example\3com\0\0\1\0\1\7example\3com\0\0\1\0\1",
+    "cut off": b"\0\1\0\0\0\1\0\0\0\0\0\0\7example\3com\0\0\1",
+    "loop": b"\0\1\0\0\0\1\0\0\0\0\0\0\xc0\x0c\0\1\0\1",
+    "version 1": b"\0\1\0\0\0\1\0\0\0\0\0\1\7example\3com\0\0\1\0\1\0\0\x29\4\xd0\0\1\0\0\0\0",
+    "response": b"\0\1\x80\0\0\1\0\0\0\0\0\0\7example\3com\0\0\1\0\1",
+}
 
 
-@pytest.mark.parametrize(
-    "packet", ODD, ids=["update", "two questions", "cut off", "loop", "version 1", "response"]
-)
-def test_same_codes_for_odd_packets(peer: Peer, packet: bytes) -> None:
+#: (peer, case) to what it does instead, and why that is its choice and not our mistake.
+CHOICES: dict[tuple[str, str], tuple[int | None, str]] = {
+    ("knotd", "update"): (9, "it takes updates (RFC 2136), and refuses this one as NOTAUTH; we take none"),
+    ("knotd", "two questions"): (None, "it keeps silent about malformed packets; RFC 9619 says FORMERR"),
+    ("knotd", "cut off"): (None, "it keeps silent about malformed packets"),
+    ("knotd", "loop"): (None, "it keeps silent about malformed packets"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_same_codes_for_odd_packets(peer: Peer, case: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
         door.settimeout(1)
-        door.sendto(packet, ("127.0.0.1", peer.port))
+        door.sendto(ODD[case], ("127.0.0.1", peer.port))
         theirs = None
         with suppress(TimeoutError):
             theirs = door.recv(4096)
-    ours = OURS.answer(packet, 1232, "127.0.0.1")
-    assert (ours and ours[3] & 0xF) == (theirs and theirs[3] & 0xF)
+    ours = OURS.answer(ODD[case], 1232, "127.0.0.1")
+    their_code = theirs[3] & 0xF if theirs else None
+    our_code = ours[3] & 0xF if ours else None
+    choice = CHOICES.get((peer.program, case))
+    assert their_code == (choice[0] if choice else our_code)
