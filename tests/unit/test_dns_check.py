@@ -175,6 +175,10 @@ BAD = {
         with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "sticky_by": "client"}}),
         "policies.0.answer.sticky_by = client: means nothing to random",
     ),
+    "no protocol": (
+        with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "https": {"alpn": ["h2", ""]}}}),
+        "policies.0.answer.https.alpn.1: is no protocol's name",
+    ),
     "unknown zone": (
         with_policies({"name": "a", "match": {"zones": ["example.net"]}}, {"name": "b"}),
         "policies.0.match.zones.0 = example.net: is not a zone\n    fix: name one that exists: example.com",

@@ -295,6 +295,47 @@ def test_what_is_simple_takes_the_hot_path_and_nothing_else_does() -> None:
     assert isinstance(client.candidates[wire.A][2].plan.selector, Random)
 
 
+# -- HTTPS, RFC 9460 -------------------------------------------------------------------------------------
+
+
+def test_https_with_hints_of_the_same_pools() -> None:
+    local = with_policies(
+        policy("four", {"types": ["A"]}, pool="business", ttl=9, https={"alpn": ["h3", "h2"], "port": 8443}),
+        policy("six", ttl=5),
+    )
+    seen = set()
+    for _ in range(20):
+        reply = local.ask(HOST, "HTTPS")
+        record = reply.answer[0][0]
+        # dnspython has read it: parameters in order, lengths right.
+        assert (reply.answer[0].ttl, record.priority, record.target.to_text()) == (5, 1, ".")
+        text = record.to_text()
+        assert text.startswith('1 . alpn="h3,h2" port="8443" ipv4hint="198.51.100.')
+        hint = record.params[6].addresses[0]
+        assert ip_address(hint) in ip_network("2001:db8::/44")
+        seen.add(hint)
+    assert len(seen) == 20
+    assert list(local.counts.policies[:2]) == [20, 0]
+
+
+def test_https_without_hints_and_without_offer() -> None:
+    bare = with_policies(policy("a", https={"hints": False}))
+    assert bare.ask(HOST, "HTTPS").answer[0][0].to_text() == '1 . alpn="h2"'
+    assert not Local().ask(HOST, "HTTPS").answer
+    assert Local().ask(HOST, "HTTPS").authority
+
+
+def test_https_for_a_client() -> None:
+    local = with_policies(
+        policy("near", {"clients": ["198.51.100.0/24"]}, pool="business", https={}), policy("rest", https={})
+    )
+    option = dns.edns.ECSOption("198.51.100.0", 24)
+    reply = local.ask(HOST, "HTTPS", use_edns=0, options=[option])
+    assert reply.answer[0][0].params[4].addresses[0].startswith("198.51.100.")
+    assert reply.options[0].scopelen == 24
+    assert local.ask(HOST, "HTTPS").answer[0][0].params[4].addresses[0].startswith("198.18.")
+
+
 # -- explain ---------------------------------------------------------------------------------------------
 
 
@@ -322,7 +363,8 @@ def test_explain_follows_aliases_and_names_the_policy(tmp_path: Path) -> None:
         (["biz.example.com"], "free      no: wants tags account_type=free"),
         (["host0.example.com", "--client", "198.51.100.1"], "narrow  no: wants clients in 198.18.0.0/15"),
         (["host0.example.com", "--pop", "ams"], "pop     no: wants PoP lab, not ams"),
-        (["host0.example.com", "HTTPS"], "rest    no: wants type A or AAAA"),
+        (["host0.example.com", "MX"], "rest    no: wants type A or AAAA"),
+        (["host0.example.com", "HTTPS"], "rest    answers"),
         (["host0.example.com"], "below   no: wants names below x.example.com"),
     ],
 )

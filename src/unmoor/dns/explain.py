@@ -84,9 +84,9 @@ def explain(
     zone = snapshot.zone_of(decided)
     source = resolver.source_of(zone, decided) if zone else None
     registered = inspect(document, place).hostnames.get(source or b"")
-    verdicts = tuple(
-        _verdicts(document, registered, dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype)), who)
-    )
+    # An HTTPS record follows the policies of the addresses that it hints at.
+    decisive = "A" if rtype == wire.HTTPS else dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))
+    verdicts = tuple(_verdicts(document, registered, decisive, who))
     message = dns.message.from_wire(wire.write(query, reply, wire.TCP_SIZE))
     answering = verdicts[-1].policy if verdicts and verdicts[-1].objection is None else None
     return Explanation(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from unmoor import __version__
-from unmoor.dns import clients, names, wire
+from unmoor.dns import clients, https, names, wire
 from unmoor.dns.clients import Subnet
 from unmoor.dns.names import WireName
 from unmoor.dns.options import NOT_AUTHORITATIVE
-from unmoor.dns.snapshot import Snapshot, Target
+from unmoor.dns.snapshot import Plan, Snapshot, Target
 from unmoor.dns.wire import Query, Reply, RRset
 from unmoor.dns.zones import Node, Zone
 from unmoor.dns.zones import addresses as glue
@@ -138,13 +138,39 @@ def _about_us(query: Query, document: DnsDocument) -> Reply:
 
 def _choose(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
     """Answer with the addresses that a policy chooses; says whether one did."""
-    plan, bits = target.choose(qtype, client)
-    reply.scope = max(reply.scope, bits)
+    if qtype == wire.HTTPS:
+        return _offer(target, name, client, reply)
+    plan = _plan(target, qtype, client, reply)
     if plan is None:
         return False
     addresses = plan.selector.addresses(name, client)
     reply.counter = plan.counter
     reply.answer.append(RRset(name, qtype, plan.ttl, tuple((each,) for each in addresses)))
+    return True
+
+
+def _plan(target: Target, qtype: int, client: Subnet, reply: Reply) -> Plan | None:
+    plan, bits = target.choose(qtype, client)
+    reply.scope = max(reply.scope, bits)
+    return plan
+
+
+def _offer(target: Target, name: bytes, client: Subnet, reply: Reply) -> bool:
+    """Answer HTTPS as the policy for A says, or that for AAAA; hints are chosen as for these two."""
+    plans = {
+        key: plan
+        for key, rtype in ((https.IPV4_HINT, wire.A), (https.IPV6_HINT, wire.AAAA))
+        if (plan := _plan(target, rtype, client, reply))
+    }
+    offering = next((plan for plan in plans.values() if plan.https), None)
+    if offering is None or offering.https is None:
+        return False
+    hints = {
+        key: plan.selector.addresses(name, client) for key, plan in plans.items() if offering.https.hints
+    }
+    reply.counter = offering.counter
+    ttl = min(plan.ttl for plan in plans.values())
+    reply.answer.append(RRset(name, wire.HTTPS, ttl, ((https.rdata(offering.https, hints),),)))
     return True
 
 

@@ -15,6 +15,7 @@ from unmoor.dns.selection import Pinned, Random, Selector, Sticky, sticky_key
 from unmoor.dns.zones import Zone
 from unmoor.errors import InvalidInputError
 from unmoor.model import DnsDocument, Policy
+from unmoor.model.dns import Https
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Plan:
     rtype: int
     ttl: int
     selector: Selector
+    https: Https | None
 
     @property
     def record_head(self) -> bytes:
@@ -155,7 +157,7 @@ def _plans(document: DnsDocument, counters: Mapping[str, int]) -> dict[tuple[int
             selector = _selector(document, policy, version)
             if selector:
                 counter, ttl = counters[policy.name], policy.answer.ttl
-                found[index, rtype] = Plan(policy.name, counter, rtype, ttl, selector)
+                found[index, rtype] = Plan(policy.name, counter, rtype, ttl, selector, policy.answer.https)
     return found
 
 
