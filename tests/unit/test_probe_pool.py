@@ -47,7 +47,7 @@ def test_without_prefixes_there_is_no_pool():
     assert read_pool([], "A") is None
 
 
-@given(st.integers(1, 10**30), st.integers(0, 5000), st.randoms(use_true_random=False))
+@given(st.integers(1, 10**30), st.integers(0, 300), st.randoms(use_true_random=False))
 def test_cells_hold_every_draw_and_their_shares_add_up(size, draws, random):
     offsets = Counter(random.randrange(size) for _ in range(draws))
     for cells in divide(offsets, size, draws):

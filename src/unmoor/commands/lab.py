@@ -15,6 +15,7 @@ import click
 from unmoor.errors import UnmoorError
 from unmoor.lab import guest, image, lab, topology
 from unmoor.lab.layout import Layout
+from unmoor.lab.run import require_programs, require_root
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,15 +80,19 @@ def down(name: str, everything: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(name: str, as_json: bool) -> None:
     """Show how the hosts are; exit status 1 unless all of them run."""
+    place = Layout(name)
     try:
-        hosts = lab.status(Layout(name))
+        hosts = lab.status(place)
     except UnmoorError as error:
-        if not as_json:
-            raise
         hosts = []
-        _say(str(error))
+        _say(f"unmoor: {error}")
     if as_json:
-        click.echo(json.dumps({"lab": name, "hosts": [asdict(host) for host in hosts]}, indent=2))
+        shown = {
+            "lab": name,
+            "ssh_config": str(place.ssh_config),
+            "hosts": [asdict(host) for host in hosts],
+        }
+        click.echo(json.dumps(shown, indent=2))
     else:
         for host in hosts:
             addresses = " ".join(address for group in host.addresses.values() for address in group)
@@ -125,5 +130,7 @@ def _enter(name: str, host: str, command: tuple[str, ...]) -> None:
 @_topology
 def image_(topology_file: Path | None) -> None:
     """Build the image that hosts boot from, unless it is there, and print where it is."""
+    require_root()
+    require_programs()
     with image.ready(topology.load(topology.find(topology_file)).image) as path:
         click.echo(path)

@@ -61,29 +61,38 @@ def processes(group: Path) -> set[int]:
 def kill(group: Path) -> None:
     """End every process below `group`, and wait until they are gone. Raises UnmoorError if one stays."""
     deadline = time.monotonic() + _PATIENCE
-    while pids := processes(group) - {os.getpid()}:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    while pids := _kill(group):
         if time.monotonic() > deadline:
             raise UnmoorError(f"processes of {group} do not end: {sorted(pids)}; see 'ps -o stat,wchan,args'")
         time.sleep(0.02)
 
 
 def remove(group: Path) -> None:
-    """Remove `group` everywhere, and its parent when nothing else is there. Raises UnmoorError if in use."""
+    """End what still is in `group` and remove it everywhere, and its parent when nothing else is there.
+
+    Raises UnmoorError if a process stays.
+    """
     deadline = time.monotonic() + _PATIENCE
     while left := list(_tree(group)):
+        _kill(group)
         for directory in left:
             # Busy for a moment after its last process ended; the next round tries again.
             with contextlib.suppress(OSError):
                 directory.rmdir()
         if time.monotonic() > deadline:
-            raise UnmoorError(f"the control group {left[-1]} cannot be removed: a process is in it")
+            raise UnmoorError(f"the control group {left[-1]} cannot be removed: {sorted(processes(group))}")
         time.sleep(0.01)
     for root in hierarchies():
         with contextlib.suppress(OSError):
             (root / group.parent).rmdir()
+
+
+def _kill(group: Path) -> set[int]:
+    pids = processes(group) - {os.getpid()}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return pids
 
 
 def _tree(group: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from unmoor.errors import UnmoorError
 from unmoor.lab import cgroup, guest, image, layout, network, ssh, state, supervisor
 from unmoor.lab.layout import Layout
-from unmoor.lab.run import require, run
+from unmoor.lab.run import require_programs, require_root, run
 from unmoor.lab.state import Phase, State
 from unmoor.lab.topology import Topology
 
@@ -85,8 +85,8 @@ def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
 
     Raises UnmoorError, also when a lab of this name was built from another topology.
     """
-    _require_root()
-    require()
+    require_root()
+    require_programs()
     with _locked(place):
         if not place.record.exists():
             # What a broken `up` may have left would be in the way.
@@ -109,7 +109,7 @@ def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
 
 def down(place: Layout) -> None:
     """Remove all that belongs to the lab's name, whatever state it is in. Doing it again changes nothing."""
-    _require_root()
+    require_root()
     with _locked(place):
         _remove(place)
         shutil.rmtree(place.state)
@@ -218,7 +218,8 @@ def _remove(place: Layout) -> None:
     network.destroy(place)
     cgroup.remove(place.cgroup())
     for disks in {place.disks.resolve(), layout.cache() / "disks" / place.name}:
-        shutil.rmtree(disks, ignore_errors=not disks.exists())
+        if disks.exists():
+            shutil.rmtree(disks)
     for path in place.state.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -241,8 +242,3 @@ def _locked(place: Layout) -> Iterator[None]:
                     return
         finally:
             os.close(descriptor)
-
-
-def _require_root() -> None:
-    if os.geteuid() != 0:
-        raise UnmoorError("a lab needs root (namespaces, mounts, control groups): run this as root")

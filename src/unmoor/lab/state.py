@@ -36,5 +36,5 @@ def read(layout: Layout, host: str) -> State:
         written = State(**json.loads((layout.host(host) / "state.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return State()
-    supervised = written.supervisor in cgroup.processes(layout.cgroup(host) / cgroup.SUPERVISOR)
+    supervised = written.supervisor in cgroup.processes(layout.cgroup(host))
     return written if supervised else State(boots=written.boots, status=written.status)

@@ -5,6 +5,7 @@ It runs in a mount namespace of its own, so the host's mounts are seen by nobody
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
@@ -31,11 +32,16 @@ def launch(layout: Layout, host: str, lower: tuple[Path, ...], debs: Path) -> No
 
 
 def supervise(layout: Layout, host: str, lower: str, debs: str) -> None:
-    """Boot the host until it powers off."""
+    """Boot the host until it powers off; return at once if another supervisor does."""
     os.chdir("/")
-    group = layout.cgroup(host)
-    cgroup.enter(group / cgroup.SUPERVISOR)
+    cgroup.enter(layout.cgroup(host) / cgroup.SUPERVISOR)
     directory = layout.host(host)
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # An `up` that was killed had launched it, and the next `up` launched it again.
+        return
     now = State("booting", supervisor=os.getpid(), boots=read(layout, host).boots)
     now.write(directory)
     _mount(layout, host, lower)
@@ -75,7 +81,6 @@ def _boot(layout: Layout, host: str, debs: str, now: State) -> State:
         }
         # A guest outlives an nspawn or a supervisor that was killed; and what is left of the groups of the
         # boot before would keep processes out (cgroup v2).
-        cgroup.kill(group / cgroup.GUEST)
         cgroup.remove(group / cgroup.GUEST)
         cgroup.create(group)
         # A child starts where its parent is.
@@ -108,7 +113,7 @@ def _nspawn(layout: Layout, host: str, debs: str) -> list[str]:
         "--resolv-conf=off",
         "--timezone=off",
         "--capability=all",
-        "--system-call-filter=bpf",
+        "--system-call-filter=bpf pidfd_getfd",
         f"--directory={layout.host(host) / 'root'}",
         f"--machine={layout.namespace(host)}",
         f"--hostname={host}",

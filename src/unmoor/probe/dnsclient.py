@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from itertools import cycle
@@ -125,11 +126,15 @@ class DnsClient:
         pending = _Pending(question, channel, identifier, monotonic(), lost)
         channel.pending[identifier] = pending
         self._waiting[id(pending)] = pending
+        datagram = query(identifier, question)
         try:
-            channel.sock.send(query(identifier, question))
+            channel.sock.send(datagram)
+        except ConnectionRefusedError:
+            # That was said of an earlier datagram, and this one did not go out.
+            with suppress(OSError):
+                channel.sock.send(datagram)
         except OSError:
-            # A refusal of an earlier datagram, or no room: as good as lost, and so it will be counted.
-            return
+            return  # no room or no route: as good as lost, and so it will be counted
 
     def poll(self, timeout: float) -> list[Reply]:
         """Wait at most `timeout` seconds and return what came in.
@@ -137,6 +142,9 @@ class DnsClient:
         Questions beyond their time are asked again, or given up.
         """
         replies: list[Reply] = []
+        oldest = next(iter(self._waiting.values()), None)
+        if oldest is not None:
+            timeout = max(0.0, min(timeout, oldest.sent + self._timeout - monotonic()))
         for number, _ in self._epoll.poll(timeout):
             self._receive(self._channels[number], replies)
         limit = monotonic() - self._timeout

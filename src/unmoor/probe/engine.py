@@ -236,6 +236,9 @@ class Engine:
 
     def poll(self, timeout: float) -> None:
         """Wait at most `timeout` seconds for news and act on it; connections beyond their time are ended."""
+        oldest = next(iter(self._active.values()), None)
+        if oldest is not None:
+            timeout = max(0.0, min(timeout, oldest.started + self._settings.timeout - monotonic()))
         for number, events in self._epoll.poll(timeout):
             connection = self._active[number]
             outcome = connection.on_event(events)

@@ -11,8 +11,8 @@ from random import Random
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import Prefix, parse_ports
 
-#: Beyond this many pairs a run takes hours; most likely a sample was meant.
-MAX_PAIRS = 1 << 24
+#: From this many pairs on a run takes a quarter of an hour and more; most likely a sample was meant.
+MAX_PAIRS = 1 << 22
 
 ADDRESS_BYTES = {4: 4, 6: 16}
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -108,7 +108,7 @@ def size(block: Block) -> int:
 def check_size(chosen: Sequence[Block], ports: int) -> int:
     """How many pairs `chosen` makes with that many ports. Raises InvalidInputError when far too many."""
     pairs = sum(size(block) for block in chosen) * ports
-    if pairs > MAX_PAIRS:
+    if pairs >= MAX_PAIRS:
         names = " ".join(str(block.prefix) for block in chosen)
         raise InvalidInputError(
             [

@@ -151,8 +151,12 @@ def _add(gateway: Gateway, mark: int) -> None:
     family, table = gateway.family, str(mark)
     # The rule last: until then nothing looks at the table.
     _ip(family, "route", "replace", "default", "via", str(gateway.address), "dev", device, "table", table)
-    _ip(family, "route", "replace", "unreachable", "default", "metric", str(_LAST_METRIC), "table", table)
+    _ip(family, "route", "replace", *_last_route(mark))
     _ip(family, "rule", "add", "pref", str(PREFERENCE), "fwmark", hex(mark), "lookup", table)
+
+
+def _last_route(mark: int) -> tuple[str, ...]:
+    return ("unreachable", "default", "metric", str(_LAST_METRIC), "table", str(mark))
 
 
 def _device_of(gateway: Gateway) -> str:
@@ -176,6 +180,8 @@ def _remove(mark: int) -> None:
         with suppress(_IpError):
             while True:
                 _ip(*rule)
+        # Named, since flushing an IPv6 table leaves its unreachable route.
+        _ip(family, "route", "del", *_last_route(mark), check=False)
         _ip(family, "route", "flush", "table", str(mark), check=False)
 
 

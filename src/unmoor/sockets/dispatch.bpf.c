@@ -80,7 +80,7 @@ struct counters {
 	__u64 zero;
 };
 
-/* What `explain` found; read by user space after a test run. */
+/* What `explain` is asked beside the packet, and what it found. */
 struct answer {
 	__u32 bound;
 	__u32 service;
@@ -88,7 +88,8 @@ struct answer {
 	__u32 ifindex;
 	/* 0: a socket takes it; 1: there is none (a miss); below 0: bpf_sk_assign's error. */
 	__s32 error;
-	__u32 zero;
+	/* Asked by user space: BPF_PROG_TEST_RUN takes no interface in the context. */
+	__u32 asked_ifindex;
 };
 
 struct {
@@ -295,7 +296,7 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 	} else {
 		target.high = (__u64)bpf_ntohl(ctx->local_ip4) << 32;
 	}
-	target.ifindex = ctx->ingress_ifindex;
+	target.ifindex = answer ? answer->asked_ifindex : ctx->ingress_ifindex;
 	if (root)
 		own = find(root, &target);
 	if (any_root)

@@ -230,7 +230,9 @@ def _build(record: Record, code: bytes, pins: Pins, earlier: list[Record]) -> No
         for name in PROGRAMS:
             libbpf.pin(bpf.program_fd(name), pins.new / name)
         own(pins.new / "dispatch", 0o600)
-        own(pins.new / "explain", 0o660)  # the kernel opens programs to read and write only
+        # To ask takes writing; and the kernel opens programs to read and write only.
+        own(pins.new / "explain", 0o660)
+        own(pins.new / "answers", 0o660)
         data = record.encode()
         with libbpf.closing(
             libbpf.create_map(libbpf.MAP_ARRAY, "record", KEY.size, len(data), 1, libbpf.F_MMAPABLE)

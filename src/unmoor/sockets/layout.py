@@ -35,15 +35,16 @@ COUNTERS = (
     "already_chosen",
     "other_error",
 )
-#: struct answer: bound, service, length, ifindex, error.
-ANSWER = Struct("=IIIIi4x")
+#: struct answer: bound, service, length, ifindex, error, asked_ifindex.
+ANSWER = Struct("=IIIIiI")
 KEY = Struct("=I")
 COOKIE = Struct("=Q")
 DESCRIPTOR = Struct("=Q")
 #: .rodata: roots of 'any port' for TCP and UDP, each IPv4 then IPv6.
 ANY_ROOTS = Struct("=4I")
 #: struct bpf_sk_lookup as BPF_PROG_TEST_RUN takes it: cookie, family, protocol, remote address v4 and v6,
-#: remote port (network byte order) and two zero bytes, local address v4 and v6, local port, interface.
+#: remote port (network byte order) and two zero bytes, local address v4 and v6, local port,
+#: interface (always 0).
 CONTEXT = Struct("=QII4s16s4s4s16sII")
 
 PROTOCOLS = ("tcp", "udp")

@@ -38,7 +38,7 @@ class Answer:
     error: int = 0
 
 
-def context(protocol: Protocol, address: IPv4Address | IPv6Address, port: int, ifindex: int = 0) -> bytes:
+def context(protocol: Protocol, address: IPv4Address | IPv6Address, port: int) -> bytes:
     """`struct bpf_sk_lookup` of a packet to this address and port."""
     packed = address.packed
     ipv4, ipv6 = (packed, bytes(16)) if address.version == 4 else (bytes(4), packed)
@@ -52,7 +52,7 @@ def context(protocol: Protocol, address: IPv4Address | IPv6Address, port: int, i
         ipv4,
         ipv6,
         port,
-        ifindex,
+        0,
     )
 
 
@@ -62,14 +62,18 @@ class Explainer:
     def __init__(self, program: int, answers: int) -> None:
         self._program = program
         self._answers = answers
+        self._ifindex: int | None = None
 
     def ask(
         self, protocol: Protocol, address: IPv4Address | IPv6Address, port: int, ifindex: int = 0
     ) -> Answer:
         """What happens to a packet to this address and port, from interface `ifindex`."""
-        run = libbpf.run_test(self._program, context(protocol, address, port, ifindex))
+        if ifindex != self._ifindex:
+            libbpf.update(self._answers, KEY.pack(0), ANSWER.pack(0, 0, 0, 0, 0, ifindex))
+            self._ifindex = ifindex
+        run = libbpf.run_test(self._program, context(protocol, address, port))
         found = libbpf.lookup(self._answers, KEY.pack(0), ANSWER.size) or bytes(ANSWER.size)
-        bound, service, length, condition, error = ANSWER.unpack(found)
+        bound, service, length, condition, error, _ = ANSWER.unpack(found)
         if not bound:
             return Answer(None)
         cookie = COOKIE.unpack_from(run.context)[0] if run.verdict == _PASS else 0
@@ -84,6 +88,6 @@ def explainer(generation: Path) -> Iterator[Explainer]:
         fcntl.flock(directory, fcntl.LOCK_EX)
         with (
             libbpf.opened(generation / "explain") as program,
-            libbpf.closing(libbpf.open_pin_to_read(generation / "answers")) as answers,
+            libbpf.opened(generation / "answers") as answers,
         ):
             yield Explainer(program, answers)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from ipaddress import IPv4Network, collapse_addresses, ip_network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from unmoor.errors import UnmoorError
@@ -87,36 +87,64 @@ def allocate_ids(labels: Iterable[str], *kept: dict[str, int]) -> dict[str, int]
 def allocate_counters(
     prefixes: Iterable[Prefix], *kept: tuple[tuple[str, int], ...]
 ) -> tuple[tuple[str, int], ...]:
-    """Give every IPv4 address of these prefixes a counter, up to a /16 in all; larger prefixes go without.
+    """Give every IPv4 address of these prefixes a counter, smaller prefixes first, up to a /16 in all.
 
     An address that is counted in `kept` (newest first) keeps its counter, and no other address gets that one.
     """
-    earlier = [(ip_network(prefix), first) for allocation in kept for prefix, first in allocation]
-    taken = sorted((first, first + prefix.num_addresses) for prefix, first in earlier)
-    allocated: list[tuple[str, int]] = []
-    wanted = collapse_addresses(prefix for prefix in prefixes if isinstance(prefix, IPv4Network))
-    for prefix in sorted(wanted, key=lambda each: (each.num_addresses, each)):
-        number = _kept_counter(prefix, earlier)
+    earlier = [(_span(IPv4Network(prefix)), first) for allocation in kept for prefix, first in allocation]
+    known = dict(reversed(earlier))
+    sizes = sorted({end - start for start, end in known})
+    gaps = _gaps((first, first + end - start) for (start, end), first in earlier)
+    allocated: dict[tuple[int, int], int] = {}
+    for start, end in sorted(_outermost(prefixes), key=lambda span: (span[1] - span[0], span)):
+        number = _kept_counter(start, end, known, sizes)
         if number is None:
-            number = _free_range(taken, prefix.num_addresses)
-        if number is None:
-            continue
-        taken = sorted([*taken, (number, number + prefix.num_addresses)])
-        allocated.append((str(prefix), number))
-    return tuple(allocated)
+            # Sizes only grow from here on: a gap that is too small now is of no use any more.
+            while gaps and gaps[-1][1] - gaps[-1][0] < end - start:
+                gaps.pop()
+            if not gaps:
+                continue
+            number, limit = gaps.pop()
+            gaps.append((number + end - start, limit))
+        allocated[start, end] = number
+    return tuple((_prefix(*span), number) for span, number in allocated.items())
 
 
-def _kept_counter(prefix: IPv4Network, earlier: list[tuple[Any, int]]) -> int | None:
-    for counted, first in earlier:
-        if prefix.subnet_of(counted):
-            return first + int(prefix.network_address) - int(counted.network_address)
+def _span(prefix: IPv4Network) -> tuple[int, int]:
+    first = int(prefix.network_address)
+    return first, first + prefix.num_addresses
+
+
+def _prefix(start: int, end: int) -> str:
+    return f"{IPv4Address(start)}/{33 - (end - start).bit_length()}"
+
+
+def _outermost(prefixes: Iterable[Prefix]) -> Iterator[tuple[int, int]]:
+    """First address and end of each IPv4 prefix that is inside no other."""
+    reached = 0
+    spans = {_span(prefix) for prefix in prefixes if isinstance(prefix, IPv4Network)}
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if end > reached:
+            yield start, end
+            reached = end
+
+
+def _kept_counter(start: int, end: int, known: dict[tuple[int, int], int], sizes: list[int]) -> int | None:
+    for size in sizes:
+        around = start // size * size
+        first = known.get((around, around + size))
+        if first is not None and end <= around + size:
+            return first + start - around
     return None
 
 
-def _free_range(taken: list[tuple[int, int]], size: int) -> int | None:
-    start = 0
-    for first, end in taken:
-        if first - start >= size:
-            break
-        start = max(start, end)
-    return start if start + size <= COUNTED_ADDRESSES else None
+def _gaps(taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Counters that nothing uses, the smallest gap last."""
+    gaps, reached = [], 0
+    for first, end in sorted(taken):
+        if first > reached:
+            gaps.append((reached, first))
+        reached = max(reached, end)
+    if reached < COUNTED_ADDRESSES:
+        gaps.append((reached, COUNTED_ADDRESSES))
+    return sorted(gaps, key=lambda gap: gap[0] - gap[1])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
@@ -166,24 +166,25 @@ def _merge(spans: list[_Span]) -> Rules:
     """What several overlapping ranges of ports bind: for each prefix the narrower range first."""
     if len(spans) == 1:
         return spans[0].rules
-    width: Callable[[_Span], int] = lambda span: span.last - span.first  # noqa: E731 - shorter than a function
-    merged: Rules = {}
-    widths: dict[tuple[tuple[int, int], int], tuple[int, int]] = {}
-    for span in sorted(spans, key=width):
+    candidates: dict[tuple[int, int], list[tuple[int, bool, int, int]]] = defaultdict(list)
+    for span in spans:
+        width = span.last - span.first
         for rule, choices in span.rules.items():
-            kept = list(merged.get(rule, ()))
-            for interface, service in choices:
-                earlier = widths.get((rule, interface))
-                if earlier is None:
-                    widths[rule, interface] = (width(span), service)
-                    kept.append((interface, service))
-                elif earlier[0] == width(span) and earlier[1] != service:
-                    raise UnmoorError(
-                        "two services are bound to equally many ports that overlap "
-                        f"({span.first}-{span.last}): make one range narrower"
-                    )
-            merged[rule] = tuple(kept)
-    return merged
+            candidates[rule] += [(width, not interface, interface, service) for interface, service in choices]
+    return {rule: _choices(found) for rule, found in candidates.items()}
+
+
+def _choices(candidates: list[tuple[int, bool, int, int]]) -> Choices:
+    """The service for each interface: that of the narrowest range."""
+    chosen: dict[int, tuple[int, int]] = {}
+    for width, _, interface, service in sorted(candidates):
+        first_width, first_service = chosen.setdefault(interface, (width, service))
+        if first_width == width and first_service != service:
+            raise UnmoorError(
+                f"two services are bound to overlapping ranges of {width + 1} ports each at the same prefix: "
+                "make one range narrower"
+            )
+    return tuple((interface, service) for interface, (_, service) in chosen.items())
 
 
 class _Compiler:

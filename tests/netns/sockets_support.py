@@ -1,0 +1,134 @@
+"""What the tests of the sockets half share: a loaded table, listeners, clients."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmoor.model import EdgeDocument
+from unmoor.sockets import generation
+from unmoor.sockets.generation import Change
+from unmoor.sockets.pins import Pins
+from unmoor.sockets.protocol import Request
+from unmoor.sockets.registry import Peer, Registry
+from unmoor.sockets.status import Destination, read_status
+
+UNMOOR = (sys.executable, "-c", "from unmoor.commands import main; main()")
+PREFIXES = ("198.18.0.0/20", "2001:db8::/44")
+ROOT = Peer(0, 0, frozenset())
+
+
+def make_local(*prefixes: str) -> None:
+    for prefix in prefixes or PREFIXES:
+        family = "-6" if ":" in prefix else "-4"
+        subprocess.run(["ip", family, "route", "replace", "local", prefix, "dev", "lo"], check=True)
+
+
+def document(*services: dict[str, Any], prefixes: Sequence[str] = PREFIXES) -> EdgeDocument:
+    return EdgeDocument.model_validate(
+        {"pop": "ams", "edge": "edge1", "prefixes": prefixes, "services": services}
+    )
+
+
+@dataclass
+class Bed:
+    """A directory of pins and a program, to load documents and register sockets by."""
+
+    pins: Pins
+    code: bytes
+
+    def load(self, *services: dict[str, Any], prefixes: Sequence[str] = PREFIXES) -> Change:
+        return generation.load(document(*services, prefixes=prefixes), self.code, self.pins)
+
+    def register(self, service: str, *sockets: socket.socket) -> tuple[str, ...]:
+        registry = Registry(self.pins)
+        return registry.handle(Request("register", service), [each.fileno() for each in sockets], ROOT)
+
+    def unregister(self, service: str) -> None:
+        Registry(self.pins).handle(Request("unregister", service), [], ROOT)
+
+    def count(self, service: str, protocol: str = "tcp", family: int = 4) -> Destination:
+        destinations = read_status(self.pins).destinations
+        wanted = (service, protocol, family)
+        return next(each for each in destinations if (each.service, each.protocol, each.family) == wanted)
+
+
+@contextmanager
+def listener(address: str = "127.0.0.1", says: str = "", **options: Any) -> Iterator[socket.socket]:
+    """A TCP server: says `says`, and the address and port that the client dialled."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, **options) as server:
+        threading.Thread(target=_serve, args=(server, says), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+
+
+def _serve(server: socket.socket, says: str) -> None:
+    while True:
+        try:
+            client, _ = server.accept()
+        except OSError:
+            return
+        with client:
+            host, port, *_ = client.getsockname()
+            client.sendall(f"{says} {host} {port}".encode())
+
+
+def ask(address: str, port: int) -> str:
+    """What the server behind this address says. Raises ConnectionRefusedError."""
+    with socket.create_connection((address, port), timeout=5) as client:
+        text = b""
+        while more := client.recv(4096):
+            text += more
+        return text.decode()
+
+
+def refuses(address: str, port: int) -> bool:
+    try:
+        ask(address, port)
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@contextmanager
+def activation(pins: Pins, door: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """`unmoor sockets serve` as a process of its own."""
+    process = subprocess.Popen(
+        [*UNMOOR, "sockets", "serve", "--pins", str(pins.root), "--socket", str(door)],
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    try:
+        wait_until(lambda: door.exists() or process.poll() is not None)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`unmoor` with these arguments."""
+    return subprocess.run([*UNMOOR, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this did not happen in time"
+        time.sleep(0.01)
+
+
+def open_descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))

@@ -1,0 +1,235 @@
+"""The compiled table must choose as the plain rule of precedence says; here for any bindings at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from unmoor.errors import UnmoorError
+from unmoor.model import Binding, parse_ports
+from unmoor.sockets import table
+from unmoor.sockets.layout import COUNTED_ADDRESSES, LEAF, MAX_DEPTH, MAX_NESTING, NODE, PORT, PROTOCOLS
+from unmoor.sockets.precedence import Precedence, order
+
+INTERFACES = {"eth0": 2, "eth1": 3}
+SERVICES = {name: number for number, name in enumerate("abcdefgh", 1)}
+Address = IPv4Address | IPv6Address
+
+
+def walk(compiled: table.Table, root: int, value: int, ifindex: int) -> tuple[int, int, int] | None:
+    """What `find` of dispatch.bpf.c does: (service, prefix length, address_base) of the leaf."""
+    index = root
+    for _ in range(MAX_DEPTH):
+        first, pos, bits, _ = NODE.unpack_from(compiled.nodes, index * NODE.size)
+        if not bits:
+            break
+        word = value >> 64 if pos < 64 else value & (1 << 64) - 1
+        index = first + ((word << (pos & 63) & (1 << 64) - 1) >> (64 - bits))
+    else:
+        raise AssertionError("the trie is too deep for the program")
+    number = first
+    for _ in range(MAX_NESTING):
+        if not number:
+            return None
+        high, low, mask_high, mask_low, parent, service, condition, length, base = LEAF.unpack_from(
+            compiled.leaves, number * LEAF.size
+        )
+        if value & (mask_high << 64 | mask_low) == high << 64 | low and condition in (0, ifindex):
+            return service, length, base
+        number = parent
+    raise AssertionError("the chain of prefixes is too long for the program")
+
+
+def choose(compiled: table.Table, protocol: str, address: Address, port: int, ifindex: int = 0) -> int | None:
+    """What `run` of dispatch.bpf.c does: the service that takes the packet."""
+    value, number = table.aligned(address), PROTOCOLS.index(protocol)
+    roots = PORT.unpack_from(compiled.ports, (number << 16 | port) * PORT.size)
+    column = 0 if address.version == 4 else 1
+    own = walk(compiled, roots[column], value, ifindex)
+    any_port = walk(compiled, compiled.any_roots[number * 2 + column], value, ifindex)
+    if own and (not any_port or any_port[1] <= own[1]):
+        return own[0]
+    return any_port[0] if any_port else None
+
+
+def brute_force(
+    bindings: Iterable[Binding], protocol: str, address: Address, port: int, interface: str
+) -> str | None:
+    found = [
+        binding
+        for binding in bindings
+        if binding.protocol == protocol
+        and binding.prefix.version == address.version
+        and address in binding.prefix
+        and binding.first_port <= port <= binding.last_port
+        and binding.interface in ("", interface)
+    ]
+    return min(found, key=order).service if found else None
+
+
+# Few distinct bits and ports, so that prefixes nest and ranges overlap often.
+ADDRESSES = st.one_of(
+    st.integers(0, 31).map(lambda bits: IPv4Address(0xC6120000 | (bits & 7) << 13 | bits >> 3)),
+    st.integers(0, 31).map(lambda bits: IPv6Address(0x20010DB8 << 96 | (bits & 7) << 62 | bits >> 3)),
+)
+PORTS = st.one_of(
+    st.just((0, 65535)),
+    st.integers(1, 9).map(lambda port: (port, port)),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)).map(lambda pair: (min(pair), max(pair))),
+)
+
+
+@st.composite
+def bindings_strategy(draw: st.DrawFn) -> Binding:
+    address = draw(ADDRESSES)
+    lengths = (
+        [0, 8, 15, 16, 19, 20, 24, 30, 31, 32] if address.version == 4 else [0, 32, 44, 64, 65, 66, 127, 128]
+    )
+    prefix = ip_network((address, draw(st.sampled_from(lengths))), strict=False)
+    first, last = draw(PORTS)
+    interface = draw(st.sampled_from(["", "", "", *INTERFACES]))
+    return Binding(
+        draw(st.sampled_from(["tcp", "udp"])),
+        prefix,
+        first,
+        last,
+        draw(st.sampled_from("abcdefgh")),
+        interface,
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(bindings_strategy(), max_size=40),
+    st.lists(st.tuples(ADDRESSES, st.integers(1, 11)), max_size=20),
+)
+@example([], [(ip_address("198.18.0.1"), 80)])
+def test_the_table_agrees_with_the_rule(
+    bindings: list[Binding], questions: list[tuple[Address, int]]
+) -> None:
+    try:
+        compiled = table.build(bindings, SERVICES, INTERFACES)
+    except UnmoorError:
+        assert ambiguous(bindings)
+        return
+    plain = Precedence(bindings)
+    edges = [end for b in bindings for end in (b.prefix.network_address, b.prefix.broadcast_address)]
+    for address, port in questions + [(address, port) for address in edges for port in (1, 5, 9)]:
+        for protocol in ("tcp", "udp"):
+            for interface in ("", "eth0"):
+                wanted = brute_force(bindings, protocol, address, port, interface)
+                found = plain.find(protocol, address, port, interface)
+                assert (found.service if found else None) == wanted
+                number = choose(compiled, protocol, address, port, INTERFACES.get(interface, 0))
+                assert number == (SERVICES[wanted] if wanted else None)
+
+
+def ambiguous(bindings: Sequence[Binding]) -> bool:
+    return any(
+        a.service != b.service
+        and (a.protocol, a.prefix, a.interface) == (b.protocol, b.prefix, b.interface)
+        and a.last_port - a.first_port == b.last_port - b.first_port
+        and a.first_port <= b.last_port
+        and b.first_port <= a.last_port
+        for index, a in enumerate(bindings)
+        for b in bindings[index + 1 :]
+    )
+
+
+def tcp(prefix: str, first: int, last: int, service: str) -> Binding:
+    return Binding("tcp", ip_network(prefix), first, last, service)
+
+
+# What is bound (prefix, ports, service), then what is asked and which service must take it.
+PRECEDENCE = {
+    "longer prefix": ("198.18.0.0/20 any a, 198.18.0.0/24 any b", "198.18.0.9", 80, "b"),
+    "longer prefix before port": ("198.18.0.0/20 80 a, 198.18.0.0/24 any b", "198.18.0.9", 80, "b"),
+    "port before any": ("198.18.0.0/24 80 a, 198.18.0.0/24 any b", "198.18.0.9", 80, "a"),
+    "narrower range": ("198.18.0.0/24 80-89 a, 198.18.0.0/24 80 b", "198.18.0.9", 80, "b"),
+    "range beside port": ("198.18.0.0/24 80-89 a, 198.18.0.0/24 80 b", "198.18.0.9", 89, "a"),
+    "other port": ("198.18.0.0/24 80 a", "198.18.0.9", 81, None),
+    "next address": ("198.18.0.0/24 80 a", "198.18.1.0", 80, None),
+    "everything": ("0.0.0.0/0 any a", "8.8.8.8", 1, "a"),
+    "other family": ("0.0.0.0/0 any a", "2001:db8::1", 1, None),
+    "one address of IPv6": ("2001:db8::/44 443 a, 2001:db8::5/128 443 b", "2001:db8::5", 443, "b"),
+}
+
+
+@pytest.mark.parametrize("case", PRECEDENCE)
+def test_precedence(case: str) -> None:
+    text, address, port, wanted = PRECEDENCE[case]
+    bindings = []
+    for line in text.split(", "):
+        prefix, ports, service = line.split()
+        bindings.append(tcp(prefix, *parse_ports(ports), service))
+    for ordered in (bindings, bindings[::-1]):
+        compiled = table.build(ordered, SERVICES)
+        assert choose(compiled, "tcp", ip_address(address), port) == (SERVICES[wanted] if wanted else None)
+
+
+def test_an_interface_comes_before_any_whatever_the_order() -> None:
+    prefix = ip_network("198.18.0.0/24")
+    bindings = [Binding("tcp", prefix, 1, 5, "a"), Binding("tcp", prefix, 3, 7, "b", "eth0")]
+    for ordered in (bindings, bindings[::-1]):
+        compiled = table.build(ordered, SERVICES, INTERFACES)
+        assert choose(compiled, "tcp", prefix[9], 4, INTERFACES["eth0"]) == SERVICES["b"]
+        assert choose(compiled, "tcp", prefix[9], 4, INTERFACES["eth1"]) == SERVICES["a"]
+
+
+def test_two_services_bound_to_the_same_are_refused() -> None:
+    with pytest.raises(UnmoorError, match="give each prefix and port to one service"):
+        table.build([tcp("198.18.0.0/24", 80, 80, "a"), tcp("198.18.0.0/24", 80, 80, "b")], SERVICES)
+
+
+def test_ranges_that_overlap_equally_are_refused() -> None:
+    with pytest.raises(UnmoorError, match="make one range narrower"):
+        table.build([tcp("198.18.0.0/24", 80, 89, "a"), tcp("198.18.0.0/24", 85, 94, "b")], SERVICES)
+
+
+def test_ports_with_the_same_bindings_share_one_trie() -> None:
+    bindings = [tcp("198.18.0.0/20", port, port, "a") for port in range(8000, 8013)]
+    one, many = table.build(bindings[:1], SERVICES), table.build(bindings, SERVICES)
+    assert (len(one.nodes), len(one.leaves)) == (len(many.nodes), len(many.leaves))
+
+
+def test_one_prefix_on_any_port_does_not_grow_every_ports_trie() -> None:
+    wide = [tcp(f"198.18.{number >> 8}.{number & 255}/32", 0, 65535, "a") for number in range(1000)]
+    ports = [tcp("198.18.0.0/20", port, port, f"{'bcdefgh'[port % 7]}") for port in range(1, 500)]
+    compiled = table.build(wide + ports, SERVICES)
+    assert len(compiled.leaves) // LEAF.size < 1100
+    assert choose(compiled, "tcp", ip_address("198.18.0.1"), 8) == SERVICES["a"]
+    assert choose(compiled, "tcp", ip_address("198.18.15.1"), 8) == SERVICES["c"]
+
+
+def test_the_trie_stays_shallow_for_hostile_prefixes() -> None:
+    # Each prefix leaves the path of the others one bit later: the worst case for a binary trie.
+    chain = [ip_network((1 << (127 - bit) | 1 << 127, bit + 1), strict=False) for bit in range(1, 128)]
+    compiled = table.build([Binding("tcp", prefix, 80, 80, "a") for prefix in chain], SERVICES)
+    for prefix in chain:
+        assert choose(compiled, "tcp", prefix.network_address, 80) == SERVICES["a"]
+
+
+def test_counters_of_addresses() -> None:
+    prefix, inner = ip_network("198.18.0.0/20"), ip_network("198.18.4.0/24")
+    outside = ip_network("198.18.64.0/24")
+    compiled = table.build(
+        [Binding("tcp", each, 80, 80, "a") for each in (prefix, inner, outside)],
+        SERVICES,
+        {},
+        [(prefix, 512)],
+    )
+    root = PORT.unpack_from(compiled.ports, 80 * PORT.size)[0]
+
+    def counter(address: str) -> int:
+        found = walk(compiled, root, table.aligned(ip_address(address)), 0)
+        assert found
+        return (int(ip_address(address)) + found[2]) % (1 << 64)
+
+    assert counter("198.18.0.0") == 512
+    assert counter("198.18.4.7") == 512 + 1024 + 7
+    assert counter("198.18.15.255") == 512 + 4095
+    assert counter("198.18.64.0") >= COUNTED_ADDRESSES
