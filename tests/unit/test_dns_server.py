@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -329,6 +330,38 @@ def test_workers_that_die_are_replaced_and_no_query_is_lost(tmp_path: Path) -> N
             load.join()
         assert [load.wrong for load in loads] == [[]] * 4
         assert server.status()["restarts"] == 2
+
+
+def test_a_worker_that_dies_while_a_reload_is_asked_for(tmp_path: Path) -> None:
+    """Both reach the parent in one round of its loop."""
+    with running(tmp_path) as server:
+        server.write(with_pool(server.data, "198.18.7.7/32"))
+        dying = server.workers()[0]
+        server.process.send_signal(signal.SIGSTOP)
+        os.kill(dying, signal.SIGKILL)
+        replies: list[control.Reply] = []
+        asking = threading.Thread(target=lambda: replies.append(server.reload()))
+        asking.start()
+        time.sleep(0.1)  # so that both wait; if not, the test is only weaker
+        server.process.send_signal(signal.SIGCONT)
+        asking.join(20)
+        assert replies[0].done
+        assert server.status()["generation"] == 2
+        assert len(server.workers()) == 2
+
+
+def test_a_reload_that_lacks_resources_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        before = server.workers()
+        used = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        server.write(with_pool(server.data, "198.18.7.7/32"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 3, 20000))
+        reply = server.reload()
+        assert not reply.done
+        assert any("cannot start worker" in line and "Too many open files" in line for line in reply.lines)
+        assert server.workers() == before
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (20000, 20000))
+        assert server.reload().done
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ class Worker:
     def _obey(self, _: int) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._parent, 64, 1)
         self._running = False
-        if message != RETIRE:  # the parent is gone, or going: answer what has arrived, then go too
-            for drain in self._drains:
-                drain(0)
+        for drain in self._drains:  # the sockets may be closed after this
+            drain(0)
+        if message != RETIRE:  # the parent is gone, or going
             return
         with socket.socket(fileno=descriptors[0]) as successor:
             successor.settimeout(_HAND_OVER_TIMEOUT)
