@@ -120,12 +120,16 @@ def reload(control: Path) -> None:
 @cli.command()
 @_control_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(control: Path, as_json: bool) -> None:
+@click.option("--metrics", is_flag=True, help="Print Prometheus' text format.")
+def status(control: Path, as_json: bool, metrics: bool) -> None:
     """Show the generation in force, the workers, and what was answered."""
     from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.metrics import exposition  # noqa: PLC0415 - and this one
 
     data = ask(control, "status").data
-    if as_json:
+    if metrics:
+        click.echo(exposition(data), nl=False)
+    elif as_json:
         click.echo(json.dumps(data, indent=2))
     else:
         _show(data)

@@ -49,14 +49,13 @@ def _heads() -> dict[bytes, tuple[bytes, bool]]:
 _HEADS = _heads()
 
 
-def answerer(snapshot: Snapshot, counts: Counts) -> Answerer:
+def answerer(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
     """Make the function that answers packets from `snapshot`.
 
     The hot path recognises a registered hostname's A or AAAA by the question's bytes alone: nothing is
     parsed, the reply is put together from pieces made beforehand. It answers exactly as the careful path
     would (a property that the tests hold it to), and leaves to it whatever it does not recognise.
     """
-    options = Options(snapshot.document, IDLE)
     careful = _careful(snapshot, counts, options)
     hostnames, heads, answers = snapshot.hostnames, _HEADS, counts.policies
     plain_opt, secure_opt = wire.opt_record(dnssec_ok=False), wire.opt_record(dnssec_ok=True)

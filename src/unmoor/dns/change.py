@@ -18,7 +18,7 @@ def describe_change(old: DnsDocument, new: DnsDocument) -> list[str]:
 
 
 def _settings(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    for key in ("pop", "edge", "port", "workers", "tell_name", "tell_version"):
+    for key in ("pop", "edge", "port", "workers", "rate_limit", "tell_name", "tell_version"):
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
             yield f"{key}: {before} -> {after}"

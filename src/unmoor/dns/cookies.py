@@ -10,8 +10,9 @@ from functools import lru_cache
 from unmoor.dns.clients import Subnet
 from unmoor.dns.wire import FORMERR, QueryError
 
-#: Seconds. Older cookies are renewed, newer ones are not ours (RFC 9018 section 4.3).
-_RENEW, _FUTURE = 1800, 300
+#: Seconds. Cookies are renewed, and no longer believed, after a while; those from the future are not ours
+#: (RFC 9018 section 4.3).
+_RENEW, _OLDEST, _FUTURE = 1800, 3600, 300
 _VERSION = b"\1\0\0\0"
 _CLIENT_SIZE, _SERVER_SIZE = 8, 16
 _WORD = (1 << 64) - 1
@@ -37,17 +38,21 @@ class Cookies:
         if len(option) != _CLIENT_SIZE and not 16 <= len(option) <= 40:
             raise QueryError(FORMERR)
         client, server = option[:_CLIENT_SIZE], option[_CLIENT_SIZE:]
-        if self._is_fresh(client, server, address, now):
+        if self._is_fresh(client, server, address, now, _RENEW):
             return option
         return client + self._make(client, address, now)
 
-    def _is_fresh(self, client: bytes, server: bytes, address: str, now: int) -> bool:
+    def is_ours(self, option: bytes, address: str, now: int) -> bool:
+        """Whether the option shows that its sender received a reply of ours at `address` of late."""
+        return self._is_fresh(option[:_CLIENT_SIZE], option[_CLIENT_SIZE:], address, now, _OLDEST)
+
+    def _is_fresh(self, client: bytes, server: bytes, address: str, now: int, oldest: int) -> bool:
         # The three octets after the version may hold anything, and are part of what is hashed.
         if len(server) != _SERVER_SIZE or server[:1] != _VERSION[:1]:
             return False
         # Serial number arithmetic (RFC 1982): the time stamp has 32 bits.
         age = (now - int.from_bytes(server[4:8], "big") + 0x80000000) % 0x100000000 - 0x80000000
-        return -_FUTURE <= age <= _RENEW and hmac.compare_digest(
+        return -_FUTURE <= age <= oldest and hmac.compare_digest(
             server[8:], self._hash(client + server[:8], address)
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from unmoor.dns import cookies
 from unmoor.dns.cookies import Cookies
 from unmoor.dns.wire import COOKIE, FORMERR, Edns, QueryError
@@ -22,6 +24,11 @@ class Options:
         self._cookies = Cookies(secret)
         self._name = document.edge.encode() if document.tell_name else b""
         self._idle = round(idle * 10).to_bytes(2, "big")
+
+    def knows(self, edns: Edns, address: str) -> bool:
+        """Whether the query carries a server cookie of ours. Raises QueryError for malformed options."""
+        cookie = edns.option(COOKIE)
+        return cookie is not None and self._cookies.is_ours(cookie, address, int(time.time()))
 
     def reply(self, edns: Edns, address: str, over_tcp: bool, now: int) -> list[tuple[int, bytes]]:
         """Answer the options of a query from `address` at `now`, seconds since 1970.

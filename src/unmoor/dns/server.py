@@ -147,7 +147,7 @@ class Server:
         foreign = [each for pair in pairs.values() if pair not in own for each in pair]
         for other in self._children.values():
             foreign += (other.channel, other.inheritance)
-        row = self._table.row(place, generation)
+        row, places = self._table.row(place, generation), _places(snapshot.document)
         with ExitStack() as ours, ExitStack() as theirs:
             try:
                 channel, child_channel = _channel(ours, theirs)
@@ -156,7 +156,7 @@ class Server:
                 inheritance.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 212992)
 
                 def work() -> None:
-                    Worker(snapshot, row, own, child_channel, child_inheritance).run()
+                    Worker(snapshot, row, places, own, child_channel, child_inheritance).run()
 
                 pid = _fork(lambda: self._become_worker(work, [*foreign, channel, inheritance]))
             except OSError as error:

@@ -115,6 +115,13 @@ class DnsDocument(Document):
         description="Secret of DNS cookies, 32 hexadecimal digits, the same on all edges that share an "
         "address (RFC 9018); without it, each server draws its own when it starts.",
     )
+    rate_limit: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="UDP queries a second that one client network (IPv4 /24, IPv6 /56) has answered in full, "
+        "shared evenly by the workers; beyond it half get a truncated reply, and half none. 0: no limit.",
+    )
     tell_name: bool = Field(
         False, description="Tell the edge's name to who asks: NSID (RFC 5001), id.server CH TXT (RFC 4892)."
     )
