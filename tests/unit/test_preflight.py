@@ -47,6 +47,11 @@ def test_the_lab_passes(inventory: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_example_passes() -> None:
+    done = preflight(ROOT / "inventories/example")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 CASES: dict[str, tuple[str, str, str, list[str]]] = {
     "a pool outside of its prefix": (
         EDGES, "ipv4: [198.18.0.0/20]", "ipv4: [198.18.64.0/20]",

@@ -56,7 +56,7 @@ def test_a_reload_of_nginx_loses_nothing(hosts: dict[str, Host], router: Host) -
 
 def test_reloads_of_the_dns_server_lose_no_query(hosts: dict[str, Host], client: Host) -> None:
     edge = hosts["edge1"]
-    files = "--property=StandardOutput=file:/run/watch.json --property=StandardError=journal"
+    files = "--property=StandardOutput=truncate:/run/watch.json --property=StandardError=journal"
     unit = f"systemd-run --quiet --collect --unit=watch {files}"
     watch = "unmoor probe watch 198.18.0.0/20 --tcp 80 --name site0001.unmoor.test --seconds 8 --json"
     client.check_output(f"{unit} {watch} --server {EDGE_ADDRESSES['edge1'][0]}")

@@ -7,13 +7,18 @@ import json
 import click
 
 from unmoor.model import DnsDocument, Document, EdgeDocument
+from unmoor.model.inventory import Variables
 
 DOCUMENTS: dict[str, type[Document]] = {"edge": EdgeDocument, "dns": DnsDocument}
+SCHEMAS = DOCUMENTS | {"inventory": Variables}
 
 
 @click.command()
-@click.argument("document", type=click.Choice(sorted(DOCUMENTS)), required=False)
+@click.argument("document", type=click.Choice(sorted(SCHEMAS)), required=False)
 def cli(document: str | None) -> None:
-    """Print the JSON Schema of DOCUMENT (edge.json or dns.json), or of both."""
-    schemas = {name: kind.model_json_schema() for name, kind in DOCUMENTS.items()}
+    """Print the JSON Schema of DOCUMENT (edge.json, dns.json, or the inventory's variables), or of all.
+
+    The variables of an inventory begin with `unmoor_`, which the schema leaves out.
+    """
+    schemas = {name: kind.model_json_schema() for name, kind in SCHEMAS.items()}
     click.echo(json.dumps(schemas[document] if document else schemas, indent=2))
