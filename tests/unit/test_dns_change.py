@@ -39,6 +39,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("policies.0.exclusive", True, "policy free: exclusive now"),
         ("policies.0.answer.also", {"business": 3}, "policy free: also nothing -> business=3"),
         ("pools.free.exclude", ["198.18.0.0/32"], "pool free: exclude nothing -> 198.18.0.0/32"),
+        ("pools.free.ptr", "{address}.x", "pool free: ptr nothing -> {address}.x"),
         ("sticky_key", "secret", "sticky_key: changed"),
         ("policies.1", None, "policy business: removed"),
         ("policies.0.name", "gratis", "policy gratis: added (pool free, ttl 30)"),

@@ -175,6 +175,20 @@ BAD = {
         with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "sticky_by": "client"}}),
         "policies.0.answer.sticky_by = client: means nothing to random",
     ),
+    "all addresses of one name": (
+        document(pools={**document()["pools"], "x": {"ipv4": ["198.18.64.0/24"], "ptr": "x.example.com"}}),
+        "pools.x.ptr = x.example.com: has no {address}",
+    ),
+    "no name for an address": (
+        document(pools={**document()["pools"], "x": {"ipv4": ["198.18.64.0/24"], "ptr": "{address}..x"}}),
+        "pools.x.ptr = {address}..x: is not a domain name",
+    ),
+    "no reverse zone": (
+        document(
+            pools={**document()["pools"], "x": {"ipv4": ["198.18.64.0/24"], "ptr": "{address}.example.com"}}
+        ),
+        "wants names for 198.18.64.0/24, but no zone has 0.64.18.198.in-addr.arpa",
+    ),
     "no protocol": (
         with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "https": {"alpn": ["h2", ""]}}}),
         "policies.0.answer.https.alpn.1: is no protocol's name",

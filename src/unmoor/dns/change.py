@@ -39,6 +39,8 @@ def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
         for one, two in ((before.ipv4, after.ipv4), (before.ipv6, after.ipv6)):
             if one != two:
                 yield f"pool {name}: {_row(one)} -> {_row(two)}"
+        if before.ptr != after.ptr:
+            yield f"pool {name}: ptr {before.ptr or 'nothing'} -> {after.ptr or 'nothing'}"
         if before.exclude != after.exclude:
             yield f"pool {name}: exclude {_row(before.exclude)} -> {_row(after.exclude)}"
 

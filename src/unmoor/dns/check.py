@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from unmoor.dns import hostnames, names, policies, pools, reach, wire, zones
+from unmoor.dns import hostnames, names, policies, pools, reach, reverse, wire, zones
 from unmoor.dns.hostnames import Registered
 from unmoor.errors import Problem
 from unmoor.model import Answer, DnsDocument, Match, Policy, Pool
@@ -31,6 +31,7 @@ def inspect(document: DnsDocument, place: str) -> Inspection:
     found: list[Problem] = [*_listen(document, place), *_pools(document, place), *_policies(document, place)]
     apexes, apex_problems = _apexes(document, place)
     found += apex_problems
+    found += _pointers(document, apexes.values(), place)
     read: dict[bytes, zones.Zone] = {}
     for index, apex in apexes.items():
         zone = document.zones[index]
@@ -83,6 +84,31 @@ def _pools(document: DnsDocument, place: str) -> Iterator[Problem]:
                 why = "is not wholly in the pool's prefixes, so there is nothing to exclude"
                 fix = "correct it, or remove it"
                 yield Problem(place, f"{key}.exclude.{position}", str(excluded), why, fix)
+
+
+def _pointers(document: DnsDocument, apexes: Collection[bytes], place: str) -> Iterator[Problem]:
+    """Templates of PTR answers, and whether we serve the zones that they are asked in."""
+    for name, pool in document.pools.items():
+        key = f"pools.{name}.ptr"
+        if not pool.ptr:
+            continue
+        fix = f"write a name with {reverse.ADDRESS} in it, as in ip-{reverse.ADDRESS}.example.com"
+        if reverse.ADDRESS not in pool.ptr:
+            yield Problem(place, key, pool.ptr, f"has no {reverse.ADDRESS}: all addresses had one name", fix)
+            continue
+        for prefix in (*pool.ipv4, *pool.ipv6):
+            ends = (prefix.network_address, prefix.broadcast_address)
+            try:
+                reverse.expand(pool.ptr, prefix.version, int(ends[0]))
+            except ValueError as error:
+                yield Problem(place, key, pool.ptr, str(error), fix)
+                break
+            missing = [
+                end for end in ends if not any(names.is_below(reverse.name_of(end.packed), a) for a in apexes)
+            ]
+            if missing:
+                why = f"wants names for {prefix}, but no zone has {missing[0].reverse_pointer}"
+                yield Problem(place, key, pool.ptr, why, "add the reverse zones to zones, or remove ptr")
 
 
 def _policies(document: DnsDocument, place: str) -> Iterator[Problem]:

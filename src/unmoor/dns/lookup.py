@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unmoor import __version__
-from unmoor.dns import clients, https, names, wire
+from unmoor.dns import clients, https, names, reverse, wire
 from unmoor.dns.clients import Subnet
 from unmoor.dns.names import WireName
 from unmoor.dns.options import NOT_AUTHORITATIVE
@@ -77,6 +77,8 @@ class Resolver:
                 return _redirect(above[wire.DNAME], name, qtype, reply)
         source = self.source_of(zone, name)
         if source is None:
+            if self._snapshot.named and self._point(zone, name, qtype, reply):
+                return None
             reply.rcode = wire.NXDOMAIN
             reply.authority.append(zone.negative_soa)
             return None
@@ -91,6 +93,20 @@ class Resolver:
             else:
                 reply.authority.append(zone.negative_soa)
         return None
+
+    def _point(self, zone: Zone, name: bytes, qtype: int, reply: Reply) -> bool:
+        """Answer for the address of a pool that gives its addresses names; says whether it is one."""
+        network = reverse.parse(name)
+        found = reverse.target(network, self._snapshot.named) if network else None
+        if found is None:
+            return False
+        if found and qtype == wire.PTR:
+            reply.answer.append(RRset(name, wire.PTR, zone.soa.ttl, ((WireName(found),),)))
+        elif found and qtype == wire.ANY:
+            reply.answer.append(RRset(name, wire.HINFO, ANY_TTL, _HINFO))
+        else:  # another type, or a name between the apex and the addresses (RFC 8020)
+            reply.authority.append(zone.negative_soa)
+        return True
 
     def source_of(self, zone: Zone, name: bytes) -> bytes | None:
         """Give the name whose records answer for `name`: itself if it exists, or a wildcard.

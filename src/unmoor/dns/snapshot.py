@@ -11,6 +11,7 @@ from unmoor.dns.clients import Subnet, scope
 from unmoor.dns.hostnames import Registered
 from unmoor.dns.policies import Matcher
 from unmoor.dns.pools import Drawer, Mix, ranges_in_use
+from unmoor.dns.reverse import Named, named
 from unmoor.dns.selection import Pinned, Random, Selector, Sticky, sticky_key
 from unmoor.dns.zones import Zone
 from unmoor.errors import InvalidInputError
@@ -96,6 +97,7 @@ class Snapshot:
     document: DnsDocument
     zones: Mapping[bytes, Zone]
     hostnames: Mapping[bytes, Target]
+    named: tuple[Named, ...] = ()
 
     def zone_of(self, name: bytes, above: bool = False) -> Zone | None:
         """The closest zone that `name` is in; with `above`, not one whose apex it is."""
@@ -113,7 +115,7 @@ def build(document: DnsDocument, place: str, counters: Mapping[str, int]) -> Sna
     found = inspect(document, place)
     if found.problems:
         raise InvalidInputError(found.problems)
-    return Snapshot(document, found.zones, _targets(document, found.hostnames, counters))
+    return Snapshot(document, found.zones, _targets(document, found.hostnames, counters), named(document))
 
 
 def _targets(

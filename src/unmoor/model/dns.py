@@ -15,6 +15,11 @@ class Pool(Document):
 
     ipv4: tuple[Prefix4, ...] = Field((), description="IPv4 prefixes; A answers are drawn from them.")
     ipv6: tuple[Prefix6, ...] = Field((), description="IPv6 prefixes; AAAA answers are drawn from them.")
+    ptr: str = Field(
+        "",
+        description="Name that PTR queries for its addresses get, as in 'ip-{address}.example.com'; "
+        "the reverse zones must be among the zones.",
+    )
     exclude: tuple[Prefix, ...] = Field(
         (), description="Addresses never answered, as prefixes of either family: 198.18.0.1/32."
     )
