@@ -54,52 +54,91 @@ def test_the_example_passes() -> None:
 
 CASES: dict[str, tuple[str, str, str, list[str]]] = {
     "a pool outside of its prefix": (
-        EDGES, "ipv4: [198.18.0.0/20]", "ipv4: [198.18.64.0/20]",
+        EDGES,
+        "ipv4: [198.18.0.0/20]",
+        "ipv4: [198.18.64.0/20]",
         ["group_vars/edges.yml:9: unmoor_pools.free.ipv4.0 = 198.18.64.0/20", "use a part of 198.18.0.0/20"],
     ),
     "overlapping prefixes": (
-        EDGES, "  - 198.18.0.0/20\n", "  - 198.18.0.0/20\n  - 198.18.8.0/22\n",
+        EDGES,
+        "  - 198.18.0.0/20\n",
+        "  - 198.18.0.0/20\n  - 198.18.8.0/22\n",
         ["unmoor_prefixes.1 = 198.18.8.0/22: overlaps 198.18.0.0/20"],
     ),
     "a port claimed by two services": (
-        EDGES, "ports: [7077]", "ports: [8443]", ["unmoor_services.whoami.ports.0 = 8443", "claimed by web-https"],
+        EDGES,
+        "ports: [7077]",
+        "ports: [8443]",
+        ["unmoor_services.whoami.ports.0 = 8443", "claimed by web-https"],
     ),
     "an unknown pool in a policy": (
-        EDGES, "pool: business", "pool: busyness", ["unmoor_policies.0.answer.pool = busyness", "is not a pool"],
+        EDGES,
+        "pool: business",
+        "pool: busyness",
+        ["unmoor_policies.0.answer.pool = busyness", "is not a pool"],
     ),
     "a policy that can never match": (
-        EDGES, "account: business}}\n", "account: gold}}\n", ["unmoor_policies.0", "fix:"],
+        EDGES,
+        "account: business}}\n",
+        "account: gold}}\n",
+        ["unmoor_policies.0", "fix:"],
     ),
     "a policy for a PoP that is not there": (
-        EDGES, "match: {tags: {account: business}}", "match: {pops: [fra]}", ["can never match", "fra"],
+        EDGES,
+        "match: {tags: {account: business}}",
+        "match: {pops: [fra]}",
+        ["can never match", "fra"],
     ),
     "v4 in a v6 field": (
-        EDGES, 'ipv6: ["2001:db8:100::/44"]', "ipv6: [198.18.0.0/20]",
+        EDGES,
+        'ipv6: ["2001:db8:100::/44"]',
+        "ipv6: [198.18.0.0/20]",
         ["unmoor_pools.free.ipv6.0", "is an IPv4 prefix in an IPv6 field", "move it to ipv4"],
     ),
     "an empty group": (
-        "hosts.yml", "    vantage:\n", "        pop_fra:\n          hosts: {}\n    vantage:\n",
+        "hosts.yml",
+        "    vantage:\n",
+        "        pop_fra:\n          hosts: {}\n    vantage:\n",
         ["group pop_fra: has no hosts"],
     ),
     "a host without a PoP": (
-        "hosts.yml", "    edges:\n", "    edges:\n      hosts: {edge9: {}}\n", ["host edge9: has no PoP", "pop_<name>"],
+        "hosts.yml",
+        "    edges:\n",
+        "    edges:\n      hosts: {edge9: {}}\n",
+        ["host edge9: has no PoP", "pop_<name>"],
     ),
     "a broken zone file": (
-        "zones/unmoor.test.zone", "IN MX   10 mail", "IN MX   ten mail", ["unmoor.test.zone:6", "fix:"],
+        "zones/unmoor.test.zone",
+        "IN MX   10 mail",
+        "IN MX   ten mail",
+        ["unmoor.test.zone:6", "fix:"],
     ),
     "a zone without SOA": (
-        "zones/unmoor.test.zone", "@       IN SOA  ns1 hostmaster ( 2026112301 7200 900 1209600 60 )", "@ IN TXT x",
+        "zones/unmoor.test.zone",
+        "@       IN SOA  ns1 hostmaster ( 2026112301 7200 900 1209600 60 )",
+        "@ IN TXT x",
         ["unmoor.test.zone", "SOA"],
     ),
     "a second PoP of the same name": (
-        "hosts.yml", "    vantage:\n", "    more:\n      children:\n        pop_lab:\n          hosts:\n"
-        "            edge3: {}\n    vantage:\n", ["group pop_lab: is a second PoP of the same name"],
+        "hosts.yml",
+        "    vantage:\n",
+        "    more:\n      children:\n        pop_lab:\n          hosts:\n"
+        "            edge3: {}\n    vantage:\n",
+        ["group pop_lab: is a second PoP of the same name"],
     ),
-    "a misspelt variable": (EDGES, "unmoor_pools:", "unmoor_pool:", ["unmoor_pool = ", "host edge1, edge2: unmoor_pools: is missing"]),
+    "a misspelt variable": (
+        EDGES,
+        "unmoor_pools:",
+        "unmoor_pool:",
+        ["unmoor_pool = ", "host edge1, edge2: unmoor_pools: is missing"],
+    ),
     "a hostname twice": (
-        "zones/unmoor.test.csv", "site0002,free", "SITE0001,free", ["zones/unmoor.test.csv: name = SITE0001: is registered twice"],
+        "zones/unmoor.test.csv",
+        "site0002,free",
+        "SITE0001,free",
+        ["zones/unmoor.test.csv: name = SITE0001: is registered twice"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("file", "old", "new", "said"), CASES.values(), ids=CASES.keys())

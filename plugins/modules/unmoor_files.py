@@ -1,0 +1,153 @@
+#!/usr/bin/python
+"""Put several files in place at once: all are validated beside their places before the first one lands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: unmoor_files
+short_description: Put files in place, all validated before the first one lands
+description:
+  - Writes each file that differs beside its place, validates all of them, and only then renames them, one
+    after the other, over one connection. Missing directories above a file are made (C(0755), root).
+  - In check mode nothing is written, and the differences are the same, also on a host that has none of this.
+options:
+  files:
+    description: The files, in the order in which they land.
+    required: true
+    type: list
+    elements: dict
+    suboptions:
+      path:
+        description: Where the file belongs.
+        required: true
+        type: path
+      content:
+        description: All of its text.
+        required: true
+        type: str
+      mode:
+        description: Permissions, in octal.
+        default: "0644"
+        type: str
+      validate:
+        description: Command that must succeed first; C(%s) stands for the file as written beside its place.
+        type: str
+"""
+
+EXAMPLES = """
+- name: Units
+  unmoor_files:
+    files:
+      - path: /etc/systemd/system/one.service
+        content: "{{ lookup('ansible.builtin.template', 'one.service.j2') }}"
+"""
+
+RETURN = """
+paths:
+  description: The files that differed.
+  returned: always
+  type: list
+"""
+
+FILE = {
+    "path": {"type": "path", "required": True},
+    "content": {"type": "str", "required": True},
+    "mode": {"type": "str", "default": "0644"},
+    "validate": {"type": "str"},
+}
+
+
+def current(path):
+    """Text and permissions of the file at `path`; None for each when it is not there."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(), os.stat(path).st_mode & 0o7777
+    except FileNotFoundError:
+        return None, None
+
+
+def difference(file):
+    """What lies between the file in place and what is asked for, as Ansible shows it; None if nothing."""
+    text, mode = current(file["path"])
+    want = int(file["mode"], 8)
+    if (text, mode) == (file["content"], want):
+        return None
+    shown = {"before_header": file["path"], "after_header": file["path"]}
+    shown["before"], shown["after"] = text or "", file["content"]
+    if text is not None and mode != want:
+        shown["before_header"] += f" (mode {mode:04o})"
+        shown["after_header"] += f" (mode {want:04o})"
+    return shown
+
+
+def write_beside(file):
+    """Write the file beside its place, with its permissions; returns where."""
+    folder = os.path.dirname(file["path"])
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    # The dot keeps programs that read whole directories from taking it for one of theirs.
+    handle, name = tempfile.mkstemp(prefix=".unmoor-", dir=folder)
+    with os.fdopen(handle, "w", encoding="utf-8") as out:
+        out.write(file["content"])
+        out.flush()
+        os.fsync(out.fileno())
+    os.chmod(name, int(file["mode"], 8))
+    return name
+
+
+def validate(module, file, written):
+    """Fail unless the file's own command accepts it."""
+    if not file["validate"]:
+        return
+    status, out, err = module.run_command(
+        [word.replace("%s", written) for word in shlex.split(file["validate"])]
+    )
+    if status:
+        reason = (out + err).replace(written, file["path"]).strip()
+        module.fail_json(msg=f"{file['path']} was not put in place: {reason}", rc=status)
+
+
+def place(module, files):
+    """Write, validate, rename; nothing is left beside the places, whatever happens."""
+    written = {}
+    try:
+        for file in files:
+            written[file["path"]] = write_beside(file)
+        for file in files:
+            validate(module, file, written[file["path"]])
+        for file in files:
+            os.rename(written.pop(file["path"]), file["path"])
+    finally:
+        for name in written.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+def main():
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={"files": {"type": "list", "elements": "dict", "options": FILE, "required": True}},
+        supports_check_mode=True,
+    )
+    found = [(file, difference(file)) for file in module.params["files"]]
+    changed = [file for file, shown in found if shown]
+    if changed and not module.check_mode:
+        try:
+            place(module, changed)
+        except OSError as error:
+            module.fail_json(msg=f"{error.filename}: {error.strerror}")
+    module.exit_json(
+        changed=bool(changed),
+        paths=[file["path"] for file in changed],
+        diff=[shown for _, shown in found if shown],
+    )
+
+
+if __name__ == "__main__":
+    main()
