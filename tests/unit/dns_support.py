@@ -18,9 +18,10 @@ import dns.flags
 import dns.message
 import dns.rdatatype
 
-from unmoor.dns.answering import answerer
+from unmoor.dns.answering import IDLE, answerer
 from unmoor.dns.control import Reply, ask
 from unmoor.dns.counters import Counts
+from unmoor.dns.options import Options
 from unmoor.dns.snapshot import Snapshot, build
 from unmoor.model import DnsDocument, validate
 
@@ -111,13 +112,15 @@ class Local:
     def __init__(self, data: dict[str, Any] | None = None) -> None:
         self.counts = Counts.private()
         self.snapshot = snapshot(data)
-        self.answer = answerer(self.snapshot, self.counts)
+        self.answer = answerer(self.snapshot, self.counts, Options(self.snapshot.document, IDLE))
 
-    def ask(self, name: str, rtype: str = "A", limit: int = 1232, **options: Any) -> dns.message.Message:
+    def ask(
+        self, name: str, rtype: str = "A", limit: int = 1232, address: str = "127.0.0.1", **options: Any
+    ) -> dns.message.Message:
         """Ask as a client would; the reply has gone through dnspython's own checks."""
         query = dns.message.make_query(name, rtype, **options)
         query.flags &= ~dns.flags.RD
-        wire = self.answer(query.to_wire(), limit)
+        wire = self.answer(query.to_wire(), limit, address)
         assert wire is not None
         reply = dns.message.from_wire(wire)
         assert reply.id == query.id

@@ -75,7 +75,7 @@ BAD = {
     ),
     "shadowed by two": (
         with_policies({"name": "a", "match": FREE}, {"name": "b", "match": BUSINESS}, {"name": "late"}),
-        "policies.2 = late: can never match: a, b takes every query first",
+        "policies.2 = late: can never match: a, b take every query first, such as host0.example.com A at lab",
     ),
     "shadowed by types": (
         with_policies(
@@ -83,7 +83,7 @@ BAD = {
             {"name": "aaaa", "match": {"types": ["AAAA"]}},
             {"name": "late"},
         ),
-        "policies.2 = late: can never match: a, aaaa takes every query first",
+        "policies.2 = late: can never match: a, aaaa take every query first",
     ),
     "no such tag": (
         with_policies({"name": "a", "match": {"tags": {"account_type": "fre"}}}, {"name": "b"}),
@@ -126,6 +126,93 @@ BAD = {
     "zone twice": (
         document(zones=document()["zones"] * 2),
         "zones.1.name = example.com: is the name of two zones",
+    ),
+    "empty pool by exclusion": (
+        document(
+            pools={
+                **document()["pools"],
+                "x": {"ipv4": ["198.18.0.0/24"], "exclude": ["198.18.0.0/25", "198.18.0.128/25"]},
+            }
+        ),
+        "pools.x.exclude: excludes all of the pool's ipv4 addresses",
+    ),
+    "nothing to exclude": (
+        document(
+            pools={**document()["pools"], "x": {"ipv4": ["198.18.0.0/24"], "exclude": ["198.18.0.0/23"]}}
+        ),
+        "pools.x.exclude.0 = 198.18.0.0/23: is not wholly in the pool's prefixes",
+    ),
+    "unknown further pool": (
+        with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "also": {"nil": 1}}}),
+        "policies.0.answer.also = nil: is not a pool",
+    ),
+    "the same pool twice": (
+        with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "also": {"free": 1}}}),
+        "policies.0.answer.also = free: is the policy's first pool already",
+    ),
+    "no share": (
+        with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "also": {"business": 0}}}),
+        "policies.0.answer.also.business = 0: is no share",
+    ),
+    "nothing pinned": (
+        with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "strategy": "pinned"}}),
+        "policies.0.answer.addresses: is empty, and the policy is pinned",
+    ),
+    "pinned outside": (
+        with_policies(
+            {
+                "name": "a",
+                "answer": {"pool": "free", "ttl": 1, "strategy": "pinned", "addresses": ["198.51.100.1"]},
+            }
+        ),
+        "policies.0.answer.addresses.0 = 198.51.100.1: is not an address of the pool free",
+    ),
+    "addresses but not pinned": (
+        with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "addresses": ["198.18.0.1"]}}),
+        "policies.0.answer.addresses = 198.18.0.1: means nothing to random",
+    ),
+    "sticky_by but not sticky": (
+        with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "sticky_by": "client"}}),
+        "policies.0.answer.sticky_by = client: means nothing to random",
+    ),
+    "all addresses of one name": (
+        document(pools={**document()["pools"], "x": {"ipv4": ["198.18.64.0/24"], "ptr": "x.example.com"}}),
+        "pools.x.ptr = x.example.com: has no {address}",
+    ),
+    "no name for an address": (
+        document(pools={**document()["pools"], "x": {"ipv4": ["198.18.64.0/24"], "ptr": "{address}..x"}}),
+        "pools.x.ptr = {address}..x: is not a domain name",
+    ),
+    "no reverse zone": (
+        document(
+            pools={**document()["pools"], "x": {"ipv4": ["198.18.64.0/24"], "ptr": "{address}.example.com"}}
+        ),
+        "wants names for 198.18.64.0/24, but no zone has 0.64.18.198.in-addr.arpa",
+    ),
+    "no protocol": (
+        with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "https": {"alpn": ["h2", ""]}}}),
+        "policies.0.answer.https.alpn.1: is no protocol's name",
+    ),
+    "unknown zone": (
+        with_policies({"name": "a", "match": {"zones": ["example.net"]}}, {"name": "b"}),
+        "policies.0.match.zones.0 = example.net: is not a zone\n    fix: name one that exists: example.com",
+    ),
+    "shadowed client": (
+        with_policies(
+            {"name": "wide", "match": {"clients": ["198.51.0.0/16"]}},
+            {"name": "narrow", "match": {"clients": ["198.51.100.0/24"]}},
+            {"name": "rest"},
+        ),
+        "policies.1 = narrow: can never match: wide takes every query first, such as "
+        "host0.example.com A at lab from 198.51.100.0/24",
+    ),
+    "only some clients": (
+        with_policies({"name": "a", "match": {"clients": ["198.51.0.0/16"]}}),
+        "has no policy at lab (hostnames with account_type=free), for clients that no policy names",
+    ),
+    "not exclusive": (
+        with_policies({"name": "a", "match": FREE, "exclusive": True}, {"name": "rest"}),
+        "claims to be exclusive, but rest matches host0.example.com A at lab as well",
     ),
     "no SOA": (
         with_zone(text="$TTL 5\n@ NS ns\nns A 198.18.0.1\n"),
@@ -202,6 +289,19 @@ def test_problems(name: str) -> None:
         with_policies({"name": "a", "match": {"suffixes": ["host3.example.com"]}}, {"name": "b"}),
         document(pools={**document()["pools"], "spare": {"ipv4": ["198.18.200.0/24"]}}),
         document(zones=[{"name": "example.com", "records": SMALL_ZONE}]),
+        with_policies(
+            {"name": "a", "match": FREE, "exclusive": True},
+            {"name": "b", "match": BUSINESS, "exclusive": True},
+        ),
+        with_policies(
+            {"name": "narrow", "match": {"clients": ["198.51.100.0/24"]}},
+            {"name": "wide", "match": {"clients": ["198.51.0.0/16", "2001:db8::/32"]}},
+            {"name": "rest"},
+        ),
+        with_policies({"name": "a", "match": {"zones": ["Example.Com."]}}),
+        document(
+            pools={**document()["pools"], "x": {"ipv4": ["198.18.64.0/24"], "exclude": ["198.18.64.0/32"]}}
+        ),
         with_zone("*.x TXT t\nsub NS ns.sub\nns.sub A 198.18.0.9\n_x._tcp SRV 1 1 1 ns\n"),
         with_zone(names=["ns2"], extra="@ NS ns2\n"),
         with_zone("host TXT beside\nhost CAA 0 issue a\n"),

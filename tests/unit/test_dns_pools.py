@@ -66,7 +66,7 @@ def test_draws_stay_within_the_pool(prefixes: list[IPv4Network | IPv6Network]) -
 def test_numbering_runs_through_all_ranges(sizes: list[int], data: st.DataObject) -> None:
     ranges = [Range(1000 * at, size) for at, size in enumerate(sizes)]
     draw = Drawer(ranges, 4)
-    addresses = [draw._address(number) for number in range(draw.size)]
+    addresses = [draw.at(number) for number in range(draw.size)]
     assert addresses == [(r.first + n).to_bytes(4, "big") for r in ranges for n in range(r.size)]
 
 

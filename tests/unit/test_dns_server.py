@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -331,6 +332,38 @@ def test_workers_that_die_are_replaced_and_no_query_is_lost(tmp_path: Path) -> N
         assert server.status()["restarts"] == 2
 
 
+def test_a_worker_that_dies_while_a_reload_is_asked_for(tmp_path: Path) -> None:
+    """Both reach the parent in one round of its loop."""
+    with running(tmp_path) as server:
+        server.write(with_pool(server.data, "198.18.7.7/32"))
+        dying = server.workers()[0]
+        server.process.send_signal(signal.SIGSTOP)
+        os.kill(dying, signal.SIGKILL)
+        replies: list[control.Reply] = []
+        asking = threading.Thread(target=lambda: replies.append(server.reload()))
+        asking.start()
+        time.sleep(0.1)  # so that both wait; if not, the test is only weaker
+        server.process.send_signal(signal.SIGCONT)
+        asking.join(20)
+        assert replies[0].done
+        assert server.status()["generation"] == 2
+        assert len(server.workers()) == 2
+
+
+def test_a_reload_that_lacks_resources_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        before = server.workers()
+        used = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        server.write(with_pool(server.data, "198.18.7.7/32"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 3, 20000))
+        reply = server.reload()
+        assert not reply.done
+        assert any("cannot start worker" in line and "Too many open files" in line for line in reply.lines)
+        assert server.workers() == before
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (20000, 20000))
+        assert server.reload().done
+
+
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         workers = server.workers()
@@ -370,6 +403,11 @@ def test_the_commands(tmp_path: Path) -> None:
         shown = unmoor("status", *at)
         assert "generation 1" in shown.stdout
         assert json.loads(unmoor("status", "--json", *at).stdout)["generation"] == 1
+        dns.query.udp(dns.message.make_query("biz.example.com", "A"), "127.0.0.1", 5, server.port)
+        metrics = unmoor("status", "--metrics", *at).stdout
+        assert 'unmoor_dns_answers_total{policy="business"} 1\n' in metrics
+        assert 'unmoor_dns_replies_total{rcode="NOERROR"}' in metrics
+        assert "# TYPE unmoor_dns_workers gauge\nunmoor_dns_workers 2\n" in metrics
         server.write(with_pool(server.data, "198.18.7.7/32"))
         assert "generation 2 in force on 2 workers" in unmoor("reload", *at).stdout
         server.config.write_text("{")
@@ -394,6 +432,15 @@ def test_a_second_server_is_refused(shared: Running, tmp_path: Path) -> None:
     assert shown.returncode == 2
     assert "another server answers" in shown.stderr
     assert shared.status()
+
+
+def test_a_second_server_on_the_same_addresses_is_refused(shared: Running, tmp_path: Path) -> None:
+    """The kernel would let it share them, since both run as the same user."""
+    config = tmp_path / "dns.json"
+    config.write_text(json.dumps(shared.data))
+    shown = unmoor("serve", "--config", str(config), "--control", str(tmp_path / "c"))
+    assert shown.returncode == 2
+    assert "Address already in use" in shown.stderr
 
 
 def test_a_socket_left_behind_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from dns_support import Local
 
 from unmoor.dns import tcp
-from unmoor.dns.tcp import IDLE, Connections
+from unmoor.dns.answering import IDLE
+from unmoor.dns.tcp import Connections
 
 QUERY = b"\x12\x34\0\0\0\1\0\0\0\0\0\0\5host0\7example\3com\0\0\1\0\1"
 

@@ -27,7 +27,7 @@ OPT = b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
 
 
 def ask(packet: bytes, limit: int = 1232) -> bytes | None:
-    return LOCAL.answer(packet, limit)
+    return LOCAL.answer(packet, limit, "127.0.0.1")
 
 
 def rcode(packet: bytes) -> int:
@@ -142,7 +142,7 @@ def test_a_defect_of_ours_costs_one_query(caplog: pytest.LogCaptureFixture) -> N
     damaged: Any = local.snapshot.zones[apex].nodes
     damaged[apex] = 5
     for _ in range(30):
-        reply = local.answer(HEADER + b"\7example\3com\0\0\1\0\1", 1232)
+        reply = local.answer(HEADER + b"\7example\3com\0\0\1\0\1", 1232, "127.0.0.1")
         assert reply is not None
         assert reply[3] & 0xF == wire.SERVFAIL
     assert 0 < len(caplog.records) <= 10

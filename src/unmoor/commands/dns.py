@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import asdict
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import click
 
-from unmoor.errors import InvalidInputError
+from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, load
 
 DEFAULT_CONFIG = Path("/etc/unmoor/dns.json")
@@ -22,6 +24,14 @@ _control_option = click.option(
     default=_CONTROL,
     show_default=True,
     help="The server's control socket.",
+)
+
+_config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The document.",
 )
 
 
@@ -52,13 +62,35 @@ def check(file: Path, everything: bool) -> None:
 
 
 @cli.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="The document to serve.",
-)
+@click.argument("name")
+@click.argument("qtype", metavar="[TYPE]", default="A")
+@_config_option
+@click.option("--pop", help="The PoP that answers, instead of the document's own.")
+@click.option("--client", help="Address or network of the client, or of its resolver.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(name: str, qtype: str, config: Path, pop: str | None, client: str | None, as_json: bool) -> None:
+    """Say which policy answers a query for NAME, why, and with what.
+
+    Reads the document, not the server: it shows what a document would do before it is in force.
+    """
+    from unmoor.dns.explain import explain  # noqa: PLC0415 - dnspython is loaded only where it is needed
+
+    try:
+        network = ip_network(client, strict=False) if client else None
+    except ValueError:
+        raise UnmoorError(
+            f"--client {client} is no address; write one, or a network, as 198.51.100.0/24"
+        ) from None
+    found = explain(load(DnsDocument, config), str(config), name, qtype, pop, network)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+    else:
+        for line in found.lines():
+            click.echo(line)
+
+
+@cli.command()
+@_config_option
 @_control_option
 def serve(config: Path, control: Path) -> None:
     """Answer queries until SIGTERM; SIGHUP reloads."""
@@ -88,12 +120,16 @@ def reload(control: Path) -> None:
 @cli.command()
 @_control_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(control: Path, as_json: bool) -> None:
+@click.option("--metrics", is_flag=True, help="Print Prometheus' text format.")
+def status(control: Path, as_json: bool, metrics: bool) -> None:
     """Show the generation in force, the workers, and what was answered."""
     from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.metrics import exposition  # noqa: PLC0415 - and this one
 
     data = ask(control, "status").data
-    if as_json:
+    if metrics:
+        click.echo(exposition(data), nl=False)
+    elif as_json:
         click.echo(json.dumps(data, indent=2))
     else:
         _show(data)

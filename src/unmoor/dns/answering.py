@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import logging
+import struct
+import time
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
 
-from unmoor.dns import wire
+from unmoor.dns import clients, wire
 from unmoor.dns.counters import Counts, Event
 from unmoor.dns.lookup import Resolver
+from unmoor.dns.options import Options
 from unmoor.dns.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-#: Takes a packet and the most octets that the reply may have; gives the reply, or None for silence.
-Answerer = Callable[[bytes, int], bytes | None]
+#: Seconds that a TCP connection may go without asking a whole question (RFC 7766 section 6.2.3).
+IDLE = 15.0
+
+#: Takes a packet, the most octets that the reply may have, and the address that it came from; gives the
+#: reply, or None for silence.
+Answerer = Callable[[bytes, int, str], bytes | None]
 
 #: Defects that one worker reports with a traceback: whoever finds one must not fill the journal with it.
 _MAX_COMPLAINTS = 10
 
+#: Octets of an OPT record whose answer is kept: cookie, client subnet and some more.
+_MAX_KEPT = 100
+
 _AD, _CD = 0x0020, 0x0010
-_OPT_SIZE = 11
 
 
 def _heads() -> dict[bytes, tuple[bytes, bool]]:
@@ -39,37 +49,41 @@ def _heads() -> dict[bytes, tuple[bytes, bool]]:
 _HEADS = _heads()
 
 
-def answerer(snapshot: Snapshot, counts: Counts) -> Answerer:
+def answerer(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
     """Make the function that answers packets from `snapshot`.
 
     The hot path recognises a registered hostname's A or AAAA by the question's bytes alone: nothing is
     parsed, the reply is put together from pieces made beforehand. It answers exactly as the careful path
     would (a property that the tests hold it to), and leaves to it whatever it does not recognise.
     """
-    careful = _careful(snapshot, counts)
+    careful = _careful(snapshot, counts, options)
     hostnames, heads, answers = snapshot.hostnames, _HEADS, counts.policies
     plain_opt, secure_opt = wire.opt_record(dnssec_ok=False), wire.opt_record(dnssec_ok=True)
+    with_options = _with_options(options)
+    # By what follows the size: extended code, version, flags, and a length of no options.
     opts = {b"\0\0\0\0\0\0": plain_opt, b"\0\0\x80\0\0\0": secure_opt}
 
-    def answer(packet: bytes, limit: int) -> bytes | None:
+    def answer(packet: bytes, limit: int, address: str) -> bytes | None:
         head = heads.get(packet[2:12])
         if head is None:
-            return careful(packet, limit)
+            return careful(packet, limit, address)
         if head[1]:
-            # OPT without options: root, type 41, any size, no extended code, version 0, flags, no data.
-            opt = opts.get(packet[-6:])
-            if opt is None or packet[-11:-8] != b"\0\0\x29":
-                return careful(packet, limit)
-            question = packet[12:-_OPT_SIZE]
+            # Where OPT begins, if anywhere: root, type 41. A name that contains these octets as well is not
+            # found below, or is followed by what no OPT record looks like.
+            at = packet.find(b"\0\0\x29", 13)
+            opt = opts.get(packet[at + 5 :]) or with_options(packet[at:], limit, address)
+            if opt is None:
+                return careful(packet, limit, address)
+            question = packet[12:at]
         else:
             opt = b""
             question = packet[12:]
         target = hostnames.get(question[:-4].lower())
         if target is None:
-            return careful(packet, limit)
+            return careful(packet, limit, address)
         plan = target.fast.get(question[-4:])
         if plan is None:
-            return careful(packet, limit)
+            return careful(packet, limit, address)
         counter, record, ready, draw = plan
         answers[counter] += 1
         return packet[:2] + head[0] + question + record + (ready.pop() if ready else draw()) + opt
@@ -77,14 +91,50 @@ def answerer(snapshot: Snapshot, counts: Counts) -> Answerer:
     return answer
 
 
-def _careful(snapshot: Snapshot, counts: Counts) -> Answerer:
+def _now() -> int:
+    """Give the time, exact to a minute or so: equal queries then get equal options, which can be kept."""
+    return int(time.time()) & -64
+
+
+def _with_options(options: Options) -> Callable[[bytes, int, str], bytes | None]:
+    """Make the function that answers an OPT record with options; None leaves it to the careful path.
+
+    It takes the record, the limit of the reply, and the client's address.
+    """
+
+    @lru_cache(maxsize=4096)
+    def kept(opt: bytes, over_tcp: bool, address: str, now: int) -> bytes | None:
+        try:
+            edns = wire.read_opt(opt, 0, len(opt))
+            if edns.version or any(code == clients.OPTION for code, _ in edns.options):
+                return None
+            replies = options.reply(edns, address, over_tcp, now)
+        except (wire.QueryError, struct.error):
+            return None
+        return wire.opt_record(edns.dnssec_ok, 0, replies)
+
+    def opt_record(opt: bytes, limit: int, address: str) -> bytes | None:
+        # Longer ones would let a client fill the memory that keeps them.
+        if (
+            not wire.OPT_SIZE < len(opt) < _MAX_KEPT
+            or int.from_bytes(opt[9:11], "big") != len(opt) - wire.OPT_SIZE
+        ):
+            return None
+        return kept(opt, limit == wire.TCP_SIZE, address, _now())
+
+    return opt_record
+
+
+def _careful(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
     resolver = Resolver(snapshot)
     complaints = iter(range(_MAX_COMPLAINTS))
 
-    def answer(packet: bytes, limit: int) -> bytes | None:
+    def answer(packet: bytes, limit: int, address: str) -> bytes | None:
         try:
             query = wire.parse(packet)
-            reply = resolver.resolve(query)
+            reply = resolver.resolve(query, address)
+            if query.edns:
+                reply.options += options.reply(query.edns, address, limit == wire.TCP_SIZE, _now())
             if limit < wire.TCP_SIZE:
                 limit = min(limit, query.edns.size) if query.edns else wire.CLASSIC_SIZE
             message = wire.write(query, reply, limit)

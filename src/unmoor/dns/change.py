@@ -18,12 +18,15 @@ def describe_change(old: DnsDocument, new: DnsDocument) -> list[str]:
 
 
 def _settings(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    for key in ("pop", "edge", "port", "workers"):
+    for key in ("pop", "edge", "port", "workers", "rate_limit", "tell_name", "tell_version"):
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
             yield f"{key}: {before} -> {after}"
     if old.listen != new.listen:
         yield f"listen: {_row(old.listen)} -> {_row(new.listen)}"
+    for key in ("sticky_key", "cookie_secret"):
+        if getattr(old, key) != getattr(new, key):  # secrets: what they were and are stays unsaid
+            yield f"{key}: changed"
 
 
 def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
@@ -36,6 +39,10 @@ def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
         for one, two in ((before.ipv4, after.ipv4), (before.ipv6, after.ipv6)):
             if one != two:
                 yield f"pool {name}: {_row(one)} -> {_row(two)}"
+        if before.ptr != after.ptr:
+            yield f"pool {name}: ptr {before.ptr or 'nothing'} -> {after.ptr or 'nothing'}"
+        if before.exclude != after.exclude:
+            yield f"pool {name}: exclude {_row(before.exclude)} -> {_row(after.exclude)}"
 
 
 def _policies(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
@@ -59,6 +66,8 @@ def _policy(policy: Policy) -> str:
 
 
 def _fields(old: Policy, new: Policy) -> Iterator[str]:
+    if old.exclusive != new.exclusive:
+        yield "exclusive now" if new.exclusive else "no longer exclusive"
     for part in ("match", "answer"):
         before, after = getattr(old, part).model_dump(mode="json"), getattr(new, part).model_dump(mode="json")
         for key in _union(before, after):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from unmoor.dns import hostnames, names, policies, pools, wire, zones
+from unmoor.dns import hostnames, names, policies, pools, reach, reverse, wire, zones
 from unmoor.dns.hostnames import Registered
-from unmoor.dns.policies import Subject
 from unmoor.errors import Problem
-from unmoor.model import DnsDocument
+from unmoor.model import Answer, DnsDocument, Match, Policy, Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,7 @@ def inspect(document: DnsDocument, place: str) -> Inspection:
     found: list[Problem] = [*_listen(document, place), *_pools(document, place), *_policies(document, place)]
     apexes, apex_problems = _apexes(document, place)
     found += apex_problems
+    found += _pointers(document, apexes.values(), place)
     read: dict[bytes, zones.Zone] = {}
     for index, apex in apexes.items():
         zone = document.zones[index]
@@ -49,7 +49,7 @@ def inspect(document: DnsDocument, place: str) -> Inspection:
             read[each.apex].add_name(name)
     found += _name_servers(read, registered, apexes, document, place)
     if registered:
-        found += _reach(document, registered, place)
+        found += reach.problems(document, registered, place)
     return Inspection(tuple(found), read, registered)
 
 
@@ -70,10 +70,45 @@ def _pools(document: DnsDocument, place: str) -> Iterator[Problem]:
         key = f"pools.{name}"
         if not pool.ipv4 and not pool.ipv6:
             yield Problem(place, key, "", "has no addresses", "add prefixes to ipv4, to ipv6, or to both")
-        for family, prefixes in (("ipv4", pool.ipv4), ("ipv6", pool.ipv6)):
+        for family, version, prefixes in (("ipv4", 4, pool.ipv4), ("ipv6", 6, pool.ipv6)):
             for one, two in pools.overlaps(prefixes):
                 why = f"overlaps with {one}: the shared addresses would be drawn twice as often"
                 yield Problem(place, f"{key}.{family}", str(two), why, "remove one, or make them disjoint")
+            if prefixes and not pools.ranges_in_use(pool, version):
+                why = f"excludes all of the pool's {family} addresses"
+                yield Problem(place, f"{key}.exclude", "", why, f"exclude fewer, or leave {family} empty")
+        for position, excluded in enumerate(pool.exclude):
+            whole = pools.ranges_of(pool.ipv4 if excluded.version == 4 else pool.ipv6)
+            cut = pools.ranges_of([excluded])
+            if pools.without(cut, whole):
+                why = "is not wholly in the pool's prefixes, so there is nothing to exclude"
+                fix = "correct it, or remove it"
+                yield Problem(place, f"{key}.exclude.{position}", str(excluded), why, fix)
+
+
+def _pointers(document: DnsDocument, apexes: Collection[bytes], place: str) -> Iterator[Problem]:
+    """Templates of PTR answers, and whether we serve the zones that they are asked in."""
+    for name, pool in document.pools.items():
+        key = f"pools.{name}.ptr"
+        if not pool.ptr:
+            continue
+        fix = f"write a name with {reverse.ADDRESS} in it, as in ip-{reverse.ADDRESS}.example.com"
+        if reverse.ADDRESS not in pool.ptr:
+            yield Problem(place, key, pool.ptr, f"has no {reverse.ADDRESS}: all addresses had one name", fix)
+            continue
+        for prefix in (*pool.ipv4, *pool.ipv6):
+            ends = (prefix.network_address, prefix.broadcast_address)
+            try:
+                reverse.expand(pool.ptr, prefix.version, int(ends[0]))
+            except ValueError as error:
+                yield Problem(place, key, pool.ptr, str(error), fix)
+                break
+            missing = [
+                end for end in ends if not any(names.is_below(reverse.name_of(end.packed), a) for a in apexes)
+            ]
+            if missing:
+                why = f"wants names for {prefix}, but no zone has {missing[0].reverse_pointer}"
+                yield Problem(place, key, pool.ptr, why, "add the reverse zones to zones, or remove ptr")
 
 
 def _policies(document: DnsDocument, place: str) -> Iterator[Problem]:
@@ -82,24 +117,80 @@ def _policies(document: DnsDocument, place: str) -> Iterator[Problem]:
         key = f"policies.{index}"
         if count[policy.name] > 1:
             yield Problem(place, f"{key}.name", policy.name, "is the name of several policies", "rename one")
-        for position, text in enumerate(policy.match.suffixes or ()):
-            try:
-                names.from_text(text)
-            except ValueError as error:
-                where = f"{key}.match.suffixes.{position}"
-                yield Problem(place, where, text, str(error), "write a domain name, as in shop.example.com")
-        pool = document.pools.get(policy.answer.pool)
-        if pool is None:
+        yield from _match(document, policy.match, f"{key}.match", place)
+        unknown = [name for name in (policy.answer.pool, *policy.answer.also) if name not in document.pools]
+        for name in unknown:
             known = ", ".join(sorted(document.pools)) or "there is none"
             fix = f"add the pool, or name one that exists: {known}"
-            yield Problem(place, f"{key}.answer.pool", policy.answer.pool, "is not a pool", fix)
-            continue
-        for qtype, prefixes in (("A", pool.ipv4), ("AAAA", pool.ipv6)):
-            if (policy.match.types or ()) == (qtype,) and not prefixes:
-                family = "ipv4" if qtype == "A" else "ipv6"
-                why = f"has no {family} prefix, and the policy answers {qtype} alone"
-                fix = f"add {family} prefixes to the pool, or change match.types"
-                yield Problem(place, f"{key}.answer.pool", policy.answer.pool, why, fix)
+            where = f"{key}.answer.pool" if name == policy.answer.pool else f"{key}.answer.also"
+            yield Problem(place, where, name, "is not a pool", fix)
+        if not unknown:
+            yield from _answer(document, policy, f"{key}.answer", place)
+
+
+def _match(document: DnsDocument, match: Match, key: str, place: str) -> Iterator[Problem]:
+    for field, texts in (("suffixes", match.suffixes), ("zones", match.zones)):
+        for position, text in enumerate(texts or ()):
+            where, fix = f"{key}.{field}.{position}", "write a domain name, as in shop.example.com"
+            try:
+                name = names.from_text(text)
+            except ValueError as error:
+                yield Problem(place, where, text, str(error), fix)
+                continue
+            if field == "zones" and name not in policies.wires(zone.name for zone in document.zones):
+                known = ", ".join(zone.name for zone in document.zones) or "there is none"
+                yield Problem(place, where, text, "is not a zone", f"name one that exists: {known}")
+
+
+def _answer(document: DnsDocument, policy: Policy, key: str, place: str) -> Iterator[Problem]:
+    answer = policy.answer
+    used = [document.pools[name] for name in (answer.pool, *answer.also)]
+    if answer.pool in answer.also:
+        fix = "give its share as weight"
+        yield Problem(place, f"{key}.also", answer.pool, "is the policy's first pool already", fix)
+    for name, weight in answer.also.items():
+        if weight < 1:
+            fix = "write a share of 1 or more, or remove the pool"
+            yield Problem(place, f"{key}.also.{name}", str(weight), "is no share", fix)
+    for qtype, family, version in (("A", "ipv4", 4), ("AAAA", "ipv6", 6)):
+        if (policy.match.types or ()) == (qtype,) and not any(pools.ranges_in_use(p, version) for p in used):
+            why = f"has no {family} prefix, and the policy answers {qtype} alone"
+            fix = f"add {family} prefixes to the pool, or change match.types"
+            yield Problem(place, f"{key}.pool", answer.pool, why, fix)
+    if answer.sticky_by != "name" and answer.strategy != "sticky":
+        fix = "set strategy to sticky, or remove sticky_by"
+        yield Problem(place, f"{key}.sticky_by", answer.sticky_by, f"means nothing to {answer.strategy}", fix)
+    for position, protocol in enumerate(answer.https.alpn if answer.https else ()):
+        if not protocol.isascii() or not 1 <= len(protocol) <= 255:
+            why, fix = "is no protocol's name", "write one as IANA lists it (ALPN), such as h3 or h2"
+            yield Problem(place, f"{key}.https.alpn.{position}", protocol, why, fix)
+    yield from _pinned(answer, used, key, place)
+
+
+def _pinned(answer: Answer, used: list[Pool], key: str, place: str) -> Iterator[Problem]:
+    where = f"{key}.addresses"
+    if answer.strategy != "pinned":
+        if answer.addresses:
+            fix = "set strategy to pinned, or remove addresses"
+            yield Problem(place, where, str(answer.addresses[0]), f"means nothing to {answer.strategy}", fix)
+        return
+    if not answer.addresses:
+        yield Problem(place, where, "", "is empty, and the policy is pinned", "name the addresses to answer")
+    for field, value, default in (("records", answer.records, 1), ("weight", answer.weight, 1)):
+        if value != default:
+            fix = f"remove {field}: all addresses of the query's family are answered"
+            yield Problem(place, f"{key}.{field}", str(value), "means nothing to pinned", fix)
+    for position, address in enumerate(answer.addresses):
+        if not any(
+            each.first <= int(address) < each.first + each.size
+            for pool in used
+            for each in pools.ranges_in_use(pool, address.version)
+        ):
+            why = f"is not an address of the pool {answer.pool}, or is excluded from it"
+            fix = "pin an address that the pool has, so that it is known to be served"
+            yield Problem(place, f"{where}.{position}", str(address), why, fix)
+        if address in answer.addresses[:position]:
+            yield Problem(place, f"{where}.{position}", str(address), "is listed twice", "keep one of them")
 
 
 def _apexes(document: DnsDocument, place: str) -> tuple[dict[int, bytes], list[Problem]]:
@@ -152,66 +243,3 @@ def _name_servers(
             why = f"is a name server of {names.to_text(apex)} without an address in the zone"
             fix = "add its A or AAAA record (a CNAME will not do)"
             yield Problem(where, f"zones.{index}.records", names.to_text(name), why, fix)
-
-
-def _reach(document: DnsDocument, registered: dict[bytes, Registered], place: str) -> Iterator[Problem]:
-    """Policies that no query reaches, and hostnames that no policy answers."""
-    ordered = policies.matchers(document)
-    subjects: dict[Subject, bytes] = {}
-    for name, each in registered.items():
-        subjects.setdefault(each.subject, name)
-    # A policy for another PoP is no mistake in a document that several PoPs share; nor is one that answers
-    # only where no policy names the PoP ('').
-    pops = {document.pop, "", *(pop for each in ordered for pop in each.pops or ())}
-    reached: set[int] = set()
-    takers: dict[int, set[str]] = {index: set() for index in range(len(ordered))}
-    for subject in subjects:
-        for pop in pops:
-            for qtype in policies.TYPES:
-                first = policies.first_match(ordered, subject, pop, qtype)
-                if first is None:
-                    continue
-                reached.add(first)
-                for later in range(first + 1, len(ordered)):
-                    if ordered[later].holds(subject, pop, qtype):
-                        takers[later].add(ordered[first].policy.name)
-    for index, matcher in enumerate(ordered):
-        if index not in reached:
-            yield _unreachable(index, matcher, takers[index], subjects, place)
-    for subject, name in subjects.items():
-        if all(
-            policies.first_match(ordered, subject, document.pop, qtype) is None for qtype in policies.TYPES
-        ):
-            tags = ", ".join(f"{key}={value}" for key, value in sorted(subject.tags)) or "no tags"
-            why = f"has no policy at {document.pop} (hostnames with {tags})"
-            fix = "add a policy that matches, or one without conditions as the last"
-            yield Problem(place, "policies", names.to_text(name), why, fix)
-
-
-def _unreachable(
-    index: int,
-    matcher: policies.Matcher,
-    takers: set[str],
-    subjects: dict[Subject, bytes],
-    place: str,
-) -> Problem:
-    if takers:
-        earlier = ", ".join(sorted(takers))
-        why, fix = (
-            f"can never match: {earlier} takes every query first",
-            "move it up, narrow those, or remove it",
-        )
-    elif not any(matcher.tags <= subject.tags for subject in subjects):
-        tags = ", ".join(f"{key}={value}" for key, value in sorted(matcher.tags))
-        why, fix = f"can never match: no hostname carries {tags}", "correct the tags, or remove the policy"
-    elif matcher.suffixes is not None and not any(matcher.suffixes & s.suffixes for s in subjects):
-        why, fix = (
-            "can never match: no hostname is at or below its suffixes",
-            "correct them, or remove the policy",
-        )
-    else:
-        why, fix = (
-            "can never match: no hostname meets all its conditions",
-            "loosen them, or remove the policy",
-        )
-    return Problem(place, f"policies.{index}", matcher.policy.name, why, fix)

@@ -29,6 +29,8 @@ class Event(IntEnum):
     #: Replies that the kernel refused to send.
     UNSENT = 3
     TCP_CONNECTIONS = 4
+    #: Queries over the rate limit: silence, or a truncated reply.
+    RATE_LIMITED = 5
 
 
 _ROW = _RCODES + len(Event) + MAX_POLICIES

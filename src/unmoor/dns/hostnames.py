@@ -49,7 +49,7 @@ def read(
                     key = f"zones.{index}.hostnames.{number}.names.{position}"
                     problems.append(Problem(place, key, text, why, fix))
                     continue
-                registered = Registered(apex, classifier.subject(tags, name))
+                registered = Registered(apex, classifier.subject(tags, name, apex))
                 found[name] = shared.setdefault(registered, registered)
     return found, problems
 

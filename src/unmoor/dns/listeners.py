@@ -44,32 +44,43 @@ class Pair(NamedTuple):
         self.tcp.close()
 
 
-def open_pair(endpoint: Endpoint) -> Pair:
+def open_pair(endpoint: Endpoint, first: bool) -> Pair:
     """Bind both sockets of an endpoint. Raises UnmoorError with the address and what the kernel said.
 
     Every place has sockets of its own (SO_REUSEPORT), among which the kernel spreads clients. A reply
-    leaves from the address that the client asked, since the socket is bound to it.
+    leaves from the address that the client asked, since the socket is bound to it. With `first`, nobody
+    else may have the address: another server of ours would otherwise share its queries in silence.
     """
+    try:
+        if first:
+            _bind(endpoint, shared=False).close()
+        pair = _bind(endpoint, shared=True)
+        pair.tcp.listen(_BACKLOG)
+    except OSError as error:
+        raise UnmoorError(
+            f"cannot listen on {endpoint.address} port {endpoint.port}: {error.strerror}; "
+            "see what holds it (ss -lntup), and that the unit has CAP_NET_BIND_SERVICE"
+        ) from None
+    return pair
+
+
+def _bind(endpoint: Endpoint, shared: bool) -> Pair:
     family = socket.AF_INET if endpoint.address.version == 4 else socket.AF_INET6
     udp = socket.socket(family, socket.SOCK_DGRAM)
     tcp = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         for each in (udp, tcp):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
             _allow_any_address(each, family)
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         _ignore_path_mtu(udp, family)
         udp.bind((str(endpoint.address), endpoint.port))
         tcp.bind((str(endpoint.address), endpoint.port))
-        tcp.listen(_BACKLOG)
-    except OSError as error:
+    except OSError:
         udp.close()
         tcp.close()
-        raise UnmoorError(
-            f"cannot listen on {endpoint.address} port {endpoint.port}: {error.strerror}; "
-            "see what holds it (ss -lntup), and that the unit has CAP_NET_BIND_SERVICE"
-        ) from None
+        raise
     return Pair(udp, tcp)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from unmoor.dns import names, wire
+from unmoor import __version__
+from unmoor.dns import clients, https, names, reverse, wire
+from unmoor.dns.clients import Subnet
 from unmoor.dns.names import WireName
-from unmoor.dns.snapshot import Snapshot, Target
+from unmoor.dns.options import NOT_AUTHORITATIVE
+from unmoor.dns.snapshot import Plan, Snapshot, Target
 from unmoor.dns.wire import Query, Reply, RRset
-from unmoor.dns.zones import Node, Zone, addresses
+from unmoor.dns.zones import Node, Zone
+from unmoor.dns.zones import addresses as glue
+from unmoor.model import DnsDocument
 
 #: CNAME and DNAME steps that are followed inside our zones; a loop ends here.
 MAX_CHAIN = 16
@@ -23,24 +28,34 @@ class Resolver:
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
-    def resolve(self, query: Query) -> Reply:
-        """Answer a query that `wire.parse` accepted."""
-        if query.edns and query.edns.version > 0:
-            return Reply(wire.BADVERS, authoritative=False)
-        if query.qclass != wire.IN or query.qtype in (wire.AXFR, wire.IXFR):
-            return Reply(wire.REFUSED, authoritative=False)
-        # The other types from 128 to 255 are instructions, not data (RFC 6895 section 3.1).
-        if query.qtype != wire.ANY and 128 <= query.qtype <= 255:
-            return Reply(wire.NOTIMP, authoritative=False)
+    def resolve(self, query: Query, address: str) -> Reply:
+        """Answer a query that `wire.parse` accepted, from a resolver at `address`. Raises QueryError."""
+        option = query.edns.option(clients.OPTION) if query.edns else None
+        named = clients.parse(option) if option is not None else None
+        # A resolver that names a network of no bits wants its client kept out of it (RFC 7871 section 7.1.2).
+        client = named if named and named.length else Subnet.of_address(address)
+        reply = self.answer(query, client)
+        if option is not None and reply.rcode in (wire.NOERROR, wire.NXDOMAIN):
+            scope = reply.scope if client is named else 0
+            reply.options.append((clients.OPTION, clients.echo(option, scope)))
+        return reply
+
+    def answer(self, query: Query, client: Subnet) -> Reply:
+        """Answer a query from a client in the network `client`."""
+        if not query.question:  # it only wants a cookie
+            return Reply(authoritative=False)
+        if query.qclass == wire.CH and not (query.edns and query.edns.version):
+            return _about_us(query, self._snapshot.document)
         zone = self._zone(query.name, query.qtype)
-        if zone is None:
-            return Reply(wire.REFUSED, authoritative=False)
+        refusal = _refusal(query, zone)
+        if refusal is not None:
+            return refusal
         reply = Reply()
         name: bytes | None = query.name
         for _ in range(MAX_CHAIN):
             if name is None or zone is None:
                 break
-            name = self._step(zone, name, query.qtype, reply)
+            name = self._step(zone, name, query.qtype, client, reply)
             zone = self._zone(name, query.qtype) if name else None
         return reply
 
@@ -50,7 +65,7 @@ class Resolver:
             return self._snapshot.zone_of(name, above=True) or self._snapshot.zones[name]
         return self._snapshot.zone_of(name)
 
-    def _step(self, zone: Zone, name: bytes, qtype: int, reply: Reply) -> bytes | None:
+    def _step(self, zone: Zone, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bytes | None:
         """Answer for one name; gives the next name of a chain, lower case, if there is one."""
         cut = zone.cut_above(name)
         if cut is not None:
@@ -60,42 +75,119 @@ class Resolver:
                 return None
             if wire.DNAME in above and cut != name:
                 return _redirect(above[wire.DNAME], name, qtype, reply)
-        node, target = zone.nodes.get(name), self._snapshot.hostnames.get(name)
-        if node is None and target is None:
-            node, target = self._wildcard(zone, name)
-        if node is None and target is None:
+        source = self.source_of(zone, name)
+        if source is None:
+            if self._snapshot.named and self._point(zone, name, qtype, reply):
+                return None
             reply.rcode = wire.NXDOMAIN
             reply.authority.append(zone.negative_soa)
             return None
-        return self._answer(zone, name, qtype, node or {}, target or _EMPTY_TARGET, reply)
-
-    def _wildcard(self, zone: Zone, name: bytes) -> tuple[Node | None, Target | None]:
-        """Find the source of synthesis: the asterisk below the closest encloser (RFC 4592 section 3.3.1)."""
-        hostnames = self._snapshot.hostnames
-        for encloser in names.suffixes(names.parent(name)):
-            if encloser in zone.nodes or encloser in hostnames:
-                asterisk = b"\1*" + encloser
-                return zone.nodes.get(asterisk), hostnames.get(asterisk)
-        return None, None
-
-    def _answer(
-        self, zone: Zone, name: bytes, qtype: int, node: Node, target: Target, reply: Reply
-    ) -> bytes | None:
-        """Answer from the records and plans of one name that exists."""
-        if wire.CNAME in node and qtype != wire.CNAME:
-            alias = node[wire.CNAME]
-            reply.answer.append(_owned(alias, name))
-            return None if qtype == wire.ANY else names.fold(alias.rdatas[0][0])
-        if qtype in node:
-            reply.answer.append(_owned(node[qtype], name))
-        elif plan := target.plans.get(qtype):
-            reply.counter = plan.counter
-            reply.answer.append(RRset(name, qtype, plan.ttl, ((plan.drawer(),),)))
-        elif qtype == wire.ANY and (node or target.plans):
-            reply.answer.append(RRset(name, wire.HINFO, ANY_TTL, _HINFO))
-        else:
-            reply.authority.append(zone.negative_soa)
+        node, target = zone.nodes.get(source, {}), self._snapshot.hostnames.get(source, _EMPTY_TARGET)
+        if found := node.get(wire.CNAME) or node.get(qtype):
+            reply.answer.append(_owned(found, name))
+            follow = found.rtype == wire.CNAME and qtype not in (wire.CNAME, wire.ANY)
+            return names.fold(found.rdatas[0][0]) if follow else None
+        if not _choose(target, name, qtype, client, reply):
+            if qtype == wire.ANY and (node or target.candidates):
+                reply.answer.append(RRset(name, wire.HINFO, ANY_TTL, _HINFO))
+            else:
+                reply.authority.append(zone.negative_soa)
         return None
+
+    def _point(self, zone: Zone, name: bytes, qtype: int, reply: Reply) -> bool:
+        """Answer for the address of a pool that gives its addresses names; says whether it is one."""
+        network = reverse.parse(name)
+        found = reverse.target(network, self._snapshot.named) if network else None
+        if found is None:
+            return False
+        if found and qtype == wire.PTR:
+            reply.answer.append(RRset(name, wire.PTR, zone.soa.ttl, ((WireName(found),),)))
+        elif found and qtype == wire.ANY:
+            reply.answer.append(RRset(name, wire.HINFO, ANY_TTL, _HINFO))
+        else:  # another type, or a name between the apex and the addresses (RFC 8020)
+            reply.authority.append(zone.negative_soa)
+        return True
+
+    def source_of(self, zone: Zone, name: bytes) -> bytes | None:
+        """Give the name whose records answer for `name`: itself if it exists, or a wildcard.
+
+        That is the asterisk below the closest encloser, and no other (RFC 4592 section 3.3.1).
+        """
+        if self._exists(zone, name):
+            return name
+        encloser = next(each for each in names.suffixes(names.parent(name)) if self._exists(zone, each))
+        asterisk = b"\1*" + encloser
+        return asterisk if self._exists(zone, asterisk) else None
+
+    def _exists(self, zone: Zone, name: bytes) -> bool:
+        return name in zone.nodes or name in self._snapshot.hostnames
+
+
+def _refusal(query: Query, zone: Zone | None) -> Reply | None:
+    """Give the reply to what is no question about our zones."""
+    if query.edns and query.edns.version > 0:
+        return Reply(wire.BADVERS, authoritative=False)
+    if query.qclass != wire.IN or query.qtype in (wire.AXFR, wire.IXFR):
+        return Reply(wire.REFUSED, authoritative=False)
+    # The other types from 128 to 255 are instructions, not data (RFC 6895 section 3.1).
+    if query.qtype != wire.ANY and 128 <= query.qtype <= 255:
+        return Reply(wire.NOTIMP, authoritative=False)
+    if zone is None:
+        return Reply(wire.REFUSED, authoritative=False, options=[NOT_AUTHORITATIVE])
+    return None
+
+
+def _about_us(query: Query, document: DnsDocument) -> Reply:
+    """Answer who wants to know which server this is (RFC 4892), as far as the document lets us."""
+    known: dict[bytes, str] = {}
+    if document.tell_name:
+        known |= dict.fromkeys((b"\2id\6server\0", b"\10hostname\4bind\0"), document.edge)
+    if document.tell_version:
+        known |= dict.fromkeys((b"\7version\6server\0", b"\7version\4bind\0"), f"unmoor {__version__}")
+    text = known.get(query.name)
+    if text is None or query.qtype not in (wire.TXT, wire.ANY):
+        return Reply(wire.REFUSED, authoritative=False)
+    data = text.encode()[:255]
+    record = RRset(query.name, wire.TXT, 0, ((bytes((len(data),)) + data,),), wire.CH)
+    return Reply(answer=[record])
+
+
+def _choose(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
+    """Answer with the addresses that a policy chooses; says whether one did."""
+    if qtype == wire.HTTPS:
+        return _offer(target, name, client, reply)
+    plan = _plan(target, qtype, client, reply)
+    if plan is None:
+        return False
+    addresses = plan.selector.addresses(name, client)
+    reply.counter = plan.counter
+    reply.answer.append(RRset(name, qtype, plan.ttl, tuple((each,) for each in addresses)))
+    return True
+
+
+def _plan(target: Target, qtype: int, client: Subnet, reply: Reply) -> Plan | None:
+    plan, bits = target.choose(qtype, client)
+    reply.scope = max(reply.scope, bits)
+    return plan
+
+
+def _offer(target: Target, name: bytes, client: Subnet, reply: Reply) -> bool:
+    """Answer HTTPS as the policy for A says, or that for AAAA; hints are chosen as for these two."""
+    plans = {
+        key: plan
+        for key, rtype in ((https.IPV4_HINT, wire.A), (https.IPV6_HINT, wire.AAAA))
+        if (plan := _plan(target, rtype, client, reply))
+    }
+    offering = next((plan for plan in plans.values() if plan.https), None)
+    if offering is None or offering.https is None:
+        return False
+    hints = {
+        key: plan.selector.addresses(name, client) for key, plan in plans.items() if offering.https.hints
+    }
+    reply.counter = offering.counter
+    ttl = min(plan.ttl for plan in plans.values())
+    reply.answer.append(RRset(name, wire.HTTPS, ttl, ((https.rdata(offering.https, hints),),)))
+    return True
 
 
 def _owned(rrset: RRset, name: bytes) -> RRset:
@@ -108,7 +200,7 @@ def _refer(zone: Zone, node: Node, reply: Reply) -> None:
     servers = node[wire.NS]
     reply.authoritative = bool(reply.answer)
     reply.authority.append(servers)
-    reply.additional += addresses(zone, (target for (target,) in servers.rdatas))
+    reply.additional += glue(zone, (target for (target,) in servers.rdatas))
 
 
 def _redirect(dname: RRset, name: bytes, qtype: int, reply: Reply) -> bytes | None:

@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Server:
         self._vacant: set[int] = set()
         self._restarts = 0
         self._generation = 1
-        self._started = time.time()
+        self._started = time.monotonic()
         self._refused: str | None = None
         self._snapshot = self._build(load(DnsDocument, config))
         # Ours alone from here: a second server must fail before it has taken a share of the queries.
@@ -127,7 +127,10 @@ class Server:
             self._reload()
 
     def _controlled(self) -> None:
-        door, _ = self._control.accept()
+        try:
+            door, _ = self._control.accept()
+        except OSError:  # it went away while it waited
+            return
         with door:
             command = control.receive(door)
             if command == "reload":
@@ -139,41 +142,26 @@ class Server:
 
     def _spawn(self, place: int, snapshot: Snapshot, generation: int, pairs: dict[Endpoint, Pair]) -> Process:
         """Start a worker and wait until it serves. Raises UnmoorError if it does not."""
-        channel, child_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        inheritance, child_inheritance = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # During a reload `pairs` holds those of the old document as well.
         own = [pairs[each] for each in _endpoints(snapshot.document) if each.place == place]
-        # Room for the largest connection (tcp.py); the kernel doubles it.
-        inheritance.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 212992)
-        # Until the child has put its own handling in place, a signal to it would be read by the parent.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            pid = os.fork()
-        except OSError as error:
-            raise UnmoorError(f"cannot start worker {place}: {error.strerror}") from None
-        if pid == 0:
-            self._become_worker(
-                lambda: Worker(
-                    snapshot,
-                    self._table.row(place, generation),
-                    own,
-                    child_channel,
-                    child_inheritance,
-                ),
-                foreign=[
-                    channel,
-                    inheritance,
-                    *(each for pair in pairs.values() if pair not in own for each in pair),
-                    *(
-                        each
-                        for other in self._children.values()
-                        for each in (other.channel, other.inheritance)
-                    ),
-                ],
-            )
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        child_channel.close()
-        child_inheritance.close()
+        foreign = [each for pair in pairs.values() if pair not in own for each in pair]
+        for other in self._children.values():
+            foreign += (other.channel, other.inheritance)
+        row, places = self._table.row(place, generation), _places(snapshot.document)
+        with ExitStack() as ours, ExitStack() as theirs:
+            try:
+                channel, child_channel = _channel(ours, theirs)
+                inheritance, child_inheritance = _channel(ours, theirs)
+                # Room for the largest connection (tcp.py); the kernel doubles it.
+                inheritance.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 212992)
+
+                def work() -> None:
+                    Worker(snapshot, row, places, own, child_channel, child_inheritance).run()
+
+                pid = _fork(lambda: self._become_worker(work, [*foreign, channel, inheritance]))
+            except OSError as error:
+                raise UnmoorError(f"cannot start worker {place}: {error.strerror}") from None
+            ours.pop_all()
         process = Process(place, pid, channel, inheritance, generation, time.monotonic())
         self._children[pid] = process
         if _hear(process) != worker.READY:
@@ -181,7 +169,7 @@ class Server:
             raise UnmoorError(f"worker {place} did not start; see the journal before this line")
         return process
 
-    def _become_worker(self, make: Callable[[], Worker], foreign: Iterable[socket.socket]) -> None:
+    def _become_worker(self, work: Callable[[], None], foreign: Iterable[socket.socket]) -> None:
         """Live as a worker, in the child process; never returns."""
         status = 1
         try:
@@ -194,7 +182,7 @@ class Server:
             self._selector.close()
             for each in (*foreign, self._control):
                 each.close()
-            make().run()
+            work()
             status = 0
         except BaseException:
             log.exception("worker %d failed", os.getpid())
@@ -213,6 +201,8 @@ class Server:
 
     def _died(self, process: Process) -> None:
         """Replace a worker whose channel closed: nothing else makes it readable while it serves."""
+        if self._processes.get(process.place) is not process:
+            return  # a reload, woken by the same round of the loop, has buried it meanwhile
         self._abandon(process)
         status = self._bury(process)
         self._restarts += 1
@@ -271,14 +261,22 @@ class Server:
         except UnmoorError as error:
             self._refused = str(error)
             log.error("reload refused, generation %d stays in force: %s", self._generation, error)  # noqa: TRY400 - an operator's mistake needs no traceback
-            notify.notify("READY=1", f"STATUS={self._summary()}; the last reload was refused")
-            return control.Reply(done=False, lines=tuple(str(error).splitlines()))
+            return self._refuse()
+        except Exception as error:
+            # Whatever it is, whoever is served now must go on being served.
+            self._refused = f"a defect of unmoor: {error!r}; see the journal"
+            log.exception("reload failed, generation %d stays in force", self._generation)
+            return self._refuse()
         notify.notify("READY=1", f"STATUS={self._summary()}")
         state = f"generation {self._generation} in force on {_workers(len(self._processes))}"
         lines = (*changes, state) if changes else (f"no change: {state}",)
         for line in lines:
             log.info("reload: %s", line)
         return control.Reply(done=True, lines=lines)
+
+    def _refuse(self) -> control.Reply:
+        notify.notify("READY=1", f"STATUS={self._summary()}; the last reload was refused")
+        return control.Reply(done=False, lines=tuple((self._refused or "").splitlines()))
 
     def _replace(self, snapshot: Snapshot) -> None:
         """Start new workers, then retire the old ones. Raises UnmoorError, with nothing changed."""
@@ -288,7 +286,7 @@ class Server:
         try:
             for place in range(_places(snapshot.document)):
                 started.append(self._spawn(place, snapshot, self._generation + 1, pairs))
-        except UnmoorError:
+        except Exception:
             for process in started:
                 process.channel.shutdown(socket.SHUT_RDWR)
                 self._bury(process)
@@ -324,7 +322,7 @@ class Server:
             "pop": document.pop,
             "edge": document.edge,
             "generation": self._generation,
-            "uptime": round(time.time() - self._started, 1),
+            "uptime": round(time.monotonic() - self._started, 1),
             "listen": [str(address) for address in document.listen],
             "port": document.port,
             "zones": len(self._snapshot.zones),
@@ -361,10 +359,13 @@ def _endpoints(document: DnsDocument) -> list[Endpoint]:
 def _open_missing(wanted: Iterable[Endpoint], existing: dict[Endpoint, Pair]) -> dict[Endpoint, Pair]:
     """Open the sockets that are wanted and not there: all, or none and UnmoorError."""
     pairs = dict(existing)
+    ours = {(endpoint.address, endpoint.port) for endpoint in existing}
     try:
         for endpoint in wanted:
             if endpoint not in pairs:
-                pairs[endpoint] = listeners.open_pair(endpoint)
+                where = (endpoint.address, endpoint.port)
+                pairs[endpoint] = listeners.open_pair(endpoint, first=where not in ours)
+                ours.add(where)
     except UnmoorError:
         _close_others(pairs, keep=existing)
         raise
@@ -383,6 +384,24 @@ def _hear(process: Process) -> bytes:
         return process.channel.recv(64)
     except OSError:
         return b""
+
+
+def _channel(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return ours.enter_context(one), theirs.enter_context(two)
+
+
+def _fork(child: Callable[[], None]) -> int:
+    """Fork; `child`, which never returns, runs in the child. Raises OSError."""
+    # Until the child has put its own handling in place, a signal to it would be read by the parent.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            child()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    return pid
 
 
 def _raise_file_limit() -> None:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from unmoor.dns import names, policies, wire
 from unmoor.dns.check import inspect
+from unmoor.dns.clients import Subnet, scope
 from unmoor.dns.hostnames import Registered
 from unmoor.dns.policies import Matcher
-from unmoor.dns.pools import Drawer, ranges_of
+from unmoor.dns.pools import Drawer, Mix, ranges_in_use
+from unmoor.dns.reverse import Named, named
+from unmoor.dns.selection import Pinned, Random, Selector, Sticky, sticky_key
 from unmoor.dns.zones import Zone
 from unmoor.errors import InvalidInputError
-from unmoor.model import DnsDocument
+from unmoor.model import DnsDocument, Policy
+from unmoor.model.dns import Https
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one policy answers one query type: TTL in seconds, where it is counted, what draws addresses."""
+    """How one policy answers one query type: TTL in seconds, where it is counted, what chooses addresses."""
 
     policy: str
     counter: int
     rtype: int
     ttl: int
-    drawer: Drawer
+    selector: Selector
+    https: Https | None
 
     @property
     def record_head(self) -> bytes:
@@ -39,29 +44,50 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What hostnames lead to: a plan for each type that is answered. Shared by all that policies treat alike.
+class Candidate:
+    """A policy that answers if the client is one that it wants; without a plan, it answers NODATA."""
 
-    `fast` is the same for the hot path: type and class as in a question, to (counter, record up to its
-    address, addresses drawn in advance, drawer).
+    matcher: Matcher
+    plan: Plan | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What hostnames lead to: the candidates for each type. Shared by all that policies treat alike.
+
+    `fast` is for the hot path: type and class as in a question, to (counter, record up to its address,
+    addresses drawn in advance, drawer); only what depends on nothing but the name, and draws one address.
     """
 
-    plans: Mapping[int, Plan]
-    fast: Mapping[bytes, tuple[int, bytes, list[bytes], Drawer]]
+    candidates: Mapping[int, tuple[Candidate, ...]]
+    fast: Mapping[bytes, tuple[int, bytes, list[bytes], Callable[[], bytes]]]
 
     @classmethod
-    def of(cls, plans: Mapping[int, Plan]) -> Target:
-        """Prepare the hot path's form of `plans`."""
-        fast = {
-            rtype.to_bytes(2, "big") + b"\0\1": (
-                plan.counter,
-                plan.record_head,
-                plan.drawer.ready,
-                plan.drawer,
-            )
-            for rtype, plan in plans.items()
-        }
-        return cls(plans, fast)
+    def of(cls, candidates: Mapping[int, tuple[Candidate, ...]]) -> Target:
+        """Prepare the hot path's form."""
+        fast = {}
+        for rtype, (first, *_) in candidates.items():
+            plan, selector = first.plan, first.plan and first.plan.selector
+            if (
+                first.matcher.clients is None
+                and plan
+                and isinstance(selector, Random)
+                and selector.records == 1
+            ):
+                question = rtype.to_bytes(2, "big") + b"\0\1"
+                fast[question] = (plan.counter, plan.record_head, selector.drawer.ready, selector.drawer)
+        return cls(candidates, fast)
+
+    def choose(self, rtype: int, client: Subnet) -> tuple[Plan | None, int]:
+        """Give the plan for a client, and how many bits of its address decided."""
+        asked: list[Subnet] = []
+        for candidate in self.candidates.get(rtype, ()):
+            asked += candidate.matcher.clients or ()
+            if candidate.matcher.takes(client):
+                bits = scope(client, asked)
+                plan = candidate.plan
+                return plan, max(bits, plan.selector.scope(client)) if plan else bits
+        return None, scope(client, asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +97,7 @@ class Snapshot:
     document: DnsDocument
     zones: Mapping[bytes, Zone]
     hostnames: Mapping[bytes, Target]
+    named: tuple[Named, ...] = ()
 
     def zone_of(self, name: bytes, above: bool = False) -> Zone | None:
         """The closest zone that `name` is in; with `above`, not one whose apex it is."""
@@ -88,7 +115,7 @@ def build(document: DnsDocument, place: str, counters: Mapping[str, int]) -> Sna
     found = inspect(document, place)
     if found.problems:
         raise InvalidInputError(found.problems)
-    return Snapshot(document, found.zones, _targets(document, found.hostnames, counters))
+    return Snapshot(document, found.zones, _targets(document, found.hostnames, counters), named(document))
 
 
 def _targets(
@@ -96,37 +123,61 @@ def _targets(
 ) -> dict[bytes, Target]:
     ordered = policies.matchers(document)
     plans = _plans(document, counters)
-    shared: dict[tuple[int | None, ...], Target] = {}
+    shared: dict[tuple[tuple[int, ...], ...], Target] = {}
     targets: dict[Registered, Target] = {}
     for each in set(registered.values()):
-        chosen = tuple(
-            policies.first_match(ordered, each.subject, document.pop, qtype) for qtype in policies.TYPES
-        )
+        chosen = tuple(_candidates(ordered, each.subject, document.pop, qtype) for qtype in policies.TYPES)
         if chosen not in shared:
-            shared[chosen] = Target.of(_choose(ordered, chosen, plans))
+            found = {
+                rtype: tuple(Candidate(ordered[index], plans.get((index, rtype))) for index in indices)
+                for rtype, indices in zip((wire.A, wire.AAAA), chosen, strict=True)
+                if indices
+            }
+            shared[chosen] = Target.of(found)
         targets[each] = shared[chosen]
     return {name: targets[each] for name, each in registered.items()}
 
 
-def _plans(document: DnsDocument, counters: Mapping[str, int]) -> dict[tuple[str, int], Plan]:
-    """Give every policy's plans by (policy, type); a family without prefixes has none."""
+def _candidates(
+    ordered: tuple[Matcher, ...], subject: policies.Subject, pop: str, qtype: str
+) -> tuple[int, ...]:
+    """The policies that may answer, up to the first that does not ask who the client is."""
+    found = []
+    for index, matcher in enumerate(ordered):
+        if matcher.may_hold(subject, pop, qtype):
+            found.append(index)
+            if matcher.clients is None:
+                break
+    return tuple(found)
+
+
+def _plans(document: DnsDocument, counters: Mapping[str, int]) -> dict[tuple[int, int], Plan]:
+    """Give every policy's plans by (its index, type); a family without addresses has none."""
     found = {}
-    for policy in document.policies:
-        pool = document.pools[policy.answer.pool]
-        for rtype, octets, prefixes in ((wire.A, 4, pool.ipv4), (wire.AAAA, 16, pool.ipv6)):
-            if prefixes:
-                drawer = Drawer(ranges_of(prefixes), octets)
-                counter = counters[policy.name]
-                plan = Plan(policy.name, counter, rtype, policy.answer.ttl, drawer)
-                found[policy.name, rtype] = plan
+    for index, policy in enumerate(document.policies):
+        for rtype, version in ((wire.A, 4), (wire.AAAA, 6)):
+            selector = _selector(document, policy, version)
+            if selector:
+                counter, ttl = counters[policy.name], policy.answer.ttl
+                found[index, rtype] = Plan(policy.name, counter, rtype, ttl, selector, policy.answer.https)
     return found
 
 
-def _choose(
-    ordered: tuple[Matcher, ...], chosen: tuple[int | None, ...], plans: Mapping[tuple[str, int], Plan]
-) -> dict[int, Plan]:
-    answers = {}
-    for rtype, index in zip((wire.A, wire.AAAA), chosen, strict=True):
-        if index is not None and (plan := plans.get((ordered[index].policy.name, rtype))):
-            answers[rtype] = plan
-    return answers
+def _selector(document: DnsDocument, policy: Policy, version: int) -> Selector | None:
+    answer, octets = policy.answer, 4 if version == 4 else 16
+    if answer.strategy == "pinned":
+        pinned = [each.packed for each in answer.addresses if each.version == version]
+        return Pinned(pinned) if pinned else None
+    weighted = []
+    # A pool that has none of this family takes no part in it: its share is the others'.
+    for name, weight in ((answer.pool, answer.weight), *answer.also.items()):
+        ranges = ranges_in_use(document.pools[name], version)
+        if ranges:
+            weighted.append((Drawer(ranges, octets), weight))
+    if not weighted:
+        return None
+    if answer.strategy == "sticky":
+        key = sticky_key(document.sticky_key, policy.name)
+        return Sticky(Mix(weighted), answer.records, key, by_client=answer.sticky_by == "client")
+    drawer = weighted[0][0] if len(weighted) == 1 else Mix(weighted)
+    return Random(drawer, answer.records)

@@ -12,11 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from unmoor.dns import wire
-from unmoor.dns.answering import Answerer
+from unmoor.dns.answering import IDLE, Answerer
 from unmoor.dns.counters import Counts, Event
 
-#: Seconds that a connection may go without asking a whole question (RFC 7766 section 6.2.3).
-IDLE = 15.0
 #: Connections of one worker. One more closes the one that has been idle for longest.
 MAX_CONNECTIONS = 512
 #: Of these, what one client may hold (an IPv4 address, or an IPv6 /64); one more is refused.
@@ -32,6 +30,7 @@ class Connection:
     """One client's connection: what was received and not answered, what was answered and not sent."""
 
     door: socket.socket
+    address: str
     client: bytes
     deadline: float
     received: bytearray = field(default_factory=bytearray)
@@ -66,7 +65,7 @@ class Connections:
                 return
             door.setblocking(False)
             self._counts.add(Event.TCP_CONNECTIONS)
-            self._add(Connection(door, _client(door.family, address[0]), time.monotonic() + IDLE))
+            self._add(Connection(door, address[0], _client(door.family, address[0]), time.monotonic() + IDLE))
 
     def _add(self, connection: Connection) -> None:
         if self._clients[connection.client] >= MAX_PER_CLIENT:
@@ -130,7 +129,7 @@ class Connections:
             if len(received) < at + 2 + size:
                 break
             self._counts.add(Event.TCP_QUERIES)
-            reply = self._answer(bytes(received[at + 2 : at + 2 + size]), wire.TCP_SIZE)
+            reply = self._answer(bytes(received[at + 2 : at + 2 + size]), wire.TCP_SIZE, connection.address)
             at += 2 + size
             if reply is not None:  # silence buys no time
                 asked = True
@@ -174,13 +173,19 @@ class Connections:
         finished, received = struct.unpack_from("!?I", message)
         split = 5 + received
         try:
-            client = _client(door.family, door.getpeername()[0])
+            address = door.getpeername()[0]
         except OSError:  # it went away in between
             door.close()
             return True
         deadline = time.monotonic() + IDLE
         connection = Connection(
-            door, client, deadline, bytearray(message[5:split]), bytearray(message[split:]), finished
+            door,
+            address,
+            _client(door.family, address),
+            deadline,
+            bytearray(message[5:split]),
+            bytearray(message[split:]),
+            finished,
         )
         self._add(connection)
         if door.fileno() >= 0:

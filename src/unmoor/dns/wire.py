@@ -13,6 +13,8 @@ from unmoor.dns import names
 from unmoor.dns.names import WireName
 
 HEADER_SIZE = 12
+#: An OPT record without options.
+OPT_SIZE = 11
 #: What we say that we can receive, and the most we send by UDP: no fragments (dnsflagday.net/2020).
 EDNS_SIZE = 1232
 #: The most a client without EDNS(0) takes by UDP (RFC 1035 section 2.3.4).
@@ -22,6 +24,8 @@ TCP_SIZE = 65535
 # Header flags (RFC 1035 section 4.1.1).
 QR, AA, TC, RD = 0x8000, 0x0400, 0x0200, 0x0100
 OPCODE_MASK = 0x7800
+#: The cookie option's code (RFC 7873 section 4).
+COOKIE = 10
 # EDNS(0) flag: DNSSEC records wanted; echoed (RFC 3225 section 3).
 DO = 0x8000
 
@@ -37,9 +41,10 @@ RCODE_NAMES = {
     BADVERS: "BADVERS",
 }
 
-A, NS, CNAME, SOA, PTR, HINFO, MX, AAAA, DNAME, OPT, DS = 1, 2, 5, 6, 12, 13, 15, 28, 39, 41, 43
+A, NS, CNAME, SOA, PTR, HINFO, MX, AAAA, DNAME, OPT, DS, HTTPS = 1, 2, 5, 6, 12, 13, 15, 28, 39, 41, 43, 65
+TXT = 16
 IXFR, AXFR, ANY = 251, 252, 255
-IN = 1
+IN, CH = 1, 3
 
 
 class NoReplyError(Exception):
@@ -61,11 +66,22 @@ class Edns:
     size: int
     version: int
     dnssec_ok: bool
+    options: tuple[tuple[int, bytes], ...] = ()
+
+    def option(self, code: int) -> bytes | None:
+        """Give the data of an option. Raises QueryError (FORMERR) if it stands there more than once."""
+        found = [data for each, data in self.options if each == code]
+        if len(found) > 1:
+            raise QueryError(FORMERR)
+        return found[0] if found else None
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question. `question` holds its bytes as sent, to be echoed with the case kept (0x20)."""
+    """One question. `question` holds its bytes as sent, to be echoed with the case kept (0x20).
+
+    It is empty in a query that only wants a cookie.
+    """
 
     ident: bytes
     recursion_desired: bool
@@ -84,18 +100,24 @@ class RRset:
     rtype: int
     ttl: int
     rdatas: tuple[tuple[bytes, ...], ...]
+    rclass: int = 1
 
 
 @dataclass(slots=True)
 class Reply:
-    """What will be said: the code, and the three sections. `counter`: that of the policy that chose."""
+    """What will be said: the code, the three sections, EDNS options.
+
+    `counter` is that of the policy that chose; `scope` how many bits of the client's address it went by.
+    """
 
     rcode: int = NOERROR
     authoritative: bool = True
     answer: list[RRset] = field(default_factory=list)
     authority: list[RRset] = field(default_factory=list)
     additional: list[RRset] = field(default_factory=list)
+    options: list[tuple[int, bytes]] = field(default_factory=list)
     counter: int | None = None
+    scope: int = 0
 
 
 def parse(packet: bytes) -> Query:
@@ -105,13 +127,16 @@ def parse(packet: bytes) -> Query:
     _, flags, questions, answers, authorities, additionals = struct.unpack_from("!6H", packet)
     if flags & OPCODE_MASK:
         raise QueryError(NOTIMP)
-    # One question exactly (RFC 9619), and a query answers nothing.
-    if questions != 1 or answers:
+    # One question (RFC 9619), or none from who only wants a cookie (RFC 7873 section 5.4).
+    if questions > 1 or answers:
         raise QueryError(FORMERR)
     try:
-        name, at = _question_name(packet)
-        qtype, qclass = struct.unpack_from("!2H", packet, at)
-        question_end = at = at + 4
+        name, at, qtype, qclass = names.ROOT, HEADER_SIZE, 0, IN
+        if questions:
+            name, at = _question_name(packet)
+            qtype, qclass = struct.unpack_from("!2H", packet, at)
+            at += 4
+        question_end = at
         for _ in range(authorities):
             at = _skip_record(packet, at)
         edns = None
@@ -120,11 +145,13 @@ def parse(packet: bytes) -> Query:
             if _is_opt(packet, start):
                 if edns:
                     raise QueryError(FORMERR)
-                edns = _edns(packet, start, at)
+                edns = read_opt(packet, start, at)
     except (IndexError, struct.error):
         raise QueryError(FORMERR) from None
     # Nothing may follow; nor is OPT a type to ask for (RFC 6891 section 6.1.1).
     if at != len(packet) or qtype == OPT:
+        raise QueryError(FORMERR)
+    if not questions and not (edns and edns.option(COOKIE)):
         raise QueryError(FORMERR)
     question = packet[HEADER_SIZE:question_end]
     return Query(packet[:2], bool(flags & RD), question, name, qtype, qclass, edns)
@@ -171,20 +198,24 @@ def _is_opt(packet: bytes, at: int) -> bool:
     return is_opt
 
 
-def _edns(packet: bytes, start: int, end: int) -> Edns:
+def read_opt(packet: bytes, start: int, end: int) -> Edns:
+    """Read the OPT record that stands from `start` to `end`. Raises QueryError."""
     size, _, version, flags = struct.unpack_from("!HBBH", packet, start + 3)
     at = start + 11
-    while at < end:  # options are well formed, or the message is not (RFC 6891 section 6.1.2)
-        (length,) = struct.unpack_from("!H", packet, at + 2)
+    options = []
+    while at < end and not version:  # options are well formed, or the message is not (RFC 6891 section 6.1.2)
+        code, length = struct.unpack_from("!2H", packet, at)
+        options.append((code, packet[at + 4 : at + 4 + length]))
         at += 4 + length
-    if at != end:
+    if at != end and not version:
         raise QueryError(FORMERR)
-    return Edns(max(size, CLASSIC_SIZE), version, bool(flags & DO))
+    return Edns(max(size, CLASSIC_SIZE), version, bool(flags & DO), tuple(options))
 
 
-def opt_record(dnssec_ok: bool, extended_rcode: int = 0) -> bytes:
+def opt_record(dnssec_ok: bool, extended_rcode: int = 0, options: Iterable[tuple[int, bytes]] = ()) -> bytes:
     """Our OPT record (RFC 6891 section 6.1.2); `extended_rcode` is the upper eight of twelve bits."""
-    return struct.pack("!BHHBBHH", 0, OPT, EDNS_SIZE, extended_rcode, 0, DO * dnssec_ok, 0)
+    data = b"".join(struct.pack("!2H", code, len(value)) + value for code, value in options)
+    return struct.pack("!BHHBBHH", 0, OPT, EDNS_SIZE, extended_rcode, 0, DO * dnssec_ok, len(data)) + data
 
 
 def bare_error(packet: bytes, rcode: int) -> bytes:
@@ -197,7 +228,7 @@ def write(query: Query, reply: Reply, limit: int) -> bytes:
     """Write the reply; longer than `limit` octets, it is truncated to the question, with TC set."""
     opt = b""
     if query.edns:
-        opt = opt_record(query.edns.dnssec_ok, reply.rcode >> 4)
+        opt = opt_record(query.edns.dnssec_ok, reply.rcode >> 4, reply.options)
     writer = _Writer(query.question)
     sections = (reply.answer, reply.authority, reply.additional)
     counts = [writer.add(section) for section in sections]
@@ -207,7 +238,7 @@ def write(query: Query, reply: Reply, limit: int) -> bytes:
         flags |= TC
         body, counts = bytearray(query.question), [0, 0, 0]
     counts[2] += bool(opt)
-    return struct.pack("!2s5H", query.ident, flags, 1, *counts) + body + opt
+    return struct.pack("!2s5H", query.ident, flags, bool(query.question), *counts) + body + opt
 
 
 class _Writer:
@@ -216,7 +247,8 @@ class _Writer:
     def __init__(self, question: bytes) -> None:
         self.body = bytearray(question)
         self._offsets: dict[bytes, int] = {}
-        self._remember(names.fold(question[:-4]), HEADER_SIZE)
+        if question:
+            self._remember(names.fold(question[:-4]), HEADER_SIZE)
 
     def add(self, rrsets: Iterable[RRset]) -> int:
         """Append records; returns how many."""
@@ -224,7 +256,7 @@ class _Writer:
         for rrset in rrsets:
             for rdata in rrset.rdatas:
                 self._name(rrset.owner)
-                self.body += struct.pack("!HHIH", rrset.rtype, IN, rrset.ttl, 0)
+                self.body += struct.pack("!HHIH", rrset.rtype, rrset.rclass, rrset.ttl, 0)
                 start = len(self.body)
                 for piece in rdata:
                     if isinstance(piece, WireName):

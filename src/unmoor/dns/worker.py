@@ -7,9 +7,11 @@ import socket
 from collections.abc import Callable, Iterable
 
 from unmoor.dns import wire
-from unmoor.dns.answering import Answerer, answerer
+from unmoor.dns.answering import IDLE, Answerer, answerer
 from unmoor.dns.counters import Counts, Event
+from unmoor.dns.limit import RateLimit, limited
 from unmoor.dns.listeners import Pair
+from unmoor.dns.options import Options
 from unmoor.dns.snapshot import Snapshot
 from unmoor.dns.tcp import Connections
 
@@ -30,13 +32,14 @@ class Worker:
     """Serves one snapshot for its whole life.
 
     A reload starts a new worker on the same sockets and retires this one: between two packets this one
-    stops, and none is lost, since what has arrived stays in the sockets.
+    stops, and none is lost, since what has arrived stays in the sockets. `workers` is how many there are.
     """
 
     def __init__(
         self,
         snapshot: Snapshot,
         counts: Counts,
+        workers: int,
         pairs: Iterable[Pair],
         parent: socket.socket,
         predecessor: socket.socket,
@@ -45,9 +48,14 @@ class Worker:
         self._predecessor = predecessor
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
-        answer = answerer(snapshot, counts)
+        document = snapshot.document
+        options = Options(document, IDLE)
+        answer = answerer(snapshot, counts, options)
         self._connections = Connections(answer, counts, self._watch, self._unwatch)
         self._drains = []
+        if document.rate_limit:
+            share = RateLimit(max(1, document.rate_limit // workers))
+            answer = limited(answer, share, options, counts)
         for pair in pairs:
             drain = _drain(pair.udp, answer, counts)
             self._drains.append(drain)
@@ -92,9 +100,9 @@ class Worker:
     def _obey(self, _: int) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._parent, 64, 1)
         self._running = False
-        if message != RETIRE:  # the parent is gone, or going: answer what has arrived, then go too
-            for drain in self._drains:
-                drain(0)
+        for drain in self._drains:  # the sockets may be closed after this
+            drain(0)
+        if message != RETIRE:  # the parent is gone, or going
             return
         with socket.socket(fileno=descriptors[0]) as successor:
             successor.settimeout(_HAND_OVER_TIMEOUT)
@@ -114,7 +122,7 @@ def _drain(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[i
                 packet, client = recvfrom(_MAX_QUERY, without_waiting)
             except OSError:  # nothing waits
                 return
-            reply = answer(packet, limit)
+            reply = answer(packet, limit, client[0])
             if reply is not None:
                 try:
                     sendto(reply, client)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from unmoor.model.common import Document, Label, Prefix4, Prefix6
+from unmoor.model.common import Document, Label, Prefix, Prefix4, Prefix6
 
 
 class Pool(Document):
@@ -15,6 +15,14 @@ class Pool(Document):
 
     ipv4: tuple[Prefix4, ...] = Field((), description="IPv4 prefixes; A answers are drawn from them.")
     ipv6: tuple[Prefix6, ...] = Field((), description="IPv6 prefixes; AAAA answers are drawn from them.")
+    ptr: str = Field(
+        "",
+        description="Name that PTR queries for its addresses get, as in 'ip-{address}.example.com'; "
+        "the reverse zones must be among the zones.",
+    )
+    exclude: tuple[Prefix, ...] = Field(
+        (), description="Addresses never answered, as prefixes of either family: 198.18.0.1/32."
+    )
 
 
 class Match(Document):
@@ -25,15 +33,46 @@ class Match(Document):
     suffixes: tuple[str, ...] | None = Field(
         None, min_length=1, description="Names at or below one of these, as in 'shop.example.com'."
     )
+    zones: tuple[str, ...] | None = Field(None, min_length=1, description="Zones that the name is in.")
+    clients: tuple[Prefix, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Networks of clients: as the resolver names them (EDNS client subnet, RFC 7871), "
+        "otherwise the resolver's own address.",
+    )
     types: tuple[Literal["A", "AAAA"], ...] | None = Field(None, min_length=1, description="Query types.")
 
 
+class Https(Document):
+    """An HTTPS record (RFC 9460) for the hostname itself, priority 1."""
+
+    alpn: tuple[str, ...] = Field(("h2",), min_length=1, description="Protocols offered, as in 'h3', 'h2'.")
+    port: int | None = Field(None, ge=1, le=65535, description="Port, where it is not 443.")
+    hints: bool = Field(True, description="Give addresses too, chosen as for A and AAAA.")
+
+
 class Answer(Document):
-    """What a policy answers: one record drawn from the pool, with this TTL."""
+    """What a policy answers: addresses of the pool, with this TTL."""
 
     pool: Label = Field(description="The pool to draw from.")
+    weight: int = Field(1, ge=1, le=2**31, description="The pool's share, against those in `also`.")
+    also: dict[Label, int] = Field(
+        default_factory=dict, description="Further pools and their shares: a query draws from one of all."
+    )
+    records: int = Field(1, ge=1, le=32, description="Different addresses in one answer, at most.")
     ttl: int = Field(ge=0, le=2**31 - 1, description="Time to live, seconds (RFC 2181 section 8).")
-    strategy: Literal["random"] = Field("random", description="How an address is chosen for each query.")
+    strategy: Literal["random", "sticky", "pinned"] = Field(
+        "random",
+        description="random: anew for each query; sticky: by a keyed hash of what `sticky_by` says; "
+        "pinned: those of `addresses`, always.",
+    )
+    sticky_by: Literal["name", "client"] = Field(
+        "name", description="What keeps its address: the name, or the client's network (IPv4 /24, IPv6 /56)."
+    )
+    https: Https | None = Field(None, description="What HTTPS queries get; without it, they get no data.")
+    addresses: tuple[IPv4Address | IPv6Address, ...] = Field(
+        (), description="Addresses of the pool that a pinned policy answers, all of the query's family."
+    )
 
 
 class Policy(Document):
@@ -42,6 +81,9 @@ class Policy(Document):
     name: Label
     match: Match = Match()
     answer: Answer
+    exclusive: bool = Field(
+        False, description="Claims that no other policy matches what this one does; the check holds it to it."
+    )
 
 
 class Hostnames(Document):
@@ -72,3 +114,23 @@ class DnsDocument(Document):
     zones: tuple[Zone, ...] = ()
     pools: dict[Label, Pool] = Field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
+    cookie_secret: str = Field(
+        "",
+        pattern="^([0-9a-f]{32})?$",
+        description="Secret of DNS cookies, 32 hexadecimal digits, the same on all edges that share an "
+        "address (RFC 9018); without it, each server draws its own when it starts.",
+    )
+    rate_limit: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="UDP queries a second that one client network (IPv4 /24, IPv6 /56) has answered in full, "
+        "shared evenly by the workers; beyond it half get a truncated reply, and half none. 0: no limit.",
+    )
+    tell_name: bool = Field(
+        False, description="Tell the edge's name to who asks: NSID (RFC 5001), id.server CH TXT (RFC 4892)."
+    )
+    tell_version: bool = Field(False, description="Tell the version to who asks: version.server CH TXT.")
+    sticky_key: str = Field(
+        "", description="Secret of sticky answers, the same on all edges: without it they can be predicted."
+    )
