@@ -46,9 +46,15 @@ netns: setup ## Tests on the real kernel, each in a fresh network namespace
 molecule: setup ## Scenarios over the lab: SCENARIO=default, or all of them
 	tests/run-scenarios $(SCENARIO)
 
-.PHONY: bench
-bench: setup ## Speed beside a baseline, as ratios
-	python bench/run.py
+.PHONY: bench bench-sockets bench-dns
+bench: bench-sockets bench-dns ## Speed beside a baseline, as ratios
+
+bench-sockets: setup ## Look-ups, floods, replacement and memory of the sockets half
+	python bench/sockets/run.py
+
+bench-dns: setup ## The DNS half beside other servers
+	@$(call install,requirements/debian-bench.txt)
+	python bench/dns/compare.py
 
 .PHONY: readmes
 readmes: setup ## Write the READMEs of the roles anew
@@ -64,17 +70,22 @@ lock: setup ## Write the lock files anew
 .PHONY: setup
 setup: debian .venv/.installed ## Debian packages and the virtual environment
 
+# Installs what a list of Debian packages names and this computer has not.
+define install
+missing=$$(dpkg-query --show --showformat='$${db:Status-Status} $${Package}\n' $$(cat $(1)) \
+    2>/dev/null | sed -n 's/^installed //p' | sort | comm -13 - <(sort $(1))) || true; \
+if [ -n "$$missing" ]; then \
+    [ "$$(id -u)" = 0 ] || { echo "run this as root: these Debian packages are missing:" $$missing >&2; exit 1; }; \
+    echo "installing Debian packages:" $$missing; \
+    export DEBIAN_FRONTEND=noninteractive; \
+    apt-get -qq update; \
+    apt-get -qq install --yes --no-install-recommends $$missing >/dev/null; \
+fi
+endef
+
 .PHONY: debian
 debian:
-	@missing=$$(dpkg-query --show --showformat='$${db:Status-Status} $${Package}\n' $$(cat requirements/debian.txt) \
-	    2>/dev/null | sed -n 's/^installed //p' | sort | comm -13 - <(sort requirements/debian.txt)); \
-	if [ -n "$$missing" ]; then \
-	    [ "$$(id -u)" = 0 ] || { echo "run this as root: these Debian packages are missing:" $$missing >&2; exit 1; }; \
-	    echo "installing Debian packages:" $$missing; \
-	    export DEBIAN_FRONTEND=noninteractive; \
-	    apt-get -qq update; \
-	    apt-get -qq install --yes --no-install-recommends $$missing >/dev/null; \
-	fi
+	@$(call install,requirements/debian.txt)
 
 .venv/.installed: requirements/dev.txt pyproject.toml | debian
 	@echo "making the virtual environment .venv"

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import shlex
+import shutil
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
@@ -36,6 +38,10 @@ options:
         description: Permissions, in octal.
         default: "0644"
         type: str
+      group:
+        description: Group that owns the file.
+        default: root
+        type: str
       validate:
         description: Command that must succeed first; C(%s) stands for the file as written beside its place.
         type: str
@@ -60,30 +66,40 @@ FILE = {
     "path": {"type": "path", "required": True},
     "content": {"type": "str", "required": True},
     "mode": {"type": "str", "default": "0644"},
+    "group": {"type": "str", "default": "root"},
     "validate": {"type": "str"},
 }
 
 
 def current(path):
-    """Text and permissions of the file at `path`; None for each when it is not there."""
+    """Text, permissions and group of the file at `path`; None for each when it is not there."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(), os.stat(path).st_mode & 0o7777
+            status = os.fstat(file.fileno())
+            return file.read(), status.st_mode & 0o7777, group_name(status.st_gid)
     except FileNotFoundError:
-        return None, None
+        return None, None, None
+
+
+def group_name(number):
+    """The group's name, or its number when it has none."""
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def difference(file):
     """What lies between the file in place and what is asked for, as Ansible shows it; None if nothing."""
-    text, mode = current(file["path"])
+    text, mode, group = current(file["path"])
     want = int(file["mode"], 8)
-    if (text, mode) == (file["content"], want):
+    if (text, mode, group) == (file["content"], want, file["group"]):
         return None
     shown = {"before_header": file["path"], "after_header": file["path"]}
     shown["before"], shown["after"] = text or "", file["content"]
-    if text is not None and mode != want:
-        shown["before_header"] += f" (mode {mode:04o})"
-        shown["after_header"] += f" (mode {want:04o})"
+    if text is not None and (mode, group) != (want, file["group"]):
+        shown["before_header"] += f" (mode {mode:04o}, group {group})"
+        shown["after_header"] += f" (mode {want:04o}, group {file['group']})"
     return shown
 
 
@@ -97,6 +113,7 @@ def write_beside(file):
         out.write(file["content"])
         out.flush()
         os.fsync(out.fileno())
+    shutil.chown(name, "root", file["group"])
     os.chmod(name, int(file["mode"], 8))
     return name
 
@@ -142,6 +159,8 @@ def main():
             place(module, changed)
         except OSError as error:
             module.fail_json(msg=f"{error.filename}: {error.strerror}")
+        except LookupError as error:
+            module.fail_json(msg=f"{error}: make the group before its files")
     module.exit_json(
         changed=bool(changed),
         paths=[file["path"] for file in changed],

@@ -67,7 +67,10 @@ def of_pop(documents: Documents, ca: str | None) -> Iterator[Proof]:
 
 
 def examples(document: DnsDocument) -> Iterator[Example]:
-    """For each policy that can answer and each query type, the first hostname registered that it answers."""
+    """For each policy whose answers are spread evenly over one pool, and each query type, a hostname.
+
+    It is the first one registered that the policy answers.
+    """
     ordered = matchers(document)
     found: set[tuple[int, str]] = set()
     for name, registered in inspect(document, "").hostnames.items():
@@ -77,8 +80,15 @@ def examples(document: DnsDocument) -> Iterator[Example]:
                 continue
             found.add((index, qtype))
             example = Example(ordered[index].policy, names.to_text(name), qtype)
-            if _parts(document, example):
+            if _parts(document, example) and _even(document, example.policy):
                 yield example
+
+
+def _even(document: DnsDocument, policy: Policy) -> bool:
+    """Whether each address of the policy's pool is as likely as every other, whoever asks."""
+    answer = policy.answer
+    plain = answer.strategy == "random" and not answer.also and answer.records == 1
+    return plain and not document.pools[answer.pool].exclude and policy.match.clients is None
 
 
 def _parts(document: DnsDocument, example: Example) -> tuple[Prefix, ...]:
@@ -111,7 +121,7 @@ def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterato
             arguments += ["--tls" if service.check == "https" else "--tcp", ports]
             arguments += ["--service", f"{service.label}={ports}"]
         if any(service.check == "https" for service in services):
-            name = next((example.name for example in examples(documents.dns)), None)
+            name = next((names.to_text(name) for name in inspect(documents.dns, "").hostnames), None)
             arguments += ["--sni", name] if name else []
             arguments += ["--ca", ca] if ca else []
         title = f"{', '.join(service.label for service in services)} on {', '.join(map(str, prefixes))}"

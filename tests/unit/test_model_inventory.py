@@ -87,6 +87,7 @@ def test_a_right_inventory_compiles(directory: Path) -> None:
         ("unmoor_services/tls/port", [1], "unmoor_services.tls.port", "is not a known key"),
         ("unmoor_policies/0/match", {"pops": ["fra"]}, "unmoor_policies.0.match.pops.0", "can never match"),
         ("unmoor_pool", {}, "unmoor_pool", "is not a known key"),
+        ("unmoor_dns_cookie_secret", "short", "unmoor_dns_cookie_secret", "should match pattern"),
         ("unmoor_zones/0/records_file", "none", "unmoor_zones.0.records_file", "No such file"),
         ("unmoor_zones/0/hostnames_file", "none", "unmoor_zones.0.hostnames_file", "No such file"),
         ("unmoor_policies/0/answer/ttl", -1, "unmoor_policies.0.answer.ttl", "greater than or equal to 0"),
@@ -101,6 +102,12 @@ def test_a_wrong_value_is_named_with_its_fix(
     assert said in named[key].why
     assert named[key].fix
     assert compiled(directory, {"edge1": changed(path, value)}).documents == {}
+
+
+def test_settings_of_the_server_arrive(directory: Path) -> None:
+    settings = {"unmoor_dns_rate_limit": 500, "unmoor_dns_sticky_key": "secret", "unmoor_dns_tell_name": True}
+    dns = compiled(directory, {"edge1": VARIABLES | settings}).documents["edge1"].dns
+    assert (dns.rate_limit, dns.sticky_key, dns.tell_name, dns.port) == (500, "secret", True, 53)
 
 
 def test_a_narrower_port_beside_a_range_is_no_clash(directory: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from unmoor import proof
 from unmoor.model import DnsDocument, EdgeDocument
 from unmoor.model.inventory import Documents
@@ -11,7 +13,7 @@ from unmoor.model.inventory import Documents
 ZONE = "@ 60 IN SOA ns1 root 1 2 3 4 5\n@ 60 IN NS ns1\nns1 60 IN A 198.51.100.53\n"
 
 
-def documents(**services: dict[str, Any]) -> Documents:
+def documents(answer: dict[str, Any] | None = None, **services: dict[str, Any]) -> Documents:
     edge = {
         "pop": "ams",
         "edge": "edge1",
@@ -31,7 +33,7 @@ def documents(**services: dict[str, Any]) -> Documents:
         "pools": {"big": {"ipv4": ["198.18.0.0/20"]}, "gold": {"ipv4": ["198.18.0.0/32"]}},
         "policies": [
             {"name": "gold", "match": {"tags": {"account": "gold"}}, "answer": {"pool": "gold", "ttl": 1}},
-            {"name": "rest", "answer": {"pool": "big", "ttl": 30}},
+            {"name": "rest", "answer": {"pool": "big", "ttl": 30, **(answer or {})}},
         ],
     }
     return Documents(EdgeDocument.model_validate(edge), DnsDocument.model_validate(dns))
@@ -42,6 +44,12 @@ def test_one_example_for_each_policy_that_can_answer() -> None:
         (example.policy.name, example.name, example.qtype) for example in proof.examples(documents().dns)
     ]
     assert found == [("rest", "a.example.test", "A"), ("gold", "g.example.test", "A")]
+
+
+@pytest.mark.parametrize("answer", [{"strategy": "sticky"}, {"records": 2}, {"also": {"gold": 1}}])
+def test_a_policy_that_is_not_even_by_intent_is_not_tested_for_it(answer: dict[str, Any]) -> None:
+    found = [example.policy.name for example in proof.examples(documents(answer).dns)]
+    assert found == ["gold"]
 
 
 def test_plain_and_tls_services_are_seen_in_one_run_and_others_apart() -> None:

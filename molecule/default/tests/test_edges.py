@@ -80,6 +80,7 @@ def test_every_service_has_its_sockets(edge: Host) -> None:
 def test_documents_are_valid_and_not_for_others_to_write(edge: Host) -> None:
     edge.check_output("unmoor validate edge /etc/unmoor/edge.json")
     edge.check_output("unmoor dns check /etc/unmoor/dns.json")
-    for name in ("edge", "dns"):
+    modes = {"edge": ("root", 0o644), "dns": ("unmoor-dns", 0o640)}
+    for name, expected in modes.items():
         file = edge.file(f"/etc/unmoor/{name}.json")
-        assert (file.user, file.mode) == ("root", 0o644)
+        assert (file.user, file.group, file.mode) == ("root", *expected)

@@ -73,7 +73,9 @@ def _other_dns_lines(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
     yield from _named("zone", _by(old.zones, "name"), _by(new.zones, "name"))
     for name in type(new).model_fields:
         if name not in (*POOL_CHANGE, "zones", "pop", "edge") and getattr(old, name) != getattr(new, name):
-            yield f"DNS {name}: {_short(getattr(old, name))} -> {_short(getattr(new, name))}"
+            secret = name in ("cookie_secret", "sticky_key")
+            shown = "changed" if secret else f"{_short(getattr(old, name))} -> {_short(getattr(new, name))}"
+            yield f"DNS {name}: {shown}"
 
 
 def _pool_lines(old: DnsDocument, new: DnsDocument) -> Iterator[str]:

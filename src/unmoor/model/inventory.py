@@ -23,6 +23,17 @@ from unmoor.model.edge import Binding, EdgeDocument, Service, ServiceBody
 
 Key = tuple[int | str, ...]
 
+#: Variables that dns.json holds under the same names, without `dns_`.
+DNS_SETTINGS = (
+    "dns_port",
+    "dns_workers",
+    "dns_cookie_secret",
+    "dns_sticky_key",
+    "dns_rate_limit",
+    "dns_tell_name",
+    "dns_tell_version",
+)
+
 #: Variables of the inventory begin with this.
 PREFIX = "unmoor_"
 #: A PoP is an inventory group whose name begins with this.
@@ -59,6 +70,11 @@ class Variables(Document):
     )
     dns_port: int = Field(53, ge=1, le=65535, description="UDP and TCP port of the DNS server.")
     dns_workers: int = Field(0, ge=0, le=256, description="DNS worker processes; 0 means one for each core.")
+    dns_cookie_secret: str = Field("", description="As cookie_secret of dns.json; keep it in a vault.")
+    dns_sticky_key: str = Field("", description="As sticky_key of dns.json; keep it in a vault.")
+    dns_rate_limit: int = Field(0, description="As rate_limit of dns.json, queries per second.")
+    dns_tell_name: bool = Field(False, description="As tell_name of dns.json.")
+    dns_tell_version: bool = Field(False, description="As tell_version of dns.json.")
     probe_ca: str | None = Field(
         None,
         description="File of certificates (PEM) that probes trust, on the vantage host, not the system's.",
@@ -238,25 +254,30 @@ def _compile_host(source: Source, pop: str, pops: tuple[str, ...]) -> Documents 
         )
     if source.problems:
         return None
-    return Documents(
-        edge=EdgeDocument(
-            pop=pop,
-            edge=source.host,
-            prefixes=variables.prefixes,
-            addresses=tuple(ip_network(address) for address in variables.dns_anycast),
-            services=services,
-        ),
-        dns=DnsDocument(
+    edge = EdgeDocument(
+        pop=pop,
+        edge=source.host,
+        prefixes=variables.prefixes,
+        addresses=tuple(ip_network(address) for address in variables.dns_anycast),
+        services=services,
+    )
+    given = variables.model_dump(include=set(DNS_SETTINGS))
+    settings = {name.removeprefix("dns_"): value for name, value in given.items()}
+    try:
+        dns = DnsDocument(
             pop=pop,
             edge=source.host,
             listen=listen,
-            port=variables.dns_port,
-            workers=variables.dns_workers,
             zones=zones,
             pools=variables.pools,
             policies=variables.policies,
-        ),
-    )
+            **settings,
+        )
+    except ValidationError as error:
+        for found in problems_of(error, lambda path: source.place((f"dns_{path[0]}",))):
+            source.problem((f"dns_{found.key}",), found.value, found.why, found.fix)
+        return None
+    return Documents(edge, dns)
 
 
 def _overlap(one: Prefix, other: Prefix) -> bool:
