@@ -17,7 +17,7 @@ from unmoor.errors import UnmoorError
 from unmoor.model import Binding, EdgeDocument, Prefix
 from unmoor.sockets.layout import COUNTED_ADDRESSES, MAX_SERVICES
 
-FORMAT = 1
+FORMAT = 2
 
 #: IPv4 addresses that are counted: the first address, how many follow it, the number of the first counter.
 Counted = tuple[int, int, int]
