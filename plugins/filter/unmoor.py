@@ -38,6 +38,20 @@ def unmoor_summary(results: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def unmoor_failures(results: list[dict[str, Any]]) -> list[str]:
+    """Why runs of unmoor_proofs failed, and where to look; empty when none did."""
+    return [
+        line
+        for done in results
+        for line in proof.failure(
+            done["item"]["title"],
+            done["rc"],
+            json.loads(done["stdout"]) if done["stdout"].startswith("{") else None,
+            done["stderr"] or done.get("msg", ""),
+        )
+    ]
+
+
 def _documents(texts: dict[str, str]) -> Documents:
     return Documents(
         validate(EdgeDocument, json.loads(texts["edge"]), "edge.json"),
@@ -52,6 +66,7 @@ class FilterModule:
         """Name to function."""
         return {
             "unmoor_change": unmoor_change,
+            "unmoor_failures": unmoor_failures,
             "unmoor_proofs": unmoor_proofs,
             "unmoor_summary": unmoor_summary,
         }

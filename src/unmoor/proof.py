@@ -133,6 +133,34 @@ def summary(title: str, result: dict[str, Any]) -> list[str]:
     return _reach_summary(title, result) if "pairs" in result else _uniformity_summary(title, result)
 
 
+#: Where to look first, by what a probe saw: at connections, and at DNS queries.
+_LOOK = {
+    "refused": "is the listener registered? On the edge: unmoor sockets status; systemctl status of its unit",
+    "timeout": "are the prefixes routed to the edge, and local there? On the edge: unmoor anyip apply --check",
+    "unreachable": "has the vantage host a route, and is the edge its neighbour (unmoor_gate_via)?",
+    "wrong edge": "another edge took the connection: see unmoor_gate_vantage and unmoor_gate_via",
+}
+_LOOK_AT_DNS = "does the DNS server run? On the edge: systemctl status unmoor-dns; unmoor dns status"
+
+
+def failure(title: str, status: int, result: dict[str, Any] | None, errors: str) -> list[str]:
+    """Say in a few lines why one run of the probe failed, and where to look; nothing when it did not."""
+    if status == 0:
+        return []
+    if result is None:
+        return [f"{title}: the probe did not run: {errors.strip()}"]
+    lines = [f"{title}:"]
+    for cause, count in result["causes"].items():
+        examples = [str(example) for example in result["examples"].get(cause, ())][:1]
+        lines.append(f"  {count} times {cause}" + "".join(f"; {example}" for example in examples))
+        if "pairs" in result and cause in _LOOK:
+            lines.append(f"    look: {_LOOK[cause]}")
+    if "pairs" not in result:
+        asked = _uniformity_summary(title, result)[1:]
+        lines += [f"    look: {_LOOK_AT_DNS}"] if result["lost"] or result["failed"] else asked
+    return lines
+
+
 def _reach_summary(title: str, result: dict[str, Any]) -> list[str]:
     lines = [f"{title}:"]
     for family, count in result["families"].items():

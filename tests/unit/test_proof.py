@@ -96,3 +96,21 @@ def test_summary_says_what_was_printed() -> None:
     assert proof.summary("x", reach)[1] == "  1 of 2 (address, port) pairs answered (ipv4)"
     asked = {"queries": 9, "lost": 1, "outside": 0, "distinct": 4, "pool_size": 4, "p": 0.5}
     assert proof.summary("y", asked)[2] == "  4 distinct addresses of 4 seen; chi-square p 0.500"
+
+
+def test_a_failure_says_what_was_seen_and_where_to_look() -> None:
+    reach = {"pairs": 2, "causes": {"refused": 2}, "examples": {"refused": ["198.18.0.1:80: refused", "x"]}}
+    said = proof.failure("web on 198.18.0.0/20", 1, reach, "")
+    assert said[:2] == ["web on 198.18.0.0/20:", "  2 times refused; 198.18.0.1:80: refused"]
+    assert "unmoor sockets status" in said[2]
+    asked = {"queries": 9, "lost": 9, "failed": 0, "outside": 0, "causes": {"timeout": 9}, "examples": {}}
+    assert "unmoor-dns" in proof.failure("DNS", 1, asked, "")[-1]
+    uneven = asked | {"lost": 0, "causes": {}, "distinct": 1, "pool_size": 4, "p": 0.0}
+    assert "chi-square p 0.000" in proof.failure("DNS", 1, uneven, "")[-1]
+
+
+def test_a_probe_that_did_not_run_says_why_and_one_that_passed_says_nothing() -> None:
+    assert proof.failure("web", 2, None, "unmoor: no route\n") == [
+        "web: the probe did not run: unmoor: no route"
+    ]
+    assert proof.failure("web", 0, {}, "") == []
