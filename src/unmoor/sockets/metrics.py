@@ -1,11 +1,17 @@
-"""What is counted, for Prometheus: its text format, printed once or served over HTTP."""
+"""What is counted, for Prometheus: printed once, or served over HTTP and read at each scrape."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.registry import Collector
 
 from unmoor.errors import UnmoorError
 from unmoor.sockets.counts import address_counts
@@ -13,10 +19,9 @@ from unmoor.sockets.layout import COUNTERS
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.status import Status, read_status
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PATIENCE = 10.0
-
-Samples = Iterable[tuple[dict[str, str], int]]
+_PREFIX = "unmoor_sockets_"
+_SERVICE = ("service", "protocol", "family")
 
 
 def render(pins: Pins, addresses: bool = False) -> str:
@@ -24,82 +29,98 @@ def render(pins: Pins, addresses: bool = False) -> str:
 
     Raises UnmoorError when nothing is loaded.
     """
-    status = read_status(pins)
-    lines = list(_services(status))
-    lines += _metric("bindings", "gauge", "Lines of the dispatch table.", _bindings(status))
-    lines += _metric(
-        "generation", "gauge", "Number of the live generation.", [({}, status.record.generation)]
-    )
-    lines += _metric(
-        "foreign_programs",
-        "gauge",
-        "sk_lookup programs in the namespace that are not Unmoor's.",
-        [({}, len(status.foreign))],
-    )
-    if addresses:
-        samples = [({"address": str(address)}, count) for address, count in address_counts(pins).items()]
-        lines += _metric("address_lookups_total", "counter", "Look-ups by address.", samples)
-    return "\n".join(lines) + "\n"
+    return generate_latest(_registry(pins, addresses)).decode()
 
 
-def _services(status: Status) -> Iterator[str]:
-    labelled = [
-        ({"service": each.service, "protocol": each.protocol, "family": f"ipv{each.family}"}, each)
-        for each in status.destinations
-    ]
+def serve(pins: Pins, address: str, port: int, addresses: bool = False) -> WSGIServer:
+    """A server of /metrics, ready to `serve_forever`. Raises OSError where it cannot listen."""
+    metrics = make_wsgi_app(_registry(pins, addresses))
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/metrics":
+            return _refusal(start_response, HTTPStatus.NOT_FOUND, "see /metrics")
+        try:
+            body: Iterable[bytes] = metrics(environ, start_response)
+        except (OSError, UnmoorError) as error:
+            return _refusal(start_response, HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        return body
+
+    return make_server(address, port, app, ThreadingWSGIServer, handler_class=_Handler)
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _PATIENCE
+
+    def log_message(self, *_arguments: object) -> None:
+        """A scrape is no news."""
+
+
+def _refusal(start_response: StartResponse, status: HTTPStatus, why: str) -> list[bytes]:
+    start_response(f"{status.value} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")])
+    return [f"{why}\n".encode()]
+
+
+def _registry(pins: Pins, addresses: bool) -> CollectorRegistry:
+    # Describing itself would read the pins at once: a server may start before anything is loaded.
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_State(pins, addresses))
+    return registry
+
+
+class _State(Collector):
+    """What the pins say at the moment of the scrape."""
+
+    def __init__(self, pins: Pins, addresses: bool) -> None:
+        self._pins = pins
+        self._addresses = addresses
+
+    def collect(self) -> Iterator[Metric]:
+        status = read_status(self._pins)
+        yield from _services(status)
+        yield _bindings(status)
+        yield GaugeMetricFamily(
+            f"{_PREFIX}generation", "Number of the live generation.", value=status.record.generation
+        )
+        yield GaugeMetricFamily(
+            f"{_PREFIX}foreign_programs",
+            "sk_lookup programs in the namespace that are not Unmoor's.",
+            value=len(status.foreign),
+        )
+        if self._addresses:
+            family = CounterMetricFamily(
+                f"{_PREFIX}address_lookups", "Look-ups by address.", labels=["address"]
+            )
+            for address, count in address_counts(self._pins).items():
+                family.add_metric([str(address)], count)
+            yield family
+
+
+def _services(status: Status) -> Iterator[Metric]:
+    labelled = [((each.service, each.protocol, f"ipv{each.family}"), each) for each in status.destinations]
     for name, text in (
         ("lookups", "Look-ups that matched a binding."),
         ("misses", "Look-ups refused because no socket was registered."),
     ):
-        samples = [(labels, each.counters[name]) for labels, each in labelled]
-        yield from _metric(f"{name}_total", "counter", text, samples)
-    errors = [
-        ({**labels, "error": name}, each.counters[name]) for labels, each in labelled for name in COUNTERS[2:]
-    ]
-    yield from _metric("errors_total", "counter", "Look-ups refused: the socket cannot take them.", errors)
-    sockets = [(labels, len(each.sockets)) for labels, each in labelled]
-    yield from _metric("registered", "gauge", "Sockets registered.", sockets)
+        counter = CounterMetricFamily(f"{_PREFIX}{name}", text, labels=_SERVICE)
+        for labels, each in labelled:
+            counter.add_metric(labels, each.counters[name])
+        yield counter
+    errors = CounterMetricFamily(
+        f"{_PREFIX}errors", "Look-ups refused: the socket cannot take them.", labels=(*_SERVICE, "error")
+    )
+    for labels, each in labelled:
+        for name in COUNTERS[2:]:
+            errors.add_metric((*labels, name), each.counters[name])
+    yield errors
+    sockets = GaugeMetricFamily(f"{_PREFIX}registered", "Sockets registered.", labels=_SERVICE)
+    for labels, each in labelled:
+        sockets.add_metric(labels, len(each.sockets))
+    yield sockets
 
 
-def _bindings(status: Status) -> Samples:
+def _bindings(status: Status) -> Metric:
+    family = GaugeMetricFamily(f"{_PREFIX}bindings", "Lines of the dispatch table.", labels=_SERVICE)
     found = Counter((each.service, each.protocol, each.prefix.version) for each in status.bindings)
-    for (service, protocol, family), count in sorted(found.items()):
-        yield {"service": service, "protocol": protocol, "family": f"ipv{family}"}, count
-
-
-def _metric(name: str, kind: str, text: str, samples: Samples) -> Iterator[str]:
-    full = f"unmoor_sockets_{name}"
-    yield f"# HELP {full} {text}"
-    yield f"# TYPE {full} {kind}"
-    for labels, value in samples:
-        # No label needs escaping: they are labels of services, addresses, and words of ours.
-        inside = ",".join(f'{key}="{text}"' for key, text in labels.items())
-        yield f"{full}{{{inside}}} {value}" if inside else f"{full} {value}"
-
-
-def serve(pins: Pins, address: str, port: int, addresses: bool = False) -> ThreadingHTTPServer:
-    """A server of /metrics, ready to `serve_forever`. Raises OSError where it cannot listen."""
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _PATIENCE
-        server_version = "unmoor"
-
-        def do_GET(self) -> None:
-            if self.path != "/metrics":
-                self.send_error(HTTPStatus.NOT_FOUND, explain="see /metrics")
-                return
-            try:
-                body = render(pins, addresses).encode()
-            except (OSError, UnmoorError) as error:
-                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, explain=str(error))
-                return
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_arguments: object) -> None:
-            """A scrape is no news."""
-
-    return ThreadingHTTPServer((address, port), Handler)
+    for (service, protocol, version), count in sorted(found.items()):
+        family.add_metric((service, protocol, f"ipv{version}"), count)
+    return family
