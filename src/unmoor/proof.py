@@ -135,8 +135,8 @@ def summary(title: str, result: dict[str, Any]) -> list[str]:
 
 #: Where to look first, by what a probe saw: at connections, and at DNS queries.
 _LOOK = {
-    "refused": "is the listener registered? On the edge: unmoor sockets status; systemctl status of its unit",
-    "timeout": "are the prefixes routed to the edge, and local there? On the edge: unmoor anyip apply --check",
+    "refused": "is the listener registered? On the edge: unmoor sockets status, systemctl status of its unit",
+    "timeout": "are the prefixes routed to the edge, and local there? Try unmoor anyip apply --check on it",
     "unreachable": "has the vantage host a route, and is the edge its neighbour (unmoor_gate_via)?",
     "wrong edge": "another edge took the connection: see unmoor_gate_vantage and unmoor_gate_via",
 }
@@ -155,10 +155,11 @@ def failure(title: str, status: int, result: dict[str, Any] | None, errors: str)
         lines.append(f"  {count} times {cause}" + "".join(f"; {example}" for example in examples))
         if "pairs" in result and cause in _LOOK:
             lines.append(f"    look: {_LOOK[cause]}")
-    if "pairs" not in result:
-        asked = _uniformity_summary(title, result)[1:]
-        lines += [f"    look: {_LOOK_AT_DNS}"] if result["lost"] or result["failed"] else asked
-    return lines
+    if "pairs" in result:
+        return lines
+    if result["lost"] or result["failed"]:
+        return [*lines, f"    look: {_LOOK_AT_DNS}"]
+    return lines + _uniformity_summary(title, result)[1:]
 
 
 def _reach_summary(title: str, result: dict[str, Any]) -> list[str]:
