@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unmoor.errors import UnmoorError
@@ -83,7 +83,11 @@ PREFIXES = st.tuples(st.integers(0, 255), st.sampled_from([16, 20, 22, 24, 28, 3
 )
 
 
+SMALL, LARGE = IPv4Network("198.18.0.0/22"), IPv4Network("198.18.0.0/20")
+
+
 @given(st.lists(st.lists(PREFIXES, max_size=6), min_size=1, max_size=5))
+@example([[SMALL], [LARGE], [SMALL]])
 def test_counters_never_overlap_and_stay_with_their_address(steps: list[list[IPv4Network]]) -> None:
     kept: list[tuple[Counted, ...]] = []
     for prefixes in steps:

@@ -94,12 +94,11 @@ def allocate_counters(prefixes: Iterable[Prefix], *kept: tuple[Counted, ...]) ->
 
     An address that is counted in `kept` (newest first) keeps its counter, and no other address gets that one.
     """
-    known = {(start, count): first for counted in reversed(kept) for start, count, first in counted}
-    sizes = sorted({count for _, count in known})
+    known = [{(start, count): first for start, count, first in counted} for counted in kept]
     gaps = _gaps((first, first + count) for counted in kept for _, count, first in counted)
     allocated: list[Counted] = []
     for count, start in sorted(_outermost(prefixes)):
-        number = _kept_counter(start, count, known, sizes)
+        number = _kept_counter(start, count, known)
         if number is None:
             # Sizes only grow from here on: a gap that is too small now is of no use any more.
             while gaps and gaps[-1][1] - gaps[-1][0] < count:
@@ -126,12 +125,14 @@ def _outermost(prefixes: Iterable[Prefix]) -> Iterator[tuple[int, int]]:
             reached = start - negative
 
 
-def _kept_counter(start: int, count: int, known: dict[tuple[int, int], int], sizes: list[int]) -> int | None:
-    for size in sizes:
-        around = start // size * size
-        first = known.get((around, size))
-        if first is not None and count <= size:
-            return first + start - around
+def _kept_counter(start: int, count: int, known: list[dict[tuple[int, int], int]]) -> int | None:
+    for counted in known:
+        size = count
+        while size <= COUNTED_ADDRESSES:
+            around = start // size * size
+            if (around, size) in counted:
+                return counted[around, size] + start - around
+            size *= 2
     return None
 
 

@@ -1,0 +1,15 @@
+"""How hypothesis searches: the same examples on every run, or new ones with HYPOTHESIS_PROFILE=explore.
+
+A run that judges a change tries what the run before it tried, whatever the machine is busy with; looking for
+examples that nobody thought of is a run of its own, and what it finds becomes a case.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("repeat", derandomize=True, deadline=None, database=None)
+settings.register_profile("explore", max_examples=5000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
