@@ -241,6 +241,8 @@ def test_a_member_of_the_group_may_look_and_not_change(bed: Bed, member: list[st
     for look in (["status"], ["metrics"], ["top", "--count=1", "--interval=0.1"], ["status", "--json"]):
         done = as_member(*look)
         assert (done.returncode, done.stderr) == (0, "")
+    assert as_member("status", "--json").stdout.count('"foreign_programs": null') == 1
+    assert "foreign" not in as_member("metrics").stdout
     assert "miss" in as_member("explain", "tcp", "198.18.3.7", "80").stdout
     for change in (["rollback"], ["unload"]):
         done = as_member(*change)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from conftest import EDGE_ADDRESSES, probe
 from testinfra.host import Host
+
+from conftest import EDGE_ADDRESSES, probe
 
 ANYCAST = ("198.51.100.53", "2001:db8:53::53")
 SERVERS = [*ANYCAST, *EDGE_ADDRESSES["edge1"], *EDGE_ADDRESSES["edge2"]]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from conftest import sockets_status
 from testinfra.host import Host
+
+from conftest import sockets_status
 
 ENABLED = [
     "unmoor-anyip.service",
     "unmoor-sockets.service",
+    "unmoor-sockets-metrics.service",
     "unmoor-activation.socket",
     "unmoor-dns.service",
     "nginx.service",
@@ -38,6 +40,7 @@ def test_units_run_now_and_after_a_reboot(edge: Host, unit: str) -> None:
     [
         ("unmoor-activation.service", "unmoor", "cap_net_admin cap_bpf"),
         ("unmoor-dns.service", "unmoor-dns", "cap_net_bind_service"),
+        ("unmoor-sockets-metrics.service", "unmoor", "cap_bpf"),
     ],
 )
 def test_services_are_unprivileged_and_hardened(edge: Host, unit: str, user: str, capabilities: str) -> None:
@@ -84,3 +87,12 @@ def test_documents_are_valid_and_not_for_others_to_write(edge: Host) -> None:
     for name, expected in modes.items():
         file = edge.file(f"/etc/unmoor/{name}.json")
         assert (file.user, file.group, file.mode) == ("root", *expected)
+
+
+def test_prometheus_finds_the_counters_of_the_sockets_half(edge: Host) -> None:
+    scraped = edge.check_output(
+        "python3 -c 'import urllib.request; "
+        'print(urllib.request.urlopen("http://127.0.0.1:9109/metrics", timeout=10).read().decode())\''
+    )
+    assert 'unmoor_sockets_registered{family="ipv4",protocol="tcp",service="web-http"}' in scraped
+    assert "unmoor_sockets_foreign_programs" not in scraped  # it may not ask

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from conftest import EDGE_ADDRESSES, eventually, probe, reach_edge, sockets_status
 from testinfra.host import Host
+
+from conftest import EDGE_ADDRESSES, eventually, probe, reach_edge, sockets_status
 
 
 def misses(edge: Host, label: str) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from conftest import AUTHORITY, PLAIN, PREFIX4, PREFIX6, TLS, probe
 from testinfra.host import Host
+
+from conftest import AUTHORITY, PLAIN, PREFIX4, PREFIX6, TLS, probe
 
 SERVICES = ["--service", f"web-http={PLAIN}", "--service", f"web-https={TLS}"]
 

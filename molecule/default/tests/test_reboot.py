@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from conftest import AUTHORITY, EDGE_ADDRESSES, TLS, eventually, lab_host, probe, reach_edge
 from testinfra.host import Host
+
+from conftest import AUTHORITY, EDGE_ADDRESSES, TLS, eventually, lab_host, probe, reach_edge
 
 
 def test_a_reboot_brings_everything_back(hosts: dict[str, Host], router: Host) -> None:

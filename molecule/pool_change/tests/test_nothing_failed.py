@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from conftest import eventually
 from testinfra.host import Host
+
+from conftest import eventually
 
 
 def test_nothing_failed_through_all_changes(client: Host) -> None:

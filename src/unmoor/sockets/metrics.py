@@ -81,11 +81,12 @@ class _State(Collector):
         yield GaugeMetricFamily(
             f"{_PREFIX}generation", "Number of the live generation.", value=status.record.generation
         )
-        yield GaugeMetricFamily(
-            f"{_PREFIX}foreign_programs",
-            "sk_lookup programs in the namespace that are not Unmoor's.",
-            value=len(status.foreign),
-        )
+        if status.foreign is not None:  # rather no figure than a 0 that nobody has looked for
+            yield GaugeMetricFamily(
+                f"{_PREFIX}foreign_programs",
+                "sk_lookup programs in the namespace that are not Unmoor's.",
+                value=len(status.foreign),
+            )
         if self._addresses:
             family = CounterMetricFamily(
                 f"{_PREFIX}address_lookups", "Look-ups by address.", labels=["address"]

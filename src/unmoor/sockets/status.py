@@ -45,13 +45,13 @@ class Status:
     """A generation, its bindings in order of precedence, and its destinations.
 
     `foreign` are the kernel's numbers of sk_lookup programs in this network namespace that are not Unmoor's:
-    they may take packets before it or after it.
+    they may take packets before it or after it. None where the caller may not ask (CAP_NET_ADMIN).
     """
 
     record: Record
     bindings: tuple[Binding, ...]
     destinations: tuple[Destination, ...]
-    foreign: tuple[int, ...]
+    foreign: tuple[int, ...] | None
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -60,7 +60,7 @@ class Status:
             "program": self.record.program,
             "edge": self.record.edge.edge,
             "pop": self.record.edge.pop,
-            "foreign_programs": list(self.foreign),
+            "foreign_programs": None if self.foreign is None else list(self.foreign),
             "bindings": [binding_as_json(binding) for binding in self.bindings],
             "services": [
                 {
@@ -106,14 +106,14 @@ def read_status(pins: Pins) -> Status:
     return Status(record, tuple(bindings), tuple(_destinations(pins, record)), _foreign(pins))
 
 
-def _foreign(pins: Pins) -> tuple[int, ...]:
-    """Programs attached beside ours; none where the caller may not ask (CAP_NET_ADMIN) or see our own."""
+def _foreign(pins: Pins) -> tuple[int, ...] | None:
+    """Programs attached beside ours; None where the caller may not ask (CAP_NET_ADMIN) or see our own."""
     try:
         ours = pins.live_program()
         with OWN_NETNS.open("rb") as namespace:
             attached = libbpf.attached(namespace.fileno())
     except PermissionError:
-        return ()
+        return None
     return tuple(number for number in attached if number != ours)
 
 

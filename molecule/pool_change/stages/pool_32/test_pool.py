@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import SERVERS, answered_only_from, every_address_reaches
 from testinfra.host import Host
+
+from conftest import SERVERS, answered_only_from, every_address_reaches
 
 
 @pytest.mark.parametrize("server", SERVERS)

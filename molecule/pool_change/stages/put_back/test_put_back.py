@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import SERVERS, answered_only_from
 from testinfra.host import Host
+
+from conftest import SERVERS, answered_only_from
 
 
 @pytest.mark.parametrize("server", SERVERS)
