@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from sockets_support import Bed, make_local
 
-from unmoor.sockets import udp
+from unmoor import udp
 from unmoor.sockets.pins import Pins
 
 DNS = {"label": "dns", "ports": [5300], "protocols": ["udp"]}
