@@ -151,7 +151,9 @@ def free_port() -> int:
 class Running:
     """A server in a process of its own."""
 
-    def __init__(self, directory: Path, data: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, data: dict[str, Any], program: str = "") -> None:
+        """With `program`, the path of a release's `unmoor`, that one serves."""
+        command = [program] if program else [sys.executable, "-c", "from unmoor.commands import main; main()"]
         self.data = data
         self.port: int = data["port"]
         self.config = directory / "dns.json"
@@ -161,7 +163,7 @@ class Running:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-c", "from unmoor.commands import main; main()", "dns", "serve"),
+                    *(*command, "dns", "serve"),
                     *("--config", str(self.config), "--control", str(self.control)),
                 ],
                 stderr=log,

@@ -92,12 +92,13 @@ def explain(name: str, qtype: str, config: Path, pop: str | None, client: str | 
 @cli.command()
 @_config_option
 @_control_option
-def serve(config: Path, control: Path) -> None:
+@click.option("--resume", type=int, hidden=True, help="Descriptor of what the server before us leaves.")
+def serve(config: Path, control: Path, resume: int | None) -> None:
     """Answer queries until SIGTERM; SIGHUP reloads."""
     from unmoor.dns.server import Server  # noqa: PLC0415 - the other commands need none of it
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    Server(config, control).run()
+    Server(config, control, resume).run()
 
 
 @cli.command()
@@ -114,6 +115,37 @@ def reload(control: Path) -> None:
         click.echo(line, err=not reply.done)
     if not reply.done:
         click.echo("refused: the old configuration goes on answering", err=True)
+        sys.exit(1)
+
+
+@cli.command()
+@_control_option
+@click.option(
+    "--program",
+    type=click.Path(path_type=Path),
+    help="The release's bin/unmoor, if it is not the one that asks.",
+)
+def upgrade(control: Path, program: Path | None) -> None:
+    """Have the running server replaced by this release, without losing a query.
+
+    Exit status 1, with the reasons, when the new release failed: the old one goes on answering. Exit status
+    3 when the running server is too old to be replaced: restart it.
+    """
+    from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
+
+    wanted = (program or Path(sys.argv[0])).resolve()
+    running = ask(control, "status").data
+    if "program" not in running:
+        click.echo("the running server cannot be replaced while it runs; restart it", err=True)
+        sys.exit(3)
+    if running["program"] == str(wanted):
+        click.echo(f"no change: {wanted} is in force")
+        return
+    reply = ask(control, "upgrade", str(wanted))
+    for line in reply.lines:
+        click.echo(line, err=not reply.done)
+    if not reply.done:
+        click.echo("refused: the old release goes on answering", err=True)
         sys.exit(1)
 
 

@@ -16,12 +16,20 @@ from unmoor.errors import UnmoorError
 
 DEFAULT_PATH = Path("/run/unmoor-dns/control.sock")
 
-Command = Literal["reload", "status"]
+Command = Literal["reload", "status", "upgrade"]
 
 #: Seconds. A client must say at once what it wants; a reload may take its time with a large document.
 _REQUEST_TIMEOUT = 1.0
 _REPLY_TIMEOUT = 120.0
-_MAX_REQUEST = 4096
+_MAX_REQUEST = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client wants; `program` is what `upgrade` is to."""
+
+    command: str
+    program: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +41,13 @@ class Reply:
     data: Any = None
 
 
-def ask(path: Path, command: Command) -> Reply:
+def ask(path: Path, command: Command, program: str = "") -> Reply:
     """Ask the server behind `path`. Raises UnmoorError when there is none, or when it does not reply."""
     with socket.socket(socket.AF_UNIX) as door:
         door.settimeout(_REPLY_TIMEOUT)
         try:
             door.connect(str(path))
-            door.sendall(json.dumps({"command": command}).encode() + b"\n")
+            door.sendall(json.dumps(asdict(Request(command, program))).encode() + b"\n")
             with door.makefile("rb") as stream:
                 said = json.loads(stream.readline())
             return Reply(said["done"], tuple(said["lines"]), said["data"])
@@ -85,7 +93,7 @@ def _remove_stale(path: Path) -> None:
         path.unlink()
 
 
-def receive(door: socket.socket) -> str | None:
+def receive(door: socket.socket) -> Request | None:
     """Read one request; None for what is none, or for a client that may not ask."""
     door.settimeout(_REQUEST_TIMEOUT)
     credentials = door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -94,10 +102,11 @@ def receive(door: socket.socket) -> str | None:
         return None
     try:
         with door.makefile("rb") as stream:
-            command = json.loads(stream.readline(_MAX_REQUEST))["command"]
-    except (OSError, ValueError, KeyError, TypeError):
+            request = json.loads(stream.readline(_MAX_REQUEST))
+        command, program = request["command"], request.get("program", "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return command if isinstance(command, str) else None
+    return Request(command, program) if isinstance(command, str) and isinstance(program, str) else None
 
 
 def reply(door: socket.socket, said: Reply) -> None:

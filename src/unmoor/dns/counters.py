@@ -53,13 +53,13 @@ class Counts:
         """Make a row that nobody shares."""
         return cls(memoryview(bytearray(_ROW * 8)).cast("Q"))
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Event, times: int = 1) -> None:
         """Count an event."""
-        self._events[event] += 1
+        self._events[event] += times
 
-    def add_rcode(self, rcode: int) -> None:
+    def add_rcode(self, rcode: int, times: int = 1) -> None:
         """Count a reply without a drawn address."""
-        self._rcodes[rcode] += 1
+        self._rcodes[rcode] += times
 
     def event(self, event: Event) -> int:
         """How often an event was counted."""
@@ -83,8 +83,10 @@ class Table:
     """All rows. Made by the parent before its first worker."""
 
     def __init__(self, places: int) -> None:
-        self._memory = memoryview(mmap.mmap(-1, places * 2 * _ROW * 8)).cast("Q")
-        self._rows = [Counts(self._memory[at * _ROW : (at + 1) * _ROW]) for at in range(places * 2)]
+        # The last row is nobody's: it holds what was counted before the table was made.
+        rows = places * 2 + 1
+        self._memory = memoryview(mmap.mmap(-1, rows * _ROW * 8)).cast("Q")
+        self._rows = [Counts(self._memory[at * _ROW : (at + 1) * _ROW]) for at in range(rows)]
         self._slots: dict[str, int] = {}
 
     def row(self, place: int, generation: int) -> Counts:
@@ -113,6 +115,23 @@ class Table:
                     row.policies[slot] = 0
             self._slots[name] = slot
         return {name: self._slots[name] for name in wanted}
+
+    def carry(self, totals: Totals) -> None:
+        """Go on from what another server counted; its policies that we do not have add to NOERROR."""
+        row = self._rows[-1]
+        unnamed = dict(totals.rcodes)
+        for name, count in totals.policies.items():
+            if name in self._slots:
+                row.policies[self._slots[name]] = count
+                unnamed["NOERROR"] -= count
+        for code, name in wire.RCODE_NAMES.items():
+            row.add_rcode(code, unnamed.get(name, 0))
+        for event in Event:
+            row.add(event, totals.events.get(event.name.lower(), 0))
+
+    def all_totals(self) -> Totals:
+        """Add up all rows, for every policy that has a counter."""
+        return self.totals(self._slots)
 
     def totals(self, policies: Iterable[str]) -> Totals:
         """Add up all rows: answers of the given policies, replies by code, events."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
 from contextlib import suppress
+
+#: Milliseconds that systemd may take to read what it was told.
+_BARRIER_PATIENCE = 2000
 
 
 def notify(*assignments: str) -> None:
@@ -13,9 +17,32 @@ def notify(*assignments: str) -> None:
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
-    address = "\0" + path[1:] if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door, suppress(OSError):
-        door.sendto("\n".join(assignments).encode(), address)
+        door.sendto("\n".join(assignments).encode(), _address(path))
+
+
+def hand_over(pid: int, *assignments: str) -> None:
+    """Say that process `pid` is the service from now on, and wait until systemd knows."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    notify(f"MAINPID={pid}", "READY=1", *assignments)
+    # sd_notify_barrier(3): systemd closes the descriptor when it has read everything before it.
+    here, there = os.pipe()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door, suppress(OSError):
+            door.connect(_address(path))
+            socket.send_fds(door, [b"BARRIER=1"], [there])
+    finally:
+        os.close(there)
+    poll = select.poll()
+    poll.register(here, 0)  # POLLHUP is always told
+    poll.poll(_BARRIER_PATIENCE)
+    os.close(here)
+
+
+def _address(path: str) -> str:
+    return "\0" + path[1:] if path.startswith("@") else path
 
 
 def reloading() -> None:

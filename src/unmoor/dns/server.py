@@ -13,18 +13,21 @@ import resource
 import selectors
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmoor.dns import control, listeners, notify, worker
+import unmoor
+from unmoor.dns import control, cookies, listeners, notify, upgrade, worker
 from unmoor.dns.change import describe_change
 from unmoor.dns.counters import Table
 from unmoor.dns.listeners import Endpoint, Pair
 from unmoor.dns.snapshot import Snapshot, build
+from unmoor.dns.upgrade import Estate, Predecessor, Successor
 from unmoor.dns.worker import Worker
 from unmoor.errors import UnmoorError
 from unmoor.model import DnsDocument, load
@@ -59,24 +62,34 @@ class Process:
 class Server:
     """Serves the document at `config` until it is told to stop. Raises UnmoorError if it cannot begin."""
 
-    def __init__(self, config: Path, control_path: Path) -> None:
+    def __init__(self, config: Path, control_path: Path, estate: int | None = None) -> None:
+        """With `estate`, a descriptor, take over from the server that started us (see upgrade.py)."""
         self._config = config
         self._control_path = control_path
         self._table = Table(MAX_PLACES)
-        self._pairs: dict[Endpoint, Pair] = {}
         # Those that serve, by place; all that live, by pid; and places whose worker could not be started.
         self._processes: dict[int, Process] = {}
         self._children: dict[int, Process] = {}
         self._vacant: set[int] = set()
-        self._restarts = 0
-        self._generation = 1
-        self._started = time.monotonic()
         self._refused: str | None = None
+        self._successor: Successor | None = None
+        # Who asked for the upgrade that is under way.
+        self._asker: socket.socket | None = None
+        self._predecessor = None if estate is None else Predecessor(estate)
+        self._pairs: dict[Endpoint, Pair] = {}
+        self._restarts, self._generation, self._started = 0, 1, time.monotonic()
+        if self._predecessor:
+            left = self._predecessor.estate
+            self._generation, self._started = left.generation + 1, left.started
+            self._pairs = self._predecessor.pairs()
+            cookies.OWN_SECRET = bytes.fromhex(left.secret)
         self._snapshot = self._build(load(DnsDocument, config))
         # Ours alone from here: a second server must fail before it has taken a share of the queries.
-        self._control = control.listen(control_path)
+        self._control = self._predecessor.control if self._predecessor else control.listen(control_path)
         self._selector = selectors.DefaultSelector()
         self._running = True
+        # Whether another release has taken over, and what is ours no longer matters.
+        self._replaced = False
 
     # -- life --------------------------------------------------------------------------------------------
 
@@ -85,25 +98,37 @@ class Server:
         _raise_file_limit()
         woken = self._catch_signals()
         self._selector.register(woken, selectors.EVENT_READ, lambda: self._signalled(woken))
-        self._selector.register(self._control, selectors.EVENT_READ, self._controlled)
         try:
-            self._pairs = _open_missing(_endpoints(self._snapshot.document), {})
-            for place in range(_places(self._snapshot.document)):
-                self._adopt(self._spawn(place, self._snapshot, self._generation, self._pairs))
-            notify.notify("READY=1", f"STATUS={self._summary()}")
+            if self._predecessor:
+                self._take_over(self._predecessor)
+            else:
+                self._begin()
+            self._selector.register(self._control, selectors.EVENT_READ, self._controlled)
             log.info("serving %s", self._summary())
             while self._running:
-                for key, _ in self._selector.select(_RETRY if self._vacant else None):
+                for key, _ in self._selector.select(_RETRY if self._vacant or self._successor else None):
                     key.data()
                 for place in list(self._vacant):
                     self._fill(place)
+                if self._successor and time.monotonic() > self._successor.deadline:
+                    self._give_up(self._successor.last_words())
         finally:
-            self._stop()
+            if not self._replaced:
+                self._stop()
+
+    def _begin(self) -> None:
+        self._pairs = _open_missing(_endpoints(self._snapshot.document), {})
+        for place in range(_places(self._snapshot.document)):
+            self._adopt(self._spawn(place, self._snapshot, self._generation, self._pairs))
+        notify.notify("READY=1", f"STATUS={self._summary()}")
 
     def _stop(self) -> None:
-        notify.notify("STOPPING=1")
-        with suppress(OSError):
-            self._control_path.unlink()
+        if not self._predecessor:  # else it is not ours, yet
+            notify.notify("STOPPING=1")
+            with suppress(OSError):
+                self._control_path.unlink()
+        if self._successor:
+            self._successor.close()
         for process in self._processes.values():
             process.channel.shutdown(socket.SHUT_RDWR)
         for process in list(self._children.values()):
@@ -132,16 +157,23 @@ class Server:
         except OSError:  # it went away while it waited
             return
         with door:
-            command = control.receive(door)
-            if command == "reload":
-                control.reply(door, self._reload())
-            elif command == "status":
+            request = control.receive(door)
+            if request is None:
+                return
+            if request.command == "status":
                 control.reply(door, control.Reply(done=True, data=self.status()))
+            elif request.command == "reload":
+                control.reply(door, self._reload())
+            elif request.command == "upgrade":
+                refusal = self._start_upgrade(request.program, door)
+                if refusal:
+                    log.error("upgrade refused: %s", refusal)
+                    control.reply(door, control.Reply(done=False, lines=tuple(refusal.splitlines())))
 
     # -- workers -----------------------------------------------------------------------------------------
 
     def _spawn(self, place: int, snapshot: Snapshot, generation: int, pairs: dict[Endpoint, Pair]) -> Process:
-        """Start a worker and wait until it serves. Raises UnmoorError if it does not."""
+        """Start a worker and wait until it stands by. Raises UnmoorError if it does not."""
         # During a reload `pairs` holds those of the old document as well.
         own = [pairs[each] for each in _endpoints(snapshot.document) if each.place == place]
         foreign = [each for pair in pairs.values() if pair not in own for each in pair]
@@ -182,6 +214,9 @@ class Server:
             self._selector.close()
             for each in (*foreign, self._control):
                 each.close()
+            if self._predecessor:
+                self._predecessor.restore_errors()
+                self._predecessor.channel.close()
             work()
             status = 0
         except BaseException:
@@ -190,8 +225,10 @@ class Server:
             os._exit(status)
 
     def _adopt(self, process: Process) -> None:
-        """Make `process` the one that serves its place, and watch over it."""
+        """Have `process` serve its place, and watch over it."""
         process.inheritance.close()
+        with suppress(OSError):  # it died: its channel will tell
+            process.channel.send(worker.BEGIN)
         self._processes[process.place] = process
         self._selector.register(process.channel, selectors.EVENT_READ, lambda: self._died(process))
 
@@ -220,10 +257,10 @@ class Server:
             log.critical("%s; trying again in %.0f s", error, _RETRY)
             self._vacant.add(place)
 
-    def _retire(self, process: Process, successor: Process) -> None:
-        """Have a worker stop, and send its connections to `successor`; then it is gone."""
+    def _retire(self, process: Process, inheritance: socket.socket) -> None:
+        """Have a worker stop, and send its connections to who reads `inheritance`; then it is gone."""
         with suppress(OSError):
-            socket.send_fds(process.channel, [worker.RETIRE], [successor.inheritance.fileno()])
+            socket.send_fds(process.channel, [worker.RETIRE], [inheritance.fileno()])
             if _hear(process) != worker.RETIRED:
                 log.error("worker %d (pid %d) did not retire; killing it", process.place, process.pid)
                 os.kill(process.pid, signal.SIGKILL)
@@ -250,6 +287,10 @@ class Server:
 
     def _reload(self) -> control.Reply:
         """Bring the document on disk into force; refused, everything stays as it was."""
+        if self._successor:
+            why = f"an upgrade to {self._successor.program} is under way, which reads the document as well"
+            log.error("reload refused: %s", why)
+            return control.Reply(done=False, lines=(why,))
         notify.reloading()
         old = self._snapshot.document
         try:
@@ -292,17 +333,116 @@ class Server:
                 self._bury(process)
             _close_others(pairs, keep=self._pairs)
             raise
-        successors = {process.place: process for process in started}
-        for process in list(self._processes.values()):
-            self._abandon(process)
-            self._retire(process, successors.get(process.place, started[0]))
-        for process in started:
-            self._adopt(process)
+        self._switch(
+            {process.place: process.inheritance for process in started},
+            lambda place: self._adopt(started[place]),
+        )
         self._vacant.clear()
         _close_others(self._pairs, keep=wanted)
         self._pairs = {endpoint: pairs[endpoint] for endpoint in wanted}
         self._snapshot = snapshot
         self._generation += 1
+
+    def _switch(self, inheritances: Mapping[int, socket.socket], begin: Callable[[int], None]) -> None:
+        """Retire every worker and `begin` its successor, one place after another.
+
+        What arrives at a place in between waits in its sockets. Places that go away leave their connections
+        to the first one that stays, before that begins.
+        """
+        heir = next(iter(inheritances.values()))
+        going = sorted(self._processes.values(), key=lambda each: each.place in inheritances)
+        for process in going:
+            self._abandon(process)
+            self._retire(process, inheritances.get(process.place, heir))
+            if process.place in inheritances:
+                begin(process.place)
+        for place in inheritances.keys() - {process.place for process in going}:
+            begin(place)
+
+    # -- upgrade -----------------------------------------------------------------------------------------
+
+    def _start_upgrade(self, program: str, asker: socket.socket) -> str:
+        """Start the release that is to replace us; gives the reason if that cannot be."""
+        if self._successor:
+            return f"an upgrade to {self._successor.program} is under way; wait for its end"
+        if refusal := upgrade.check_program(program):
+            return refusal
+        arguments = ("--config", str(self._config), "--control", str(self._control_path))
+        estate = Estate(
+            self._generation,
+            self._restarts,
+            self._started,
+            cookies.OWN_SECRET.hex(),
+            self._control.fileno(),
+            upgrade.describe(self._pairs),
+        )
+        try:
+            self._successor = Successor(program, arguments, estate)
+        except UnmoorError as error:
+            return str(error)
+        log.info("upgrade: %s is preparing", program)
+        notify.reloading()
+        self._asker = asker.dup()
+        self._selector.register(self._successor.channel, selectors.EVENT_READ, self._prepared)
+        return ""
+
+    def _prepared(self) -> None:
+        """Listen to the new release; when its workers stand by, retire ours."""
+        if self._successor is None:
+            return
+        try:
+            if self._successor.hear():
+                self._hand_over(self._successor)
+        except UnmoorError as error:
+            self._give_up(str(error))
+        except Exception as error:
+            log.exception("upgrade failed")
+            self._give_up(f"a defect of unmoor: {error!r}; see the journal")
+
+    def _hand_over(self, successor: Successor) -> None:
+        self._switch(successor.inheritances, successor.begin)
+        summary = successor.finish(self._table.all_totals(), self._restarts)
+        self._running, self._replaced = False, True
+        log.info("upgrade: %s is in force", successor.program)
+        notify.hand_over(successor.pid, f"STATUS={summary}")
+        if self._asker:
+            control.reply(self._asker, control.Reply(done=True, lines=(summary,)))
+
+    def _give_up(self, reason: str) -> None:
+        """Stay in force, since the new release has failed."""
+        if self._successor:
+            self._selector.unregister(self._successor.channel)
+            self._successor.close()
+            self._successor = None
+        for place in range(_places(self._snapshot.document)):
+            if place not in self._processes:
+                self._fill(place)
+        self._refused = f"upgrade: {reason}"
+        log.error("upgrade refused, generation %d stays in force: %s", self._generation, reason)
+        notify.notify("READY=1", f"STATUS={self._summary()}; the last upgrade was refused")
+        if self._asker:
+            with self._asker:
+                control.reply(self._asker, control.Reply(done=False, lines=tuple(reason.splitlines())))
+            self._asker = None
+
+    def _take_over(self, predecessor: Predecessor) -> None:
+        """Stand by, and begin at each place when the other server leaves it."""
+        document = self._snapshot.document
+        wanted = _endpoints(document)
+        self._pairs = _open_missing(wanted, self._pairs)
+        started = [
+            self._spawn(place, self._snapshot, self._generation, self._pairs)
+            for place in range(_places(document))
+        ]
+        for place in predecessor.offer({each.place: each.inheritance for each in started}):
+            self._adopt(started[place])
+        totals, self._restarts = predecessor.counters()
+        self._table.carry(totals)
+        _close_others(self._pairs, keep=wanted)
+        self._pairs = {endpoint: self._pairs[endpoint] for endpoint in wanted}
+        predecessor.restore_errors()
+        predecessor.in_force(f"release {unmoor.__version__} in force: {self._summary()}")
+        self._predecessor = None
 
     # -- what there is to say ----------------------------------------------------------------------------
 
@@ -321,6 +461,9 @@ class Server:
         return {
             "pop": document.pop,
             "edge": document.edge,
+            "release": unmoor.__version__,
+            "program": _program(),
+            "pid": os.getpid(),
             "generation": self._generation,
             "uptime": round(time.monotonic() - self._started, 1),
             "listen": [str(address) for address in document.listen],
@@ -337,6 +480,11 @@ class Server:
             "events": totals.events,
             "refused": self._refused,
         }
+
+
+def _program() -> str:
+    """Where the release that runs stands; nothing when it was started in another way."""
+    return str(Path(sys.argv[0]).resolve()) if Path(sys.argv[0]).is_absolute() else ""
 
 
 def _workers(count: int) -> str:

@@ -17,6 +17,7 @@ from unmoor.dns.tcp import Connections
 
 # What parent and worker say to each other, one message each (SOCK_SEQPACKET).
 READY = b"ready"
+BEGIN = b"begin"
 RETIRE = b"retire"
 RETIRED = b"retired"
 
@@ -31,8 +32,10 @@ _HAND_OVER_TIMEOUT = 2.0
 class Worker:
     """Serves one snapshot for its whole life.
 
-    A reload starts a new worker on the same sockets and retires this one: between two packets this one
-    stops, and none is lost, since what has arrived stays in the sockets. `workers` is how many there are.
+    A reload starts a new worker on the same sockets, which stands by, and retires this one: between two
+    packets this one stops, and only then the new one begins. None is lost, since what has arrived stays in
+    the sockets; and no client that was answered by the new one is answered by this one afterwards.
+    `workers` is how many there are.
     """
 
     def __init__(
@@ -52,21 +55,18 @@ class Worker:
         options = Options(document, IDLE)
         answer = answerer(snapshot, counts, options)
         self._connections = Connections(answer, counts, self._watch, self._unwatch)
-        self._drains = []
+        self._drains: list[Callable[[int], None]] = []
         if document.rate_limit:
             share = RateLimit(max(1, document.rate_limit // workers))
             answer = limited(answer, share, options, counts)
-        for pair in pairs:
-            drain = _drain(pair.udp, answer, counts)
-            self._drains.append(drain)
-            self._watch(pair.udp.fileno(), select.EPOLLIN, drain)
-            self._watch(pair.tcp.fileno(), select.EPOLLIN, self._accept_from(pair.tcp))
+        self._pairs = tuple(pairs)
+        self._answer, self._counts = answer, counts
         self._watch(parent.fileno(), select.EPOLLIN, self._obey)
         self._watch(predecessor.fileno(), select.EPOLLIN, self._adopt)
         self._running = True
 
     def run(self) -> None:
-        """Serve until retired, or until the parent is gone."""
+        """Serve from the parent's word on until retired, or until the parent is gone."""
         self._parent.send(READY)
         poll, handlers = self._poll.poll, self._handlers
         while self._running:
@@ -76,6 +76,13 @@ class Worker:
                     handler(events)
                 if not self._running:
                     break
+
+    def _begin(self) -> None:
+        for pair in self._pairs:
+            drain = _drain(pair.udp, self._answer, self._counts)
+            self._drains.append(drain)
+            self._watch(pair.udp.fileno(), select.EPOLLIN, drain)
+            self._watch(pair.tcp.fileno(), select.EPOLLIN, self._accept_from(pair.tcp))
 
     def _watch(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
         known = descriptor in self._handlers
@@ -99,6 +106,9 @@ class Worker:
 
     def _obey(self, _: int) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._parent, 64, 1)
+        if message == BEGIN:
+            self._begin()
+            return
         self._running = False
         for drain in self._drains:  # the sockets may be closed after this
             drain(0)

@@ -1,0 +1,399 @@
+"""A new release takes the running server over: real releases, real processes, real sockets, under load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import dns.edns
+import dns.message
+import dns.query
+import pytest
+from dns_support import Running, document, free_port
+from test_dns_server import address_in, connect, eventually, framed, read_framed, with_pool
+
+import unmoor
+
+QUERY = dns.message.make_query("host0.example.com", "A").to_wire()
+POOL = ip_network("198.18.0.0/20")
+LAUNCHER = """\
+#!{python}
+import sys
+sys.path.insert(0, {site!r})
+from unmoor.commands import main
+main()
+"""
+
+
+class Release:
+    """A copy of the program, as the role `release` unpacks one."""
+
+    def __init__(self, root: Path, version: str) -> None:
+        self.version = version
+        self.package = root / version / "site" / "unmoor"
+        shutil.copytree(
+            Path(unmoor.__file__).parent, self.package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+        self.replace("__init__.py", "try:", f'__version__ = "{version}"\ntry:')
+        self.replace("__init__.py", "    __version__ = version", "    version")
+        self.replace("__init__.py", '    __version__ = "0+unknown"', "    pass")
+        self.program = root / version / "bin" / "unmoor"
+        self.program.parent.mkdir()
+        self.program.write_text(LAUNCHER.format(python=sys.executable, site=str(self.package.parent)))
+        self.program.chmod(0o755)
+
+    def replace(self, file: str, old: str, new: str) -> Release:
+        """Change a line of the program."""
+        path = self.package / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+        return self
+
+    def upgrade(self, server: Running) -> subprocess.CompletedProcess[str]:
+        """`unmoor dns upgrade`, as the role's handler calls it."""
+        command = [str(self.program), "dns", "upgrade", "--control", str(server.control)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+
+
+class Upgradable(Running):
+    """A server whose process changes."""
+
+    def stop(self) -> int:
+        with contextlib.suppress(Exception):
+            pid = self.status()["pid"]
+            os.kill(pid, signal.SIGTERM)
+            eventually(lambda: not alive(pid))
+        return super().stop()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Upgradable]:
+    first = Release(tmp_path, "1.0")
+    running = Upgradable(tmp_path, document(port=free_port()), program=str(first.program))
+    try:
+        yield running.wait()
+    finally:
+        running.stop()
+
+
+class Load(threading.Thread):
+    """Keeps some queries under way; a reply that does not come, or that nobody asked for, is told."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self._port = port
+        self.enough = False
+        self.answered = 0
+        self.wrong: list[str] = []
+
+    def run(self) -> None:
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+                door.settimeout(10)
+                door.connect(("127.0.0.1", self._port))
+                while not self.enough:
+                    self._round(door)
+        except Exception as error:
+            self.wrong.append(repr(error))
+
+    def _round(self, door: socket.socket) -> None:
+        asked = {struct.pack("!H", (self.answered + at) & 0xFFFF) for at in range(32)}
+        for ident in asked:
+            door.send(ident + QUERY[2:])
+        for _ in range(32):
+            reply = door.recv(4096)
+            asked.remove(reply[:2])
+            if reply[2:4] != b"\x85\x00" or ip_address(reply[-4:]) not in POOL:
+                self.wrong.append(reply.hex())
+        self.answered += 32
+
+
+@contextlib.contextmanager
+def loaded(server: Running) -> Iterator[list[Load]]:
+    """Clients that ask all the while; at the end, nothing was lost and nothing was wrong."""
+    loads = [Load(server.port) for _ in range(3)]
+    for load in loads:
+        load.start()
+    try:
+        yield loads
+    finally:
+        for load in loads:
+            load.enough = True
+        for load in loads:
+            load.join()
+    assert [load.wrong for load in loads] == [[]] * len(loads)
+    assert all(load.answered for load in loads)
+
+
+def ask_over(stream: socket.socket) -> object:
+    stream.sendall(framed(QUERY))
+    return address_in(read_framed(stream))
+
+
+# -- what works ------------------------------------------------------------------------------------------
+
+
+def test_twenty_upgrades_lose_nothing(server: Upgradable, tmp_path: Path) -> None:
+    releases = [Release(tmp_path, "2.0"), Release(tmp_path, "3.0")]
+    pids = {server.process.pid}
+    with loaded(server) as loads, connect(server) as stream:
+        asked = 0
+        for number in range(20):
+            release = releases[number % 2]
+            # In the middle of a question, with others before it that nobody has read the answers of.
+            stream.sendall(framed(QUERY) * 50 + framed(QUERY)[:9])
+            done = release.upgrade(server)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.startswith(
+                f"release {release.version} in force: generation {number + 2} on 2 workers"
+            )
+            stream.sendall(framed(QUERY)[9:])
+            assert all(address_in(read_framed(stream)) in POOL for _ in range(51))
+            asked += 51
+            status = server.status()
+            assert status["release"] == release.version
+            assert status["generation"] == number + 2
+            pids.add(status["pid"])
+    assert len(pids) == 21
+    eventually(lambda: not any(alive(pid) for pid in pids - {server.status()["pid"]}))
+    # Each release goes on from what the one before it had counted.
+    total = sum(load.answered for load in loads) + asked
+    status = server.status()
+    assert status["policies"]["free"] == status["rcodes"]["NOERROR"] == total
+    assert status["events"]["tcp_queries"] == asked
+
+
+def test_an_upgrade_to_what_runs_changes_nothing(server: Upgradable, tmp_path: Path) -> None:
+    release = Release(tmp_path, "2.0")
+    assert release.upgrade(server).returncode == 0
+    before = server.status()["pid"]
+    again = release.upgrade(server)
+    assert again.returncode == 0
+    assert again.stdout == f"no change: {release.program} is in force\n"
+    assert server.status()["pid"] == before
+
+
+def test_the_document_on_disk_comes_into_force_with_it(server: Upgradable, tmp_path: Path) -> None:
+    changed = with_pool(server.data, "198.18.7.7/32")
+    server.write({**changed, "listen": ["127.0.0.1"], "workers": 3})
+    with connect(server) as stream:
+        assert Release(tmp_path, "2.0").upgrade(server).returncode == 0
+        assert str(ask_over(stream)) == "198.18.7.7"
+    assert len(server.workers()) == 3
+    with pytest.raises(ConnectionRefusedError):
+        connect(server, "::1")
+
+
+def test_it_lives_on_as_any_server_does(server: Upgradable, tmp_path: Path) -> None:
+    assert Release(tmp_path, "2.0").upgrade(server).returncode == 0
+    server.write(with_pool(server.data, "198.18.7.7/32"))
+    assert server.reload().lines[-1] == "generation 3 in force on 2 workers"
+    before = server.workers()
+    os.kill(before[0], signal.SIGKILL)
+    eventually(lambda: before[0] not in server.workers() and len(server.workers()) == 2)
+    pid, workers = server.status()["pid"], server.workers()
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not alive(pid))
+    assert not server.control.exists()
+    assert not any(alive(each) for each in workers)
+
+
+def test_cookies_stay_valid(server: Upgradable, tmp_path: Path) -> None:
+    """Also of a document without a secret, where each server would draw its own."""
+
+    def cookie(sent: bytes) -> bytes:
+        query = dns.message.make_query(
+            "host0.example.com", "A", options=[dns.edns.CookieOption(b"8octets!", sent)]
+        )
+        reply = dns.query.udp(query, "127.0.0.1", 5, server.port)
+        found = reply.options[0]
+        assert isinstance(found, dns.edns.CookieOption)
+        return found.server
+
+    before = cookie(b"")
+    assert Release(tmp_path, "2.0").upgrade(server).returncode == 0
+    assert cookie(before) == before
+
+
+def test_systemd_learns_who_the_server_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(20)
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        first = Release(tmp_path, "1.0")
+        server = Upgradable(tmp_path, document(port=free_port()), program=str(first.program)).wait()
+        try:
+            assert systemd.recv(4096).startswith(b"READY=1\n")
+            asking = threading.Thread(target=Release(tmp_path, "2.0").upgrade, args=(server,))
+            asking.start()
+            assert systemd.recv(4096).startswith(b"RELOADING=1\n")
+            lines = systemd.recv(4096).decode().splitlines()
+            assert lines[:2] == [f"MAINPID={server.status()['pid']}", "READY=1"]
+            assert lines[2].startswith("STATUS=release 2.0 in force: generation 2 on 2 workers")
+            message, descriptors, _, _ = socket.recv_fds(systemd, 4096, 4)
+            assert message == b"BARRIER=1"
+            assert server.process.poll() is None  # it waits for systemd
+            for each in descriptors:
+                os.close(each)
+            server.process.wait(5)
+            asking.join()
+        finally:
+            server.stop()
+
+
+# -- what is broken --------------------------------------------------------------------------------------
+
+BUILD = "        return build("
+OFFER = "        for place in predecessor.offer("
+BEGIN = "            self._adopt(started[place])\n        totals"
+KEY = "raise KeyError(7)"
+KILL = "os.kill(os.getpid(), 9)"
+# What is written into which file, before which line, and what the operator is told.
+BROKEN = {
+    "import error": (
+        "dns/server.py",
+        "import gc",
+        "import no_such_module",
+        "No module named 'no_such_module'",
+    ),
+    "syntax error": ("dns/worker.py", "import select", "import (", "SyntaxError"),
+    "crash while building": ("dns/server.py", BUILD, KEY, "KeyError: 7"),
+    "crash of a worker": ("dns/worker.py", "        self._parent.send(READY)", KEY, "worker 0 did not start"),
+    "killed while building": ("dns/server.py", BUILD, KILL, "status -9"),
+    "killed before its workers": ("dns/server.py", "        started = [\n", KILL, "status -9"),
+    "killed when they stand by": ("dns/server.py", OFFER, KILL, "status -9"),
+    "killed at the first place": ("dns/server.py", BEGIN, KILL, "status -9"),
+    "killed when all is its own": ("dns/server.py", "        totals, self._restarts", KILL, "status -9"),
+    "killed before its last word": ("dns/server.py", "        predecessor.in_force(", KILL, "status -9"),
+    "reads another format": (
+        "dns/upgrade.py",
+        "        if found.get(",
+        "found.clear()",
+        "restart it instead",
+    ),
+    "says nonsense": ("dns/upgrade.py", "        for place, inh", "self.channel.send(b'{')", "fell silent"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_release_changes_nothing(server: Upgradable, tmp_path: Path, how: str) -> None:
+    file, line, fault, reason = BROKEN[how]
+    indent = line[: len(line) - len(line.lstrip())]
+    broken = Release(tmp_path, "2.0").replace(file, line, f"{indent}{fault}\n{line}")
+    with loaded(server):
+        refused = broken.upgrade(server)
+        assert refused.returncode == 1, refused
+        assert reason in refused.stderr
+        assert "the old release goes on answering" in refused.stderr
+    status = server.status()
+    assert status["pid"] == server.process.pid
+    assert (status["release"], status["generation"]) == ("1.0", 1)
+    assert len(status["workers"]) == 2
+    assert status["refused"].startswith("upgrade: ")
+    # None of its processes is left, and a good release still gets in.
+    assert not any(str(broken.program) in line for line in commands())
+    assert Release(tmp_path, "3.0").upgrade(server).returncode == 0
+    assert server.status()["release"] == "3.0"
+
+
+def commands() -> Iterator[str]:
+    for each in Path("/proc").iterdir():
+        if each.name.isdecimal() and alive(int(each.name)):
+            with contextlib.suppress(OSError):
+                yield (each / "cmdline").read_text().replace("\0", " ")
+
+
+def test_a_wrong_document_is_no_time_for_an_upgrade(server: Upgradable, tmp_path: Path) -> None:
+    server.config.write_text("{")
+    refused = Release(tmp_path, "2.0").upgrade(server)
+    assert refused.returncode == 1
+    assert "is not JSON" in refused.stderr
+    assert server.status()["release"] == "1.0"
+
+
+def test_a_release_that_is_slow_is_waited_for_and_others_are_served(
+    server: Upgradable, tmp_path: Path
+) -> None:
+    slow = Release(tmp_path, "2.0").replace(
+        "dns/server.py", "        return build(", "        time.sleep(2)\n        return build("
+    )
+    asking = threading.Thread(target=slow.upgrade, args=(server,))
+    asking.start()
+    eventually(lambda: "preparing" in server.log.read_text())
+    before = server.workers()
+    os.kill(before[0], signal.SIGKILL)  # replaced as ever
+    eventually(lambda: before[0] not in server.workers() and len(server.workers()) == 2)
+    second = Release(tmp_path, "3.0").upgrade(server)
+    assert second.returncode == 1
+    assert "is under way" in second.stderr
+    reload = server.reload()
+    assert not reload.done
+    assert "is under way" in reload.lines[0]
+    asking.join()
+    assert server.status()["release"] == "2.0"
+    assert server.status()["restarts"] == 1
+
+
+def test_a_server_that_stops_takes_the_unfinished_upgrade_with_it(server: Upgradable, tmp_path: Path) -> None:
+    slow = Release(tmp_path, "2.0").replace(
+        "dns/server.py", "        return build(", "        time.sleep(60)\n        return build("
+    )
+    asking = threading.Thread(target=slow.upgrade, args=(server,))
+    asking.start()
+    eventually(lambda: "preparing" in server.log.read_text())
+    assert Running.stop(server) == 0
+    asking.join()
+    eventually(lambda: not any(str(slow.program) in line and "--resume" in line for line in commands()))
+
+
+@pytest.mark.parametrize("program", ["", "unmoor", "/nowhere/unmoor", "/usr"])
+def test_what_is_no_program_is_refused(server: Upgradable, program: str) -> None:
+    from unmoor.dns.control import ask
+
+    reply = ask(server.control, "upgrade", program)
+    assert not reply.done
+    assert program in reply.lines[0]
+    assert server.status()["pid"] == server.process.pid
+
+
+def test_a_server_that_is_too_old_is_told_apart(tmp_path: Path) -> None:
+    first = Release(tmp_path, "1.0").replace("dns/server.py", '            "program": _program(),\n', "")
+    server = Upgradable(tmp_path, document(port=free_port()), program=str(first.program)).wait()
+    try:
+        done = Release(tmp_path, "2.0").upgrade(server)
+        assert done.returncode == 3
+        assert "restart it" in done.stderr
+    finally:
+        server.stop()
+
+
+def test_no_descriptor_is_left_behind(server: Upgradable, tmp_path: Path) -> None:
+    def descriptors() -> list[str]:
+        found = Path(f"/proc/{server.status()['pid']}/fd")
+        time.sleep(0.1)  # until the connection that asked for the status is closed
+        return sorted(str(each.readlink()).split(":")[0] for each in found.iterdir())
+
+    releases = [Release(tmp_path, "2.0"), Release(tmp_path, "3.0")]
+    assert releases[0].upgrade(server).returncode == 0
+    before = descriptors()
+    for number in range(1, 5):
+        assert releases[number % 2].upgrade(server).returncode == 0
+    eventually(lambda: descriptors() == before)
