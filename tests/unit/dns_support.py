@@ -18,7 +18,7 @@ import dns.flags
 import dns.message
 import dns.rdatatype
 
-from unmoor.dns.answering import IDLE, answerer
+from unmoor.dns.answering import answerer
 from unmoor.dns.control import Reply, ask
 from unmoor.dns.counters import Counts
 from unmoor.dns.options import Options
@@ -112,7 +112,7 @@ class Local:
     def __init__(self, data: dict[str, Any] | None = None) -> None:
         self.counts = Counts.private()
         self.snapshot = snapshot(data)
-        self.answer = answerer(self.snapshot, self.counts, Options(self.snapshot.document, IDLE))
+        self.answer = answerer(self.snapshot, self.counts, Options(self.snapshot.document))
 
     def ask(
         self, name: str, rtype: str = "A", limit: int = 1232, address: str = "127.0.0.1", **options: Any

@@ -13,7 +13,6 @@ import pytest
 from dns_support import Local, document, running
 
 from unmoor.dns import limit, wire
-from unmoor.dns.answering import IDLE
 from unmoor.dns.counters import Event
 from unmoor.dns.limit import RateLimit, limited
 from unmoor.dns.options import Options
@@ -33,7 +32,7 @@ class Limited(Local):
 
     def __init__(self) -> None:
         super().__init__(document())
-        self.options = Options(self.snapshot.document, IDLE)
+        self.options = Options(self.snapshot.document)
         self.answer = limited(self.answer, RateLimit(5), self.options, self.counts)
 
     def outcomes(self, count: int, packet: bytes, address: str = "198.51.100.7") -> Counter[str]:

@@ -139,7 +139,7 @@ def test_malformed_over_tcp(shared: Running) -> None:
 
 
 def test_one_client_holds_only_so_many_connections(tmp_path: Path) -> None:
-    with running(tmp_path, workers=1, listen=["127.0.0.1"]) as server:
+    with running(tmp_path, workers=1, listen=["127.0.0.1"], tcp_per_client=128) as server:
         streams = [connect(server) for _ in range(140)]
         try:
             refused = 0

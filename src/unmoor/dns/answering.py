@@ -17,9 +17,6 @@ from unmoor.dns.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a TCP connection may go without asking a whole question (RFC 7766 section 6.2.3).
-IDLE = 15.0
-
 #: Takes a packet, the most octets that the reply may have, and the address that it came from; gives the
 #: reply, or None for silence.
 Answerer = Callable[[bytes, int, str], bytes | None]

@@ -22,6 +22,8 @@ _PMTUDISC_OMIT = 5
 #: Asked of the kernel, which grants at most net.core.rmem_max.
 _RECEIVE_BUFFER = 4 << 20
 _BACKLOG = 1024
+#: Of one TCP connection, for each direction, octets; the kernel doubles it.
+_CONNECTION_BUFFER = 65536
 
 
 class Endpoint(NamedTuple):
@@ -73,6 +75,9 @@ def _bind(endpoint: Endpoint, shared: bool) -> Pair:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
             _allow_any_address(each, family)
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by connections. Without it the kernel would keep megabytes for a client that never reads.
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CONNECTION_BUFFER)
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CONNECTION_BUFFER)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         _ignore_path_mtu(udp, family)
         udp.bind((str(endpoint.address), endpoint.port))

@@ -17,13 +17,13 @@ NOT_AUTHORITATIVE = (EXTENDED_ERROR, b"\0\x14")
 
 
 class Options:
-    """Gives the options that a query asked for. `idle` is the limit of idle TCP connections, seconds."""
+    """Gives the options that a query asked for."""
 
-    def __init__(self, document: DnsDocument, idle: float) -> None:
+    def __init__(self, document: DnsDocument) -> None:
         secret = bytes.fromhex(document.cookie_secret) if document.cookie_secret else cookies.OWN_SECRET
         self._cookies = Cookies(secret)
         self._name = document.edge.encode() if document.tell_name else b""
-        self._idle = round(idle * 10).to_bytes(2, "big")
+        self._idle = (document.tcp_idle * 10).to_bytes(2, "big")
 
     def knows(self, edns: Edns, address: str) -> bool:
         """Whether the query carries a server cookie of ours. Raises QueryError for malformed options."""

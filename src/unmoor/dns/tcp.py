@@ -1,7 +1,13 @@
-"""DNS over TCP (RFC 7766): pipelined queries, bounded in connections, memory and time."""
+"""DNS over TCP (RFC 7766): pipelined queries, bounded in connections, memory and time.
+
+Questions are answered at once, in the order in which they came, so there is nothing that a later answer
+could overtake (RFC 7766 section 6.2.1.1). Many of them on one connection hold up no other: a turn answers
+what one read brought, and none is read while too many answers wait for a slow reader.
+"""
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 import struct
@@ -12,17 +18,45 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from unmoor.dns import wire
-from unmoor.dns.answering import IDLE, Answerer
+from unmoor.dns.answering import Answerer
 from unmoor.dns.counters import Counts, Event
+from unmoor.model import DnsDocument
 
-#: Connections of one worker. One more closes the one that has been idle for longest.
-MAX_CONNECTIONS = 512
-#: Of these, what one client may hold (an IPv4 address, or an IPv6 /64); one more is refused.
-MAX_PER_CLIENT = 128
+log = logging.getLogger(__name__)
+
+#: Octets that all connections of one worker may hold, received and unsent together; beyond it those that
+#: have been idle for longest are closed. One connection holds at most about 210 KB.
+MAX_HELD = 32 << 20
 #: Replies waiting for a slow reader, octets; beyond it no further question of the connection is read.
 _MAX_UNSENT = 65536
 _CHUNK = 16384
 _ACCEPTS_AT_ONCE = 16
+#: Of a connection that is handed to another worker, which may be of another release.
+_FORMAT = 1
+_STATE = struct.Struct("!B?I")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the TCP side of one worker may use: connections, those of one client, seconds for a question."""
+
+    connections: int
+    per_client: int
+    idle: float
+
+    @classmethod
+    def of(cls, document: DnsDocument, workers: int, descriptors: int) -> Limits:
+        """Give one of `workers` its share, and no more connections than there are `descriptors` for."""
+        share = -(-document.tcp_connections // workers)
+        if share > descriptors:
+            log.warning(
+                "tcp_connections: %d a worker are asked for, LimitNOFILE= of the unit leaves room for %d",
+                share,
+                descriptors,
+            )
+        return cls(
+            max(1, min(share, descriptors)), max(1, document.tcp_per_client // workers), document.tcp_idle
+        )
 
 
 @dataclass(slots=True)
@@ -36,6 +70,8 @@ class Connection:
     received: bytearray = field(default_factory=bytearray)
     unsent: bytearray = field(default_factory=bytearray)
     finished: bool = False
+    #: Octets of both buffers, as of the last look.
+    held: int = 0
 
 
 class Connections:
@@ -43,11 +79,13 @@ class Connections:
 
     def __init__(
         self,
+        limits: Limits,
         answer: Answerer,
         counts: Counts,
         watch: Callable[[int, int, Callable[[int], None]], None],
         unwatch: Callable[[int], None],
     ) -> None:
+        self._limits = limits
         self._answer = answer
         self._counts = counts
         self._watch = watch
@@ -55,6 +93,7 @@ class Connections:
         # In the order of their deadlines: whoever asks goes to the end.
         self._open: dict[int, Connection] = {}
         self._clients: Counter[bytes] = Counter()
+        self._held = 0
 
     def accept(self, listener: socket.socket) -> None:
         """Take what waits in the listener's queue."""
@@ -65,13 +104,14 @@ class Connections:
                 return
             door.setblocking(False)
             self._counts.add(Event.TCP_CONNECTIONS)
-            self._add(Connection(door, address[0], _client(door.family, address[0]), time.monotonic() + IDLE))
+            client = _client(door.family, address[0])
+            self._add(Connection(door, address[0], client, time.monotonic() + self._limits.idle))
 
     def _add(self, connection: Connection) -> None:
-        if self._clients[connection.client] >= MAX_PER_CLIENT:
+        if self._clients[connection.client] >= self._limits.per_client:
             connection.door.close()
             return
-        if len(self._open) >= MAX_CONNECTIONS:
+        if len(self._open) >= self._limits.connections:
             self._close(next(iter(self._open.values())))
         descriptor = connection.door.fileno()
         self._open[descriptor] = connection
@@ -99,6 +139,21 @@ class Connections:
             return
         except OSError:
             self._close(connection)
+            return
+        self._weigh(connection)
+
+    def _weigh(self, connection: Connection) -> None:
+        """Keep account of what is held, and make room if that is too much."""
+        if connection.door.fileno() < 0:
+            return
+        held = len(connection.received) + len(connection.unsent)
+        self._held += held - connection.held
+        connection.held = held
+        if self._held > MAX_HELD:
+            for each in [other for other in self._open.values() if other.held]:
+                self._close(each)
+                if self._held <= MAX_HELD:
+                    break
 
     def _advance(self, connection: Connection) -> None:
         """Answer and send as far as it goes; then wait for what is missing."""
@@ -115,7 +170,7 @@ class Connections:
             return
         descriptor = connection.door.fileno()
         if asked:
-            connection.deadline = time.monotonic() + IDLE
+            connection.deadline = time.monotonic() + self._limits.idle
             self._open[descriptor] = self._open.pop(descriptor)
         reading = not connection.finished and len(connection.unsent) < _MAX_UNSENT
         wanted = select.EPOLLIN * reading | select.EPOLLOUT * bool(connection.unsent)
@@ -145,6 +200,7 @@ class Connections:
 
     def _forget(self, connection: Connection) -> None:
         del self._open[connection.door.fileno()]
+        self._held -= connection.held
         self._clients[connection.client] -= 1
         if not self._clients[connection.client]:
             del self._clients[connection.client]
@@ -153,7 +209,7 @@ class Connections:
         """Send every connection, with what it was in the middle of, to the worker that takes over."""
         for connection in list(self._open.values()):
             self._unwatch(connection.door.fileno())
-            state = struct.pack("!?I", connection.finished, len(connection.received))
+            state = _STATE.pack(_FORMAT, connection.finished, len(connection.received))
             with suppress(OSError):  # nobody takes over: the client will connect again
                 socket.send_fds(
                     successor,
@@ -168,22 +224,27 @@ class Connections:
         message, descriptors, _, _ = socket.recv_fds(predecessor, 1 << 20, 1)
         if not message:
             return False
+        if not descriptors:  # there was no room for it: the client will connect again
+            return True
         door = socket.socket(fileno=descriptors[0])
+        if message[0] != _FORMAT:  # of another release
+            door.close()
+            return True
         door.setblocking(False)
-        finished, received = struct.unpack_from("!?I", message)
-        split = 5 + received
+        _, finished, received = _STATE.unpack_from(message)
+        split = _STATE.size + received
         try:
             address = door.getpeername()[0]
         except OSError:  # it went away in between
             door.close()
             return True
-        deadline = time.monotonic() + IDLE
+        deadline = time.monotonic() + self._limits.idle
         connection = Connection(
             door,
             address,
             _client(door.family, address),
             deadline,
-            bytearray(message[5:split]),
+            bytearray(message[_STATE.size : split]),
             bytearray(message[split:]),
             finished,
         )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import resource
 import select
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from unmoor.dns import wire
-from unmoor.dns.answering import IDLE, Answerer, answerer
+from unmoor.dns.answering import Answerer, answerer
 from unmoor.dns.counters import Counts, Event
 from unmoor.dns.limit import RateLimit, limited
 from unmoor.dns.listeners import Pair
 from unmoor.dns.options import Options
 from unmoor.dns.snapshot import Snapshot
-from unmoor.dns.tcp import Connections
+from unmoor.dns.tcp import Connections, Limits
 
 # What parent and worker say to each other, one message each (SOCK_SEQPACKET).
 READY = b"ready"
@@ -25,6 +26,8 @@ RETIRED = b"retired"
 _MAX_QUERY = 4096
 #: Packets taken from one socket before the others get their turn.
 _PACKETS_AT_ONCE = 64
+#: Descriptors that a worker needs beside its sockets and connections: standard ones, epoll, its files.
+_OTHER_DESCRIPTORS = 64
 #: Seconds that a successor may take to accept a connection.
 _HAND_OVER_TIMEOUT = 2.0
 
@@ -52,14 +55,15 @@ class Worker:
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         document = snapshot.document
-        options = Options(document, IDLE)
+        self._pairs = tuple(pairs)
+        limits = Limits.of(document, workers, _descriptors_left(self._pairs))
+        options = Options(document)
         answer = answerer(snapshot, counts, options)
-        self._connections = Connections(answer, counts, self._watch, self._unwatch)
+        self._connections = Connections(limits, answer, counts, self._watch, self._unwatch)
         self._drains: list[Callable[[int], None]] = []
         if document.rate_limit:
             share = RateLimit(max(1, document.rate_limit // workers))
             answer = limited(answer, share, options, counts)
-        self._pairs = tuple(pairs)
         self._answer, self._counts = answer, counts
         self._watch(parent.fileno(), select.EPOLLIN, self._obey)
         self._watch(predecessor.fileno(), select.EPOLLIN, self._adopt)
@@ -118,6 +122,12 @@ class Worker:
             successor.settimeout(_HAND_OVER_TIMEOUT)
             self._connections.hand_over(successor)
         self._parent.send(RETIRED)
+
+
+def _descriptors_left(pairs: Sequence[Pair]) -> int:
+    """How many connections the limit on descriptors leaves room for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft - 2 * len(pairs) - _OTHER_DESCRIPTORS
 
 
 def _drain(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[int], None]:

@@ -120,6 +120,23 @@ class DnsDocument(Document):
         description="Secret of DNS cookies, 32 hexadecimal digits, the same on all edges that share an "
         "address (RFC 9018); without it, each server draws its own when it starts.",
     )
+    tcp_connections: int = Field(
+        4096,
+        ge=16,
+        le=65536,
+        description="TCP connections held at once, shared evenly by the workers; one more closes the idlest. "
+        "Each takes a descriptor (LimitNOFILE= of the unit).",
+    )
+    tcp_per_client: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="Of these, what one client may hold (an IPv4 address, or an IPv6 /64), shared evenly by "
+        "the workers; one more is closed at once.",
+    )
+    tcp_idle: int = Field(
+        15, ge=1, le=3600, description="Seconds that a TCP connection may take to ask a whole question."
+    )
     rate_limit: int = Field(
         0,
         ge=0,

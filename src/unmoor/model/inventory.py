@@ -30,6 +30,9 @@ DNS_SETTINGS = (
     "dns_cookie_secret",
     "dns_sticky_key",
     "dns_rate_limit",
+    "dns_tcp_connections",
+    "dns_tcp_per_client",
+    "dns_tcp_idle",
     "dns_tell_name",
     "dns_tell_version",
 )
@@ -73,6 +76,9 @@ class Variables(Document):
     dns_cookie_secret: str = Field("", description="As cookie_secret of dns.json; keep it in a vault.")
     dns_sticky_key: str = Field("", description="As sticky_key of dns.json; keep it in a vault.")
     dns_rate_limit: int = Field(0, description="As rate_limit of dns.json, queries per second.")
+    dns_tcp_connections: int = Field(4096, description="As tcp_connections of dns.json.")
+    dns_tcp_per_client: int = Field(256, description="As tcp_per_client of dns.json.")
+    dns_tcp_idle: int = Field(15, description="As tcp_idle of dns.json, seconds.")
     dns_tell_name: bool = Field(False, description="As tell_name of dns.json.")
     dns_tell_version: bool = Field(False, description="As tell_version of dns.json.")
     probe_ca: str | None = Field(
