@@ -193,6 +193,10 @@ BAD = {
         with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "https": {"alpn": ["h2", ""]}}}),
         "policies.0.answer.https.alpn.1: is no protocol's name",
     ),
+    "no ALPN of SVCB": (
+        with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "svcb": {"alpn": [""]}}}),
+        "policies.0.answer.svcb.alpn.0: is no protocol's name",
+    ),
     "unknown zone": (
         with_policies({"name": "a", "match": {"zones": ["example.net"]}}, {"name": "b"}),
         "policies.0.match.zones.0 = example.net: is not a zone\n    fix: name one that exists: example.com",

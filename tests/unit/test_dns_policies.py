@@ -325,6 +325,12 @@ def test_https_without_hints_and_without_offer() -> None:
     assert Local().ask(HOST, "HTTPS").authority
 
 
+def test_explain_svcb(tmp_path: Path) -> None:
+    said = explain(tmp_path, HOST, "SVCB", policies=[policy("a", svcb={"alpn": ["doq"]})])
+    assert "answers" in said
+    assert ' SVCB 1 . alpn="doq" ipv4hint="198.18.' in said
+
+
 def test_https_for_a_client() -> None:
     local = with_policies(
         policy("near", {"clients": ["198.51.100.0/24"]}, pool="business", https={}), policy("rest", https={})
@@ -334,6 +340,19 @@ def test_https_for_a_client() -> None:
     assert reply.answer[0][0].params[4].addresses[0].startswith("198.51.100.")
     assert reply.options[0].scopelen == 24
     assert local.ask(HOST, "HTTPS").answer[0][0].params[4].addresses[0].startswith("198.18.")
+
+
+def test_svcb_for_a_name_with_underscores_says_something_else_than_https() -> None:
+    svcb = {"alpn": ["dot"], "port": 853, "priority": 3}
+    zone = {**document()["zones"][0], "hostnames": [{"names": ["_dns.resolver"]}]}
+    local = with_policies(policy("a", ttl=7, svcb=svcb, https={}), zones=[zone])
+    name = "_dns.resolver.example.com"
+    record = local.ask(name, "SVCB").answer[0][0]
+    assert (record.priority, record.target.to_text(), list(record.params)) == (3, ".", [1, 3, 4, 6])
+    assert record.to_text().startswith('3 . alpn="dot" port="853" ipv4hint=')
+    assert ip_address(record.params[4].addresses[0]) in ip_network("198.18.0.0/20")
+    assert local.ask(name, "HTTPS").answer[0][0].to_text().startswith('1 . alpn="h2" ipv4hint=')
+    assert not with_policies(policy("a", https={}), zones=[zone]).ask(name, "SVCB").answer
 
 
 # -- explain ---------------------------------------------------------------------------------------------

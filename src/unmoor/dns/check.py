@@ -160,10 +160,11 @@ def _answer(document: DnsDocument, policy: Policy, key: str, place: str) -> Iter
     if answer.sticky_by != "name" and answer.strategy != "sticky":
         fix = "set strategy to sticky, or remove sticky_by"
         yield Problem(place, f"{key}.sticky_by", answer.sticky_by, f"means nothing to {answer.strategy}", fix)
-    for position, protocol in enumerate(answer.https.alpn if answer.https else ()):
-        if not protocol.isascii() or not 1 <= len(protocol) <= 255:
-            why, fix = "is no protocol's name", "write one as IANA lists it (ALPN), such as h3 or h2"
-            yield Problem(place, f"{key}.https.alpn.{position}", protocol, why, fix)
+    for field, binding in (("https", answer.https), ("svcb", answer.svcb)):
+        for position, protocol in enumerate(binding.alpn if binding else ()):
+            if not protocol.isascii() or not 1 <= len(protocol) <= 255:
+                why, fix = "is no protocol's name", "write one as IANA lists it (ALPN), such as h3 or h2"
+                yield Problem(place, f"{key}.{field}.alpn.{position}", protocol, why, fix)
     yield from _pinned(answer, used, key, place)
 
 

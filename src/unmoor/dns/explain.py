@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import dns.message
 import dns.rdatatype
 
-from unmoor.dns import names, wire
+from unmoor.dns import https, names, wire
 from unmoor.dns.check import inspect
 from unmoor.dns.clients import Subnet
 from unmoor.dns.hostnames import Registered
@@ -84,8 +84,8 @@ def explain(
     zone = snapshot.zone_of(decided)
     source = resolver.source_of(zone, decided) if zone else None
     registered = inspect(document, place).hostnames.get(source or b"")
-    # An HTTPS record follows the policies of the addresses that it hints at.
-    decisive = "A" if rtype == wire.HTTPS else dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))
+    # HTTPS and SVCB records follow the policies of the addresses that it hints at.
+    decisive = "A" if rtype in https.TYPES else dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))
     verdicts = tuple(_verdicts(document, registered, decisive, who))
     message = dns.message.from_wire(wire.write(query, reply, wire.TCP_SIZE))
     answering = verdicts[-1].policy if verdicts and verdicts[-1].objection is None else None

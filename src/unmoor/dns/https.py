@@ -1,25 +1,29 @@
-"""HTTPS records (RFC 9460): how to reach a service, with addresses as hints."""
+"""HTTPS and SVCB records (RFC 9460): how to reach a service, with addresses as hints."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
 
-from unmoor.model.dns import Https
+from unmoor.dns import wire
+from unmoor.model.dns import ServiceBinding
+
+#: The types that service bindings are asked for by.
+TYPES = (wire.HTTPS, wire.SVCB)
 
 # Service parameter keys (RFC 9460 section 14.3.2).
 _ALPN, _PORT = 1, 3
 IPV4_HINT, IPV6_HINT = 4, 6
 
 
-def rdata(record: Https, hints: Mapping[int, Sequence[bytes]]) -> bytes:
-    """Write the record's data: priority 1, for the owner itself, parameters in the order of their keys."""
+def rdata(record: ServiceBinding, hints: Mapping[int, Sequence[bytes]]) -> bytes:
+    """Write the record's data: for the owner itself, parameters in the order of their keys (section 2.2)."""
     parameters = {_ALPN: b"".join(_prefixed(each.encode()) for each in record.alpn)}
     if record.port is not None:
         parameters[_PORT] = struct.pack("!H", record.port)
     parameters |= {key: b"".join(addresses) for key, addresses in hints.items() if addresses}
     written = (struct.pack("!2H", key, len(value)) + value for key, value in sorted(parameters.items()))
-    return b"\0\1\0" + b"".join(written)
+    return struct.pack("!Hx", record.priority) + b"".join(written)
 
 
 def _prefixed(text: bytes) -> bytes:

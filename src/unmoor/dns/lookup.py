@@ -154,8 +154,8 @@ def _about_us(query: Query, document: DnsDocument) -> Reply:
 
 def _choose(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
     """Answer with the addresses that a policy chooses; says whether one did."""
-    if qtype == wire.HTTPS:
-        return _offer(target, name, client, reply)
+    if qtype in https.TYPES:
+        return _offer(target, name, qtype, client, reply)
     plan = _plan(target, qtype, client, reply)
     if plan is None:
         return False
@@ -171,22 +171,23 @@ def _plan(target: Target, qtype: int, client: Subnet, reply: Reply) -> Plan | No
     return plan
 
 
-def _offer(target: Target, name: bytes, client: Subnet, reply: Reply) -> bool:
-    """Answer HTTPS as the policy for A says, or that for AAAA; hints are chosen as for these two."""
+def _offer(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
+    """Answer HTTPS or SVCB as the policy for A says, or that for AAAA; hints are chosen as for these two."""
     plans = {
         key: plan
         for key, rtype in ((https.IPV4_HINT, wire.A), (https.IPV6_HINT, wire.AAAA))
         if (plan := _plan(target, rtype, client, reply))
     }
-    offering = next((plan for plan in plans.values() if plan.https), None)
-    if offering is None or offering.https is None:
+    offering = next((plan for plan in plans.values() if qtype in plan.services), None)
+    if offering is None:
         return False
+    binding = offering.services[qtype]
     hints = {
-        key: plan.selector.addresses(name, client) for key, plan in plans.items() if offering.https.hints
+        key: plan.selector.addresses(name, client) for key, plan in plans.items() if binding.hints
     }
     reply.counter = offering.counter
     ttl = min(plan.ttl for plan in plans.values())
-    reply.answer.append(RRset(name, wire.HTTPS, ttl, ((https.rdata(offering.https, hints),),)))
+    reply.answer.append(RRset(name, qtype, ttl, ((https.rdata(binding, hints),),)))
     return True
 
 

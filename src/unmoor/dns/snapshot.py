@@ -15,8 +15,8 @@ from unmoor.dns.reverse import Named, named
 from unmoor.dns.selection import Pinned, Random, Selector, Sticky, sticky_key
 from unmoor.dns.zones import Zone
 from unmoor.errors import InvalidInputError
-from unmoor.model import DnsDocument, Policy
-from unmoor.model.dns import Https
+from unmoor.model import Answer, DnsDocument, Policy
+from unmoor.model.dns import ServiceBinding
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class Plan:
     rtype: int
     ttl: int
     selector: Selector
-    https: Https | None
+    #: What HTTPS and SVCB queries get, by type.
+    services: Mapping[int, ServiceBinding]
 
     @property
     def record_head(self) -> bytes:
@@ -158,9 +159,16 @@ def _plans(document: DnsDocument, counters: Mapping[str, int]) -> dict[tuple[int
         for rtype, version in ((wire.A, 4), (wire.AAAA, 6)):
             selector = _selector(document, policy, version)
             if selector:
-                counter, ttl = counters[policy.name], policy.answer.ttl
-                found[index, rtype] = Plan(policy.name, counter, rtype, ttl, selector, policy.answer.https)
+                counter, answer = counters[policy.name], policy.answer
+                found[index, rtype] = Plan(
+                    policy.name, counter, rtype, answer.ttl, selector, _services(answer)
+                )
     return found
+
+
+def _services(answer: Answer) -> dict[int, ServiceBinding]:
+    given = {wire.HTTPS: answer.https, wire.SVCB: answer.svcb}
+    return {rtype: binding for rtype, binding in given.items() if binding}
 
 
 def _selector(document: DnsDocument, policy: Policy, version: int) -> Selector | None:

@@ -43,11 +43,12 @@ class Match(Document):
     types: tuple[Literal["A", "AAAA"], ...] | None = Field(None, min_length=1, description="Query types.")
 
 
-class Https(Document):
-    """An HTTPS record (RFC 9460) for the hostname itself, priority 1."""
+class ServiceBinding(Document):
+    """What HTTPS and SVCB records (RFC 9460) for the hostname itself say: how its service is reached."""
 
     alpn: tuple[str, ...] = Field(("h2",), min_length=1, description="Protocols offered, as in 'h3', 'h2'.")
-    port: int | None = Field(None, ge=1, le=65535, description="Port, where it is not 443.")
+    port: int | None = Field(None, ge=1, le=65535, description="Port, where it is not the protocol's own.")
+    priority: int = Field(1, ge=1, le=65535, description="Rank among several records: the lowest first.")
     hints: bool = Field(True, description="Give addresses too, chosen as for A and AAAA.")
 
 
@@ -69,7 +70,12 @@ class Answer(Document):
     sticky_by: Literal["name", "client"] = Field(
         "name", description="What keeps its address: the name, or the client's network (IPv4 /24, IPv6 /56)."
     )
-    https: Https | None = Field(None, description="What HTTPS queries get; without it, they get no data.")
+    https: ServiceBinding | None = Field(
+        None, description="What HTTPS queries get; without it, they get no data."
+    )
+    svcb: ServiceBinding | None = Field(
+        None, description="What SVCB queries get; without it, they get no data."
+    )
     addresses: tuple[IPv4Address | IPv6Address, ...] = Field(
         (), description="Addresses of the pool that a pinned policy answers, all of the query's family."
     )
