@@ -89,7 +89,9 @@ def main() -> None:
         with running(servers, directory, chosen.cores[0]) as subjects:
             for number in range(chosen.rounds):
                 for each in subjects:
-                    measure(each, fewer if "20,000" in each.name else queries, chosen.cores[1], chosen.seconds)
+                    measure(
+                        each, fewer if "20,000" in each.name else queries, chosen.cores[1], chosen.seconds
+                    )
                 print(f"round {number + 1} of {chosen.rounds} done", file=sys.stderr)
             for each in subjects:
                 half = statistics.median(one.rate for one in each.rounds) / 2
@@ -193,7 +195,9 @@ def elsewhere() -> Iterator[Figure]:
     for name, goals in ELSEWHERE.items():
         found = read(RESULTS / f"{name}.json")
         script = f"bench/dns/{name.removeprefix('dns-')}.py"
-        yield from found or (Figure(f"{what} (run {script})", None, unit, goal=goal) for what, unit, goal in goals)
+        yield from found or (
+            Figure(f"{what} (run {script})", None, unit, goal=goal) for what, unit, goal in goals
+        )
 
 
 if __name__ == "__main__":

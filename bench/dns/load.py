@@ -12,7 +12,6 @@ from pathlib import Path
 import dns.exception
 import dns.message
 import dns.query
-
 from peers import ZONE, Server
 
 #: Every query carries this client cookie (RFC 7873), as most resolvers' do.

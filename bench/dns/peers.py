@@ -101,9 +101,7 @@ class Server:
     def start(self, core: int, log: Path) -> subprocess.Popen[bytes]:
         """Start it on one core."""
         with log.open("wb") as output:
-            return subprocess.Popen(
-                ["taskset", "-c", str(core), *self.command], stdout=output, stderr=output
-            )
+            return subprocess.Popen(["taskset", "-c", str(core), *self.command], stdout=output, stderr=output)
 
 
 def ours(name: str, directory: Path, port: int, count: int, **more: Any) -> Server:
