@@ -12,6 +12,8 @@ import mmap
 import socket
 from collections.abc import Callable
 
+from unmoor.dns.answering import Answerer
+
 #: Packets taken with one call; what a worker that dies takes with it, at most.
 BATCH = 32
 #: Room for a packet. A longer one is cut off by the kernel, and so malformed: no honest query is.
@@ -20,7 +22,7 @@ MAX_PACKET = 4096
 _MAX_KNOWN = 4096
 
 # struct sockaddr_in and sockaddr_in6: how long, and where the address stands.
-_ADDRESS = {socket.AF_INET: (16, 4, 8), socket.AF_INET6: (28, 8, 24)}
+_ADDRESS: dict[int, tuple[int, int, int]] = {socket.AF_INET: (16, 4, 8), socket.AF_INET6: (28, 8, 24)}
 _SLOT = 32
 
 
@@ -55,116 +57,105 @@ _receive, _send = _libc.recvmmsg, _libc.sendmmsg
 _receive.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
 _send.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
 
+# The structures are read and written as rows of numbers, which are quicker to get at than fields: how many
+# make a structure, and which of them is which field.
+_HEADER_SIZE, _VECTOR_SIZE = ctypes.sizeof(_Header), ctypes.sizeof(_Vector)
+_WORD = ctypes.sizeof(ctypes.c_void_p)
+_HEADER_WORDS, _VECTOR_WORDS = _HEADER_SIZE // _WORD, _VECTOR_SIZE // _WORD
+_HEADER_HALVES, _RECEIVED = _HEADER_SIZE // 4, _Header.size.offset // 4
+_LENGTH = _Vector.size.offset // _WORD
 
-class _Side:
-    """Room for a batch of packets, with the headers that describe it; addresses stand in `names`."""
+
+def _memory(size: int) -> mmap.mmap:
+    """Memory that slices to bytes with one copy. Private: a fork must not share what clients sent."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+class _Packets:
+    """Room for a batch of packets of `room` octets, and the headers that describe it to the kernel.
+
+    The addresses stand at `names`, in slots of `_SLOT` octets.
+    """
 
     def __init__(self, room: int, names: int, name_size: int) -> None:
-        # Private to the process: a fork must not share what clients sent.
-        self.data = mmap.mmap(-1, BATCH * room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
-        self._vectors = (_Vector * BATCH)(*(_Vector(base + at * room, room) for at in range(BATCH)))
+        self.data = _memory(BATCH * room)
+        data, each = _address(self.data), range(BATCH)
+        self._vectors = (_Vector * BATCH)(*(_Vector(data + at * room, room) for at in each))
         vectors = ctypes.addressof(self._vectors)
-        self._headers = (_Header * BATCH)(
-            *(
-                _Header(_Message(names + at * _SLOT, name_size, vectors + at * ctypes.sizeof(_Vector), 1))
-                for at in range(BATCH)
-            )
-        )
+        messages = (_Message(names + at * _SLOT, name_size, vectors + at * _VECTOR_SIZE, 1) for at in each)
+        self._headers = (_Header * BATCH)(*(_Header(message) for message in messages))
         self.headers = ctypes.addressof(self._headers)
-        # The same memory as numbers, which are quicker to get at than fields.
-        self.vector_words = memoryview(self._vectors).cast("B").cast("L")
-        self.header_words = memoryview(self._headers).cast("B").cast("L")
-        self.header_halves = memoryview(self._headers).cast("B").cast("I")
+        self.lengths = memoryview(self._vectors).cast("B").cast("L")[_LENGTH::_VECTOR_WORDS]
+        self.names = memoryview(self._headers).cast("B").cast("L")[::_HEADER_WORDS]
+        self.received = memoryview(self._headers).cast("B").cast("I")[_RECEIVED::_HEADER_HALVES]
 
 
 class Datagrams:
-    """Room for one batch of queries and their replies, of one address family. Not for two threads."""
+    """Answers what waits in the sockets of one address family, a batch at a time. Not for two threads.
 
-    def __init__(self, family: int, reply_size: int) -> None:
-        self._reply_size = reply_size
-        name_size, *self._where = _ADDRESS[socket.AddressFamily(family)]
-        self._family = family
-        self._names = mmap.mmap(-1, BATCH * _SLOT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._names_at = ctypes.addressof(ctypes.c_char.from_buffer(self._names))
-        self._queries = _Side(MAX_PACKET, self._names_at, name_size)
-        self._replies = _Side(reply_size, self._names_at, name_size)
+    `reply_size` is the most octets that a reply may have. `unsent` is told of each reply that the kernel
+    refuses to send.
+    """
+
+    def __init__(self, family: int, reply_size: int, unsent: Callable[[], None]) -> None:
+        self._family, self._reply_size, self._unsent = family, reply_size, unsent
+        size, self._begin, self._end = _ADDRESS[family]
+        self._names = _memory(BATCH * _SLOT)
+        self._queries = _Packets(MAX_PACKET, _address(self._names), size)
+        self._replies = _Packets(reply_size, _address(self._names), size)
         self._known: dict[bytes, str] = {}
 
-    def text(self, packed: bytes) -> str:
-        """Give an address as text."""
-        if len(self._known) >= _MAX_KNOWN:
-            self._known.clear()
-        return self._known.setdefault(packed, socket.inet_ntop(self._family, packed))
+    def drain(self, door: socket.socket, answer: Answerer) -> Callable[[], bool]:
+        """Make the function that answers one batch; it says whether more may wait.
 
-    def drain(
-        self,
-        door: socket.socket,
-        answer: Callable[[bytes, int, str], bytes | None],
-        unsent: Callable[[], None],
-    ) -> Callable[[], bool]:
-        """Make the function that answers what waits in a socket, a batch at the most; False: nothing is left.
-
-        `answer` takes a packet, the most octets that its reply may have, and the address that it came from.
-        `unsent` is told of each reply that the kernel refuses to send. The socket itself blocks: replies
-        wait for room in the queue rather than being dropped.
+        The socket itself blocks: replies wait for room in its queue rather than being dropped.
         """
         descriptor, limit, without_waiting = door.fileno(), self._reply_size, socket.MSG_DONTWAIT
-        queries, replies, names, known, text = (
-            self._queries.data,
-            self._replies.data,
-            self._names,
-            self._known,
-            self.text,
-        )
-        headers, sizes, lengths = (
-            self._queries.headers,
-            self._queries.header_halves,
-            self._replies.vector_words,
-        )
-        pointers = self._replies.header_words
-        stride, at_size = ctypes.sizeof(_Header) // 4, _Header.size.offset // 4
-        pointer_stride, names_at = ctypes.sizeof(_Header) // ctypes.sizeof(ctypes.c_void_p), self._names_at
-        begin, end = self._where
-        # For each packet: where its octets begin, its client's address, its size, and its sockaddr.
+        queries, headers, sizes = self._queries.data, self._queries.headers, self._queries.received
+        replies, lengths, pointers = self._replies.data, self._replies.lengths, self._replies.names
+        names, known, text, send = self._names, self._known, self._text, self._send
+        # Where each packet begins, where its client's address is, and what points to that.
         slots = [
-            (
-                at * MAX_PACKET,
-                slice(at * _SLOT + begin, at * _SLOT + end),
-                at * stride + at_size,
-                names_at + at * _SLOT,
-            )
-            for at in range(BATCH)
+            (at, at * MAX_PACKET, slice(at * _SLOT + self._begin, at * _SLOT + self._end), pointer)
+            for at, pointer in enumerate(self._queries.names)
         ]
 
         def drain() -> bool:
-            received = _receive(descriptor, headers, BATCH, without_waiting, None)
-            if received < 1:
-                return False
+            received: int = _receive(descriptor, headers, BATCH, without_waiting, None)
             ready = 0
-            for at, where, at_length, name in slots[:received]:
-                packed = names[where]
-                reply = answer(queries[at : at + sizes[at_length]], limit, known.get(packed) or text(packed))
+            for at, start, where, pointer in slots[: max(0, received)]:
+                client = names[where]
+                packet = queries[start : start + sizes[at]]
+                reply = answer(packet, limit, known.get(client) or text(client))
                 if reply is not None:
-                    size = len(reply)
-                    start = ready * limit
-                    replies[start : start + size] = reply
-                    lengths[2 * ready + 1] = size
-                    pointers[pointer_stride * ready] = name
+                    begin, length = ready * limit, len(reply)
+                    replies[begin : begin + length] = reply
+                    lengths[ready] = length
+                    pointers[ready] = pointer
                     ready += 1
             if ready:
-                self._send(descriptor, ready, unsent)
-            return bool(received == BATCH)
+                send(descriptor, ready)
+            return received == BATCH
 
         return drain
 
-    def _send(self, descriptor: int, ready: int, unsent: Callable[[], None]) -> None:
+    def _text(self, packed: bytes) -> str:
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[packed] = text = socket.inet_ntop(self._family, packed)
+        return text
+
+    def _send(self, descriptor: int, ready: int) -> None:
         """Send so many replies; one that cannot be sent holds up no other."""
         done = 0
         while done < ready:
-            sent = _send(descriptor, self._replies.headers + done * ctypes.sizeof(_Header), ready - done, 0)
+            sent = _send(descriptor, self._replies.headers + done * _HEADER_SIZE, ready - done, 0)
             if sent > 0:
                 done += sent
             elif ctypes.get_errno() != errno.EINTR:
-                unsent()
+                self._unsent()
                 done += 1

@@ -111,8 +111,9 @@ class Worker:
 
 def _drain(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[int], None]:
     """Make the handler that answers what waits in a UDP socket."""
-    # No route back, or port 0: the client will ask again.
-    one_batch = Datagrams(door.family, wire.EDNS_SIZE).drain(door, answer, lambda: counts.add(Event.UNSENT))
+    # A reply is refused for want of a route back, or to port 0: the client will ask again.
+    datagrams = Datagrams(door.family, wire.EDNS_SIZE, lambda: counts.add(Event.UNSENT))
+    one_batch = datagrams.drain(door, answer)
 
     def drain(_: int) -> None:
         for _ in range(_BATCHES_AT_ONCE):
