@@ -1,244 +1,203 @@
-"""Queries a second and CPU time a query, beside other servers: `python bench/dns/compare.py [--names N]`.
+"""All figures of the DNS half, beside other servers, ratios first; writes bench/results/dns.json.
 
-Each server runs on one core with one worker, dnsperf on another; rounds alternate, so that a machine that
-drifts does so for all. What to compare is CPU time a query: what dnsperf can send bounds the rate of quick
-servers. Needs dnsperf; takes whichever of knotd, nsd, named, pdns_server are installed. Prints one
-table, ratios to Knot first, and writes bench/results/dns.json.
+    python bench/dns/compare.py [--names N] [--rounds N] [--seconds N] [--registry FILE]
+
+All servers are up at once, each with one worker, all on one core; dnsperf on another asks one after the
+other, in rounds, so that a machine that drifts does so for all. What is compared is the ratio within a round;
+its median over the rounds is printed. Two ratios each:
+
+- by CPU time: how many queries one core of the server answers, from the CPU time that it spent on those it
+  was asked. The steady figure: neither the generator nor who else uses the machine bounds it.
+- queries a second, as dnsperf counted them. It reaches 130,000 to 175,000; quicker servers look slower.
+
+Ours has everything switched on that it can do (peers.FEATURES). Needs dnsperf, and takes whichever of the
+others `tools/peers` finds. What other scripts of this folder measure is taken from their results, if they
+have run on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import re
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
-import dns.exception
-import dns.message
-import dns.query
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import load
+import peers
+from figures import RESULTS, Figure, beside, read, show, write
+from load import Latency, Round
+from peers import FEATURES, FIRST_PORT, Server
 
-POOL = "198.18.0.0/20"
-PORT = 5390
-SOA = "$ORIGIN example.com.\n$TTL 30\n@ SOA ns1 h 1 7200 900 1209600 300\n@ NS ns1\nns1 A 198.18.0.53\n"
+#: What each peer's ratio should be (the first word of its name).
+GOALS = {"knot": 0.45, "bind": 1.0, "pdns": 20.0}
+SMALL = 20_000
 
-KNOT = """
-server:
-  rundir: {d}
-  user: root:root
-  listen: 127.0.0.1@{port}
-  udp-workers: 1
-  tcp-workers: 1
-  background-workers: 1
-database:
-  storage: {d}/db
-zone:
-  - domain: example.com
-    storage: {d}
-    file: example.com.zone
-"""
-NSD = """
-server:
-  ip-address: 127.0.0.1@{port}
-  zonesdir: {d}
-  zonelistfile: {d}/zone.list
-  xfrdfile: {d}/xfrd.state
-  xfrdir: {d}
-  pidfile: {d}/pid
-  username: root
-  server-count: 1
-remote-control:
-  control-enable: no
-zone:
-  name: example.com
-  zonefile: example.com.zone
-"""
-NAMED = """
-options {{ directory "{d}"; pid-file "{d}/pid"; session-keyfile "{d}/key"; recursion no;
-  listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; }};
-controls {{ }};
-zone "example.com" {{ type primary; file "example.com.zone"; }};
-"""
-PDNS = """
-launch=bind
-bind-config={d}/named.zones
-local-address=127.0.0.1
-local-port={port}
-socket-dir={d}
-enable-lua-records=yes
-receiver-threads=1
-distributor-threads=1
-"""
+#: Results of other scripts, and the goals that these measure: unit and goal, shown while they are missing.
+ELSEWHERE = {
+    "dns-registry": [
+        ("20 million names: octets a name", "B", "<= 40"),
+        ("20 million names: built in", "min", "<= 8"),
+        ("20 million names: private memory of a worker", "MB", "<= 100"),
+        ("20 million names: queries lost or answered wrong while swapped", "", "<= 0"),
+    ],
+    "dns-uniformity": [
+        ("a million queries to a /24: chi-square p", "", "in 0.001 .. 0.999"),
+        ("a million queries to a /24: addresses seen", "", ">= 256"),
+        ("a million queries to a /24: serial correlation", "", "chance"),
+    ],
+    "dns-reloads": [("200 reloads in a minute under 20,000 q/s: queries lost or torn", "", "<= 0")],
+}
 
 
 @dataclass
-class Server:
-    """A program that serves the names; `config` is written to `file` before it starts."""
+class Subject:
+    """A server that runs, and what it showed."""
 
-    name: str
-    command: list[str]
-    file: str = ""
-    config: str = ""
-    rates: list[float] = field(default_factory=list)
-    costs: list[float] = field(default_factory=list)
-    memory: int = 0
+    server: Server
+    pid: int
+    rounds: list[Round] = field(default_factory=list)
+    with_cookies: list[Round] = field(default_factory=list)
+    latency: Latency | None = None
 
-
-def candidates(directory: Path, options: str) -> list[Server]:
-    """Give ours, and those of the others that are installed."""
-    d = str(directory)
-    ours = [sys.executable, "-c", "from unmoor.commands import main; main()", "dns", "serve"]
-    ours += ["--config", f"{d}/dns.json", "--control", f"{d}/control.sock"]
-    others = [
-        Server("knot, static", ["knotd", "-c", f"{d}/knot.conf"], "knot.conf", KNOT),
-        Server("nsd, static", ["nsd", "-d", "-c", f"{d}/nsd.conf"], "nsd.conf", NSD),
-        Server("bind, static", ["named", "-n", "1", "-f", "-c", f"{d}/named.conf"], "named.conf", NAMED),
-        Server("pdns, lua pickrandom", ["pdns_server", f"--config-dir={d}"], "pdns.conf", PDNS),
-    ]
-    chosen = [each for each in others if shutil.which(each.command[0]) and each.name.split(",")[0] in options]
-    return [Server("unmoor, random of a /20", ours), *chosen]
-
-
-def write_inputs(directory: Path, count: int) -> None:
-    """Write the document, the static zone, the Lua zone and the queries."""
-    names = [f"host{number}" for number in range(count)]
-    document = {
-        "pop": "bench",
-        "edge": "bench",
-        "listen": ["127.0.0.1"],
-        "port": PORT,
-        "workers": 1,
-        "pools": {"all": {"ipv4": [POOL]}},
-        "policies": [{"name": "all", "answer": {"pool": "all", "ttl": 30}}],
-        "zones": [{"name": "example.com", "records": SOA, "hostnames": [{"names": names}]}],
-    }
-    (directory / "dns.json").write_text(json.dumps(document))
-    with (directory / "example.com.zone").open("w") as zone:
-        zone.write(SOA)
-        zone.writelines(f"{name} A 198.18.{at >> 8 & 15}.{at & 255}\n" for at, name in enumerate(names))
-    addresses = ",".join(f"'198.18.0.{n}'" for n in range(256))
-    with (directory / "lua.zone").open("w") as zone:
-        zone.write(SOA)
-        zone.writelines(f'{name} LUA A "pickrandom({{{addresses}}})"\n' for name in names[: min(count, 2000)])
-    (directory / "named.zones").write_text(
-        f'zone "example.com" {{ type native; file "{directory}/lua.zone"; }};'
-    )
-    chance = random.Random(1)
-    for file, limit in (("queries", count), ("queries.lua", min(count, 2000))):
-        lines = (f"host{chance.randrange(limit)}.example.com A\n" for _ in range(200_000))
-        (directory / file).write_text("".join(lines))
-
-
-def cpu_time(pid: int) -> int:
-    """CPU time of a process and its descendants that live, nanoseconds."""
-    total = sum(
-        int(task.joinpath("schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()
-    )
-    return total + sum(cpu_time(child) for child in children(pid))
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, task.joinpath("children").read_text().split())
-    return found
-
-
-def memory(pid: int) -> int:
-    """Proportional memory of a process and its descendants, KiB."""
-    own = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    return int(own[1] if own else 0) + sum(memory(child) for child in children(pid))
-
-
-def wait_until_it_serves(process: subprocess.Popen[bytes], log: Path) -> None:
-    query = dns.message.make_query("host1.example.com", "A")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if dns.query.udp(query, "127.0.0.1", timeout=0.5, port=PORT).answer:
-                return
-        except (OSError, dns.exception.DNSException):
-            time.sleep(0.1)
-    raise SystemExit(f"{process.args!r} does not serve:\n{log.read_text(errors='replace')[-2000:]}")
-
-
-def one_round(server: Server, directory: Path, seconds: int, log: IO[bytes]) -> None:
-    if server.file:
-        (directory / server.file).write_text(server.config.format(d=directory, port=PORT))
-    process = subprocess.Popen(["taskset", "-c", "0", *server.command], stdout=log, stderr=log)
-    try:
-        wait_until_it_serves(process, directory / "log")
-        before = cpu_time(process.pid)
-        file = "queries.lua" if "lua" in server.name else "queries"
-        generator = [
-            "dnsperf",
-            "-s",
-            "127.0.0.1",
-            "-p",
-            str(PORT),
-            "-d",
-            str(directory / file),
-            "-l",
-            str(seconds),
-        ]
-        shown = subprocess.run(
-            ["taskset", "-c", "1", *generator, "-e"], capture_output=True, text=True, check=True
-        ).stdout
-        spent = cpu_time(process.pid) - before
-        completed = re.search(r"Queries completed:\s+(\d+)", shown)
-        rate = re.search(r"Queries per second:\s+([\d.]+)", shown)
-        if completed is None or rate is None:
-            raise SystemExit(f"dnsperf said:\n{shown}")
-        server.rates.append(float(rate[1]))
-        server.costs.append(spent / int(completed[1]) / 1000)
-        server.memory = memory(process.pid)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+    @property
+    def name(self) -> str:
+        return self.server.name
 
 
 def main() -> None:
+    """Measure, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--names", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=4)
-    parser.add_argument("--servers", default="knot nsd bind pdns", help="which others to run")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=2, help="of each load")
+    parser.add_argument("--registry", type=Path, help="of host0.example.com and so on, built: adds its row")
+    parser.add_argument("--cores", type=int, nargs=2, default=(0, 1), help="of the server, of dnsperf")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, (Path(name) / "log").open("wb") as log:
+    with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        write_inputs(directory, chosen.names)
-        servers = candidates(directory, chosen.servers)
-        for number in range(chosen.rounds):
-            for server in servers:
-                one_round(server, directory, chosen.seconds, log)
-                print(f"round {number + 1}: {server.name}: {server.rates[-1]:,.0f} q/s", file=sys.stderr)
-    report(servers, chosen.names)
+        servers = [*own(directory, chosen.names, chosen.registry), *peers.others(directory, chosen.names)]
+        queries = write_queries(directory / "queries", chosen.names)
+        fewer = write_queries(directory / "fewer", SMALL)
+        with running(servers, directory, chosen.cores[0]) as subjects:
+            for number in range(chosen.rounds):
+                for each in subjects:
+                    measure(
+                        each, fewer if "20,000" in each.name else queries, chosen.cores[1], chosen.seconds
+                    )
+                print(f"round {number + 1} of {chosen.rounds} done", file=sys.stderr)
+            for each in subjects:
+                half = statistics.median(one.rate for one in each.rounds) / 2
+                each.latency = load.latency(each.server, queries, chosen.cores[1], chosen.seconds, half)
+            figures = [*report(subjects), *elsewhere()]
+    show(figures)
+    write(RESULTS / "dns.json", figures)
 
 
-def report(servers: list[Server], names: int) -> None:
-    reference = next((each for each in servers if each.name.startswith("knot")), servers[0])
-    base = statistics.median(reference.costs)
-    print(f"{names:,} names, one core each; {reference.name} = 1.00")
-    print(f"{'server':<26}{'by CPU':>8}{'us/query':>10}{'q/s':>10}{'memory MiB':>12}")
-    rows = []
-    for each in servers:
-        cost, rate = statistics.median(each.costs), statistics.median(each.rates)
-        print(f"{each.name:<26}{base / cost:>8.2f}{cost:>10.1f}{rate:>10,.0f}{each.memory / 1024:>12.0f}")
-        rows.append(
-            {"server": each.name, "ratio": base / cost, "us_per_query": cost, "qps": rate, "kib": each.memory}
+def own(directory: Path, count: int, registry: Path | None) -> Iterator[Server]:
+    """Ours: all features, none, and as many names as the registry's row is compared with."""
+    yield peers.ours("unmoor", directory / "all", FIRST_PORT, count, **FEATURES)
+    yield peers.ours("unmoor, nothing switched on", directory / "bare", FIRST_PORT + 1, count)
+    if registry:
+        yield peers.ours("unmoor, 20,000 names", directory / "small", FIRST_PORT + 2, SMALL, **FEATURES)
+        more = FEATURES | {"registry": {"path": str(registry.resolve())}}
+        yield peers.ours("unmoor, registry", directory / "registry", FIRST_PORT + 3, 0, **more)
+
+
+def write_queries(path: Path, count: int) -> Path:
+    chance = random.Random(1)
+    lines = (f"host{chance.randrange(count)}.{peers.ZONE} A\n" for _ in range(200_000))
+    path.write_text("".join(lines))
+    return path
+
+
+@contextmanager
+def running(servers: list[Server], directory: Path, core: int) -> Iterator[list[Subject]]:
+    """All servers, up; gone afterwards."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for server in servers:
+            log = directory / f"log.{server.port}"
+            processes.append(server.start(core, log))
+            load.wait_until_it_serves(server, processes[-1], log)
+        yield [Subject(server, process.pid) for server, process in zip(servers, processes, strict=True)]
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.wait(30)
+
+
+def measure(each: Subject, queries: Path, core: int, seconds: int) -> None:
+    """One round: without cookies, and with them where the server answers them."""
+    each.rounds.append(load.run(each.server, each.pid, queries, core, seconds, cookie=False))
+    if each.name == "unmoor" or "cookies" in each.name or each.name.startswith("bind"):
+        each.with_cookies.append(load.run(each.server, each.pid, queries, core, seconds, cookie=True))
+
+
+def report(subjects: list[Subject]) -> Iterator[Figure]:
+    """Ours beside each of the others."""
+    ours, bare, *rest = subjects
+    rest, registry = ([each for each in rest if each.name[:6] != "unmoor"]), rest[:2]
+    for each in rest:
+        goal = GOALS.get(each.name.split(",")[0])
+        yield ratio(f"one core, by CPU time, beside {each.name}", ours.rounds, each.rounds, "capacity", goal)
+    for each in rest:
+        goal = GOALS.get(each.name.split(",")[0])
+        yield ratio(f"queries a second, beside {each.name}", ours.rounds, each.rounds, "rate", goal)
+    for each in rest:
+        if each.with_cookies:
+            name = f"one core, by CPU time, a cookie in each query, beside {each.name}"
+            goal = GOALS.get(each.name.split(",")[0])
+            yield ratio(name, ours.with_cookies, each.with_cookies, "capacity", goal)
+    yield ratio("one core, by CPU time, beside nothing switched on", ours.rounds, bare.rounds, "capacity")
+    if registry[0].name.startswith("unmoor"):
+        small, large = registry
+        name = "one core, by CPU time, the registry's names beside 20,000 of the document"
+        yield ratio(name, large.rounds, small.rounds, "capacity", 0.85)
+    else:
+        yield Figure("one core, by CPU time, 20 million names beside 20,000", None, "q/s", goal=">= 0.85")
+    yield from side_figures(ours, rest)
+
+
+def ratio(
+    name: str, ours: list[Round], theirs: list[Round], what: str, at_least: float | None = None
+) -> Figure:
+    """The medians of both, and of the ratios within each round."""
+    mine, other = ([getattr(one, what) for one in rounds] for rounds in (ours, theirs))
+    middle = statistics.median(a / b for a, b in zip(mine, other, strict=True))
+    figure = beside(name, statistics.median(mine), "q/s", statistics.median(other))
+    goal, met = (f">= {at_least}", middle >= at_least) if at_least else ("", None)
+    return Figure(name, figure.value, "q/s", figure.baseline, middle, goal, met)
+
+
+def side_figures(ours: Subject, rest: list[Subject]) -> Iterator[Figure]:
+    """Latency and memory."""
+    for each in rest:
+        if each.latency and ours.latency:
+            for what in ("median", "p99"):
+                mine, other = getattr(ours.latency, what), getattr(each.latency, what)
+                yield beside(f"latency at half load, {what}, beside {each.name}", mine, "us", other)
+    used = load.memory(ours.pid) / 1024
+    for each in rest:
+        yield beside(f"memory, beside {each.name}", used, "MiB", load.memory(each.pid) / 1024)
+
+
+def elsewhere() -> Iterator[Figure]:
+    """What other scripts measured, or that they have not."""
+    for name, goals in ELSEWHERE.items():
+        found = read(RESULTS / f"{name}.json")
+        script = f"bench/dns/{name.removeprefix('dns-')}.py"
+        yield from found or (
+            Figure(f"{what} (run {script})", None, unit, goal=goal) for what, unit, goal in goals
         )
-    results = Path(__file__).parents[1] / "results"
-    results.mkdir(exist_ok=True)
-    (results / "dns.json").write_text(json.dumps({"names": names, "servers": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

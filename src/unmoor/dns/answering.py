@@ -54,7 +54,7 @@ def answerer(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
     would (a property that the tests hold it to), and leaves to it whatever it does not recognise.
     """
     careful = _careful(snapshot, counts, options)
-    hostnames, heads, answers = snapshot.hostnames, _HEADS, counts.policies
+    hostnames, heads, answers, join = snapshot.hostnames, _HEADS, counts.policies, b"".join
     plain_opt, secure_opt = wire.opt_record(dnssec_ok=False), wire.opt_record(dnssec_ok=True)
     with_options = _with_options(options)
     # By what follows the size: extended code, version, flags, and a length of no options.
@@ -83,7 +83,7 @@ def answerer(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
             return careful(packet, limit, address)
         counter, record, ready, draw = plan
         answers[counter] += 1
-        return packet[:2] + head[0] + question + record + (ready.pop() if ready else draw()) + opt
+        return join((packet[:2], head[0], question, record, ready.pop() if ready else draw(), opt))
 
     return answer
 

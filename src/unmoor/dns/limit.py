@@ -20,6 +20,8 @@ from unmoor.dns.wire import COOKIE, Reply
 
 #: Networks that are told apart; of more, some share what they may ask for.
 _NETWORKS = 1 << 16
+#: Addresses whose slot is kept.
+_KNOWN = 4096
 #: A cookie option with a server cookie of ours: its code and length.
 _FULL_COOKIE = bytes((0, COOKIE, 0, 24))
 
@@ -31,6 +33,7 @@ class RateLimit:
         self._per_second = per_second
         self._second = 0
         self._counts = array("L")
+        self._slots: dict[str, int] = {}
 
     def excess(self, address: str) -> int:
         """By how much the network of `address` is over its limit in this second, with this query."""
@@ -38,10 +41,18 @@ class RateLimit:
         if second != self._second:
             self._second = second
             self._counts = array("L", bytes(_NETWORKS * array("L").itemsize))
+        slot = self._slots.get(address)
+        if slot is None:
+            slot = self._slot(address)
+        self._counts[slot] = count = self._counts[slot] + 1
+        return count - self._per_second if count > self._per_second else 0
+
+    def _slot(self, address: str) -> int:
+        if len(self._slots) >= _KNOWN:
+            self._slots.clear()
         # The hash of octets is keyed anew at every start: nobody can aim at another's slot.
-        slot = hash(_network(address)) % _NETWORKS
-        self._counts[slot] += 1
-        return max(0, self._counts[slot] - self._per_second)
+        self._slots[address] = slot = hash(_network(address)) % _NETWORKS
+        return slot
 
 
 def _network(address: str) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from unmoor.dns import wire
 from unmoor.dns.answering import Answerer, answerer
 from unmoor.dns.counters import Counts, Event
+from unmoor.dns.datagrams import Datagrams
 from unmoor.dns.limit import RateLimit, limited
 from unmoor.dns.listeners import Pair
 from unmoor.dns.options import Options
@@ -22,10 +23,8 @@ BEGIN = b"begin"
 RETIRE = b"retire"
 RETIRED = b"retired"
 
-#: A longer query is cut off by the kernel, and so malformed: no honest one is.
-_MAX_QUERY = 4096
-#: Packets taken from one socket before the others get their turn.
-_PACKETS_AT_ONCE = 64
+#: Batches of packets taken from one socket before the others get their turn.
+_BATCHES_AT_ONCE = 2
 #: Descriptors that a worker needs beside its sockets and connections: standard ones, epoll, its files.
 _OTHER_DESCRIPTORS = 64
 #: Seconds that a successor may take to accept a connection.
@@ -132,21 +131,13 @@ def _descriptors_left(pairs: Sequence[Pair]) -> int:
 
 def _drain(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[int], None]:
     """Make the handler that answers what waits in a UDP socket."""
-    recvfrom, sendto, limit = door.recvfrom, door.sendto, wire.EDNS_SIZE
-    # The socket itself blocks: a reply waits for room in the queue rather than being dropped.
-    without_waiting = socket.MSG_DONTWAIT
+    # A reply is refused for want of a route back, or to port 0: the client will ask again.
+    datagrams = Datagrams(door.family, wire.EDNS_SIZE, lambda: counts.add(Event.UNSENT))
+    one_batch = datagrams.drain(door, answer)
 
     def drain(_: int) -> None:
-        for _ in range(_PACKETS_AT_ONCE):
-            try:
-                packet, client = recvfrom(_MAX_QUERY, without_waiting)
-            except OSError:  # nothing waits
+        for _ in range(_BATCHES_AT_ONCE):
+            if not one_batch():
                 return
-            reply = answer(packet, limit, client[0])
-            if reply is not None:
-                try:
-                    sendto(reply, client)
-                except OSError:  # no route back, or port 0: the client will ask again
-                    counts.add(Event.UNSENT)
 
     return drain

@@ -1,0 +1,196 @@
+"""The servers that are compared, each ready to start: ours, and those of other makers that are here.
+
+All serve host0 to hostN of example.com, on a port each. What each can do decides how it answers: see the
+names. A pool of 4096 addresses for each of 100,000 names does not fit into the others' memory (Knot takes
+270 octets for each pair), so theirs stands at a wildcard, which costs them no more than a name would.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = Path(__file__).parents[2] / "tools" / "peers"
+FIRST_PORT = 5390
+ZONE = "example.com"
+SOA = "$TTL 30\n@ SOA ns1 h 1 7200 900 1209600 300\n@ NS ns1\nns1 A 198.18.0.53\n"
+
+#: What this release can do beside answering, all of it switched on. A limit on rates counts each query also
+#: when nobody reaches it; nobody could measure a server that cuts its asker off.
+FEATURES: dict[str, Any] = {
+    "cookie_secret": "000102030405060708090a0b0c0d0e0f",
+    "rate_limit": 1_000_000_000,
+    "tell_name": True,
+    "tell_version": True,
+}
+
+KNOT = """
+server:
+  rundir: {d}
+  user: root:root
+  listen: 127.0.0.1@{port}
+  udp-workers: 1
+  tcp-workers: 1
+  background-workers: 1
+database:
+  storage: {d}/db
+mod-geoip:
+  - id: pool
+    config-file: {d}/pool.conf
+    ttl: 30
+    mode: weighted
+zone:
+  - domain: example.com
+    storage: {d}
+    file: zone
+    module: [{modules}]
+"""
+NSD = """
+server:
+  ip-address: 127.0.0.1@{port}
+  zonesdir: {d}
+  zonelistfile: {d}/zone.list
+  xfrdfile: {d}/xfrd.state
+  xfrdir: {d}
+  pidfile: {d}/pid
+  username: root
+  server-count: 1
+remote-control:
+  control-enable: no
+zone:
+  name: example.com
+  zonefile: zone
+"""
+NAMED = """
+options {{ directory "{d}"; pid-file "{d}/pid"; session-keyfile "{d}/key"; recursion no;
+  listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; }};
+controls {{ }};
+zone "example.com" {{ type primary; file "zone"; }};
+"""
+PDNS = """
+launch=bind
+bind-config={d}/named.zones
+local-address=127.0.0.1
+local-port={port}
+socket-dir={d}
+enable-lua-records={lua}
+receiver-threads=1
+distributor-threads=1
+"""
+GDNSD = """
+options => {{ listen => 127.0.0.1, dns_port => {port}, udp_threads => 1, tcp_threads => 1,
+              run_dir => "{d}/run", state_dir => "{d}/state" }}
+plugins => {{ weighted => {{ multi => false, pool => {{ {pool} }} }} }}
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A program that serves the names from files in a directory of its own."""
+
+    name: str
+    port: int
+    command: list[str]
+
+    def start(self, core: int, log: Path) -> subprocess.Popen[bytes]:
+        """Start it on one core."""
+        with log.open("wb") as output:
+            return subprocess.Popen(["taskset", "-c", str(core), *self.command], stdout=output, stderr=output)
+
+
+def ours(name: str, directory: Path, port: int, count: int, **more: Any) -> Server:
+    """Write a document of ours and say how to serve it."""
+    directory.mkdir()
+    names = [f"host{number}" for number in range(count)]
+    document = {
+        "pop": "bench",
+        "edge": "bench",
+        "listen": ["127.0.0.1"],
+        "port": port,
+        "workers": 1,
+        "pools": {"all": {"ipv4": ["198.18.0.0/20"]}},
+        "policies": [{"name": "all", "answer": {"pool": "all", "ttl": 30}}],
+        "zones": [{"name": ZONE, "records": SOA, "hostnames": [{"names": names}] if names else []}],
+        **more,
+    }
+    (directory / "dns.json").write_text(json.dumps(document))
+    program = [sys.executable, "-c", "from unmoor.commands import main; main()", "dns", "serve"]
+    paths = ["--config", str(directory / "dns.json"), "--control", str(directory / "control.sock")]
+    return Server(name, port, [*program, *paths])
+
+
+def others(directory: Path, count: int) -> Iterator[Server]:
+    """Write the files of every other server that is here."""
+    for at, (name, program, prepare) in enumerate(_OTHERS):
+        if subprocess.run([PROGRAMS, "has", program], check=False).returncode:
+            print(f"{program} is not here: tools/peers fetch", file=sys.stderr)
+            continue
+        port, folder = FIRST_PORT + 10 + at, directory / str(at)
+        folder.mkdir()
+        arguments = prepare(folder, port, count)
+        yield Server(name, port, [str(PROGRAMS), "run", program, *arguments])
+
+
+def _static(folder: Path, count: int) -> None:
+    """One address for each name."""
+    with (folder / "zone").open("w") as zone:
+        zone.write(SOA)
+        zone.writelines(f"host{at} A 198.18.{at >> 8 & 15}.{at & 255}\n" for at in range(count))
+
+
+def _knot(modules: str, folder: Path, port: int, count: int) -> list[str]:
+    _static(folder, count)
+    with (folder / "pool.conf").open("w") as pool:
+        pool.write(f"*.{ZONE}:\n")
+        pool.writelines(f"  - weight: 1\n    A: 198.18.{at >> 8}.{at & 255}\n" for at in range(4096))
+    (folder / "conf").write_text(KNOT.format(d=folder, port=port, modules=modules))
+    return ["-c", str(folder / "conf")]
+
+
+def _nsd(folder: Path, port: int, count: int) -> list[str]:
+    _static(folder, count)
+    (folder / "conf").write_text(NSD.format(d=folder, port=port))
+    return ["-d", "-c", str(folder / "conf")]
+
+
+def _bind(folder: Path, port: int, count: int) -> list[str]:
+    _static(folder, count)
+    (folder / "conf").write_text(NAMED.format(d=folder, port=port))
+    return ["-n", "1", "-f", "-c", str(folder / "conf")]
+
+
+def _gdnsd(folder: Path, port: int, count: int) -> list[str]:
+    for name in ("zones", "run", "state"):
+        (folder / name).mkdir()
+    pool = ", ".join(f"a{at} => [198.18.0.{at}, 1]" for at in range(64))
+    (folder / "config").write_text(GDNSD.format(d=folder, port=port, pool=pool))
+    with (folder / "zones" / ZONE).open("w") as zone:
+        zone.write(SOA)
+        zone.writelines(f"host{at} DYNA weighted!pool\n" for at in range(count))
+    return ["-c", str(folder), "start"]
+
+
+def _pdns(lua: str, folder: Path, port: int, _: int) -> list[str]:
+    addresses = ",".join(f"'198.18.0.{at}'" for at in range(256))
+    (folder / "zone").write_text(f'$ORIGIN {ZONE}.\n{SOA}* LUA A "pickrandom({{{addresses}}})"\n')
+    (folder / "named.zones").write_text(f'zone "{ZONE}" {{ type native; file "{folder}/zone"; }};')
+    (folder / "pdns.conf").write_text(PDNS.format(d=folder, port=port, lua=lua))
+    return [f"--config-dir={folder}"]
+
+
+#: Name, program, what writes its files and gives its arguments.
+_OTHERS: list[tuple[str, str, Callable[[Path, int, int], list[str]]]] = [
+    ("knot, 1 of 4096 weighted", "knotd", partial(_knot, "mod-geoip/pool")),
+    ("knot, the same with cookies", "knotd", partial(_knot, "mod-cookies, mod-geoip/pool")),
+    ("nsd, static", "nsd", _nsd),
+    ("bind, static", "named", _bind),
+    ("gdnsd, 1 of 64 weighted", "gdnsd", _gdnsd),
+    ("pdns, 1 of 256 by Lua", "pdns_server", partial(_pdns, "yes")),
+    ("pdns, the same with a shared Lua state", "pdns_server", partial(_pdns, "shared")),
+]
