@@ -182,9 +182,7 @@ def _offer(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply
     if offering is None:
         return False
     binding = offering.services[qtype]
-    hints = {
-        key: plan.selector.addresses(name, client) for key, plan in plans.items() if binding.hints
-    }
+    hints = {key: plan.selector.addresses(name, client) for key, plan in plans.items() if binding.hints}
     reply.counter = offering.counter
     ttl = min(plan.ttl for plan in plans.values())
     reply.answer.append(RRset(name, qtype, ttl, ((https.rdata(binding, hints),),)))
