@@ -56,6 +56,38 @@ def only(result: Compiled) -> Problem:
     return result.problems[0]
 
 
+def test_the_dns_server_on_a_whole_prefix(directory: Path) -> None:
+    services = {**VARIABLES["unmoor_services"], "dns": {"ports": [53], "protocols": ["udp", "tcp"]}}
+    variables = {**VARIABLES, "unmoor_services": services, "unmoor_dns_service": "dns"}
+    assert compiled(directory, {"edge1": variables}).documents["edge1"].dns.any_address
+    assert not compiled(directory).documents["edge1"].dns.any_address
+
+
+@pytest.mark.parametrize(
+    ("service", "port", "why"),
+    [
+        (None, 53, "is not a service"),
+        ({"ports": [53]}, 53, "without both UDP and TCP"),
+        ({"ports": [53], "protocols": ["udp", "tcp"]}, 5353, "of other ports"),
+        ({"ports": [53, 54], "protocols": ["udp", "tcp"]}, 53, "of other ports"),
+    ],
+)
+def test_a_service_that_the_dns_server_cannot_be(
+    directory: Path, service: dict[str, Any] | None, port: int, why: str
+) -> None:
+    services = {**VARIABLES["unmoor_services"], **({"dns": service} if service else {})}
+    variables = {
+        **VARIABLES,
+        "unmoor_services": services,
+        "unmoor_dns_service": "dns",
+        "unmoor_dns_port": port,
+    }
+    problem = only(compiled(directory, {"edge1": variables}))
+    assert problem.key == "unmoor_dns_service"
+    assert why in problem.why
+    assert f"dns: {{ports: [{port}], protocols: [udp, tcp]}}" in problem.fix
+
+
 def test_a_right_inventory_compiles(directory: Path) -> None:
     result = compiled(directory)
     assert result.problems == ()

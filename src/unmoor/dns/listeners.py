@@ -34,6 +34,11 @@ class Endpoint(NamedTuple):
     place: int
 
 
+#: Where the sockets that serve whole prefixes are bound: nothing reaches them but what a dispatch table hands
+#: over, and what is asked on the host itself.
+ANY_ADDRESS = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+
+
 class Pair(NamedTuple):
     """The UDP and the TCP socket of one endpoint."""
 

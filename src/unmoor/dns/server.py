@@ -500,7 +500,7 @@ def _endpoints(document: DnsDocument) -> list[Endpoint]:
     return [
         Endpoint(address, document.port, place)
         for place in range(_places(document))
-        for address in document.listen
+        for address in dict.fromkeys(document.listen + listeners.ANY_ADDRESS * document.any_address)
     ]
 
 

@@ -6,13 +6,15 @@ import resource
 import select
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address
 
+from unmoor import udp
 from unmoor.dns import wire
 from unmoor.dns.answering import Answerer, answerer
 from unmoor.dns.counters import Counts, Event
-from unmoor.dns.datagrams import Datagrams
+from unmoor.dns.datagrams import MAX_PACKET, Datagrams
 from unmoor.dns.limit import RateLimit, limited
-from unmoor.dns.listeners import Pair
+from unmoor.dns.listeners import ANY_ADDRESS, Pair
 from unmoor.dns.options import Options
 from unmoor.dns.snapshot import Snapshot
 from unmoor.dns.tcp import Connections, Limits
@@ -25,6 +27,7 @@ RETIRED = b"retired"
 
 #: Batches of packets taken from one socket before the others get their turn.
 _BATCHES_AT_ONCE = 2
+_PACKETS_AT_ONCE = 64
 #: Descriptors that a worker needs beside its sockets and connections: standard ones, epoll, its files.
 _OTHER_DESCRIPTORS = 64
 #: Seconds that a successor may take to accept a connection.
@@ -55,6 +58,7 @@ class Worker:
         self._handlers: dict[int, Callable[[int], None]] = {}
         document = snapshot.document
         self._pairs = tuple(pairs)
+        self._any_address = document.any_address
         limits = Limits.of(document, workers, _descriptors_left(self._pairs))
         options = Options(document)
         answer = answerer(snapshot, counts, options)
@@ -82,10 +86,17 @@ class Worker:
 
     def _begin(self) -> None:
         for pair in self._pairs:
-            drain = _drain(pair.udp, self._answer, self._counts)
+            drain = self._drain_of(pair.udp)(pair.udp, self._answer, self._counts)
             self._drains.append(drain)
             self._watch(pair.udp.fileno(), select.EPOLLIN, drain)
             self._watch(pair.tcp.fileno(), select.EPOLLIN, self._accept_from(pair.tcp))
+
+    def _drain_of(self, door: socket.socket) -> Callable[..., Callable[[int], None]]:
+        """Which handler a UDP socket needs: clients dial its own address, or any of a prefix."""
+        if self._any_address and ip_address(door.getsockname()[0]) in ANY_ADDRESS:
+            udp.prepare(door)
+            return _drain_as_dialled
+        return _drain
 
     def _watch(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
         known = descriptor in self._handlers
@@ -139,5 +150,27 @@ def _drain(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[i
         for _ in range(_BATCHES_AT_ONCE):
             if not one_batch():
                 return
+
+    return drain
+
+
+def _drain_as_dialled(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[int], None]:
+    """Make the handler for a socket of whole prefixes: replies leave from the address that was dialled."""
+
+    def drain(_: int) -> None:
+        for _ in range(_PACKETS_AT_ONCE):
+            try:
+                datagram = udp.receive(door, MAX_PACKET, socket.MSG_DONTWAIT)
+            except OSError:  # nothing waits
+                return
+            except ValueError:  # it does not say what was dialled
+                counts.add(Event.UNSENT)
+                continue
+            reply = answer(datagram.data, wire.EDNS_SIZE, datagram.client[0])
+            if reply is not None:
+                try:
+                    udp.reply(door, datagram, reply)
+                except OSError:  # no route back, or port 0: the client will ask again
+                    counts.add(Event.UNSENT)
 
     return drain

@@ -116,6 +116,11 @@ class DnsDocument(Document):
     edge: str = Field(min_length=1, description="The edge's name in the inventory.")
     listen: tuple[IPv4Address | IPv6Address, ...] = Field(min_length=1, description="Addresses served.")
     port: int = Field(53, ge=1, le=65535, description="UDP and TCP port.")
+    any_address: bool = Field(
+        False,
+        description="Listen on loopback too, and reply from whichever address was dialled: a dispatch table "
+        "may hand these sockets all addresses of some prefixes (unmoor sockets register).",
+    )
     workers: int = Field(0, ge=0, le=256, description="Worker processes; 0 means one for each core.")
     zones: tuple[Zone, ...] = ()
     pools: dict[Label, Pool] = Field(default_factory=dict)

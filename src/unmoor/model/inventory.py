@@ -72,6 +72,11 @@ class Variables(Document):
         (), description="Addresses of the DNS service that every edge answers on; made local on each."
     )
     dns_port: int = Field(53, ge=1, le=65535, description="UDP and TCP port of the DNS server.")
+    dns_service: str = Field(
+        "",
+        description="Label of a service, UDP and TCP on dns_port, whose prefixes the DNS server answers on "
+        "beside its own addresses.",
+    )
     dns_workers: int = Field(0, ge=0, le=256, description="DNS worker processes; 0 means one for each core.")
     dns_cookie_secret: str = Field("", description="As cookie_secret of dns.json; keep it in a vault.")
     dns_sticky_key: str = Field("", description="As sticky_key of dns.json; keep it in a vault.")
@@ -247,6 +252,7 @@ def _compile_host(source: Source, pop: str, pops: tuple[str, ...]) -> Documents 
     services = tuple(Service(label=label, **dict(body)) for label, body in variables.services.items())
     _check_prefixes(source, variables)
     _check_services(source, variables, services)
+    _check_dns_service(source, variables)
     _check_pools(source, variables)
     _check_policies(source, variables, pops)
     zones = tuple(_read_zone(source, number, zone) for number, zone in enumerate(variables.zones))
@@ -274,6 +280,7 @@ def _compile_host(source: Source, pop: str, pops: tuple[str, ...]) -> Documents 
             pop=pop,
             edge=source.host,
             listen=listen,
+            any_address=bool(variables.dns_service),
             zones=zones,
             pools=variables.pools,
             policies=variables.policies,
@@ -330,6 +337,23 @@ def _check_services(source: Source, variables: Variables, services: Sequence[Ser
                 f"{other.protocol} port on {other.prefix} is claimed by {one.service} as well",
                 "take it from one of the two",
             )
+
+
+def _check_dns_service(source: Source, variables: Variables) -> None:
+    label, port = variables.dns_service, variables.dns_port
+    if not label:
+        return
+    fix = f"{label}: {{ports: [{port}], protocols: [udp, tcp]}}"
+    if label not in variables.services:
+        why, fix = "is not a service", f"add to unmoor_services: {fix}"
+    elif set(variables.services[label].protocols) != {"udp", "tcp"}:
+        why, fix = "is a service without both UDP and TCP, which DNS needs", f"write {fix}"
+    elif variables.services[label].ports != (port,):
+        why = "is a service of other ports than the server's, and a UDP reply leaves from the server's own"
+        fix = f"write {fix}"
+    else:
+        return
+    source.problem(("dns_service",), label, why, fix)
 
 
 def _clashes(bindings: Sequence[Binding]) -> Iterator[tuple[Binding, Binding]]:
