@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,11 @@ import pytest
 from sockets_support import Bed, ask, document, listener, make_local, refuses
 
 from unmoor.errors import UnmoorError
-from unmoor.sockets import generation, libbpf
+from unmoor.model import EdgeDocument
+from unmoor.sockets import generation, libbpf, table
 from unmoor.sockets import verify as verification
+from unmoor.sockets.layout import LEAF
+from unmoor.sockets.packed import Packed
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.status import read_status
 
@@ -140,8 +146,8 @@ def test_killed_at_any_step_of_the_first_load(netns: None, pins: Pins, code: byt
 def test_a_table_that_is_wrong_is_not_switched_in(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     build = generation.table.build
 
-    def wrong(bindings: Any, *arguments: Any) -> Any:
-        return build([each for each in bindings if each.first_port != 82], *arguments)
+    def wrong(rules: Any, *arguments: Any) -> Any:
+        return build([each for each in rules if each.first != 82], *arguments)
 
     monkeypatch.setattr(generation.table, "build", wrong)
     with pytest.raises(UnmoorError, match="the new table is wrong, nothing was switched"):
@@ -152,11 +158,120 @@ def test_a_table_that_is_wrong_is_not_switched_in(bed: Bed, monkeypatch: pytest.
     assert live(bed) == "new"
 
 
+MANY = 40_000
+MIDDLE = "198.18.156.64"  # the address of the binding in the middle of so many
+
+
+def many(count: int = MANY) -> EdgeDocument:
+    """So many single addresses, and no two side by side."""
+    prefixes = [
+        f"198.{18 + (number >> 15)}.{number >> 7 & 255}.{number << 1 & 255}/32" for number in range(count)
+    ]
+    assert prefixes[count // 2].split("/")[0] == MIDDLE or count != MANY
+    return document({"label": "web", "ports": [80]}, prefixes=prefixes)
+
+
+Harm = Callable[["array[int]", int], None]
+
+
+def _other_service(leaves: array[int], leaf: int) -> None:
+    leaves[leaf + 4] += 1 << 32
+
+
+def _shorter(leaves: array[int], leaf: int) -> None:
+    leaves[leaf + 2] &= ~(1 << 32)  # so that the neighbour behind it is in it, too
+
+
+def _no_match(leaves: array[int], leaf: int) -> None:
+    leaves[leaf] ^= 1 << 33
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        (_other_service, rf"tcp {MIDDLE} port 80 must reach 'web', not 2 "),
+        (_shorter, r"tcp 198.18.156.65 port 80 must reach no service, not 'web'"),
+        (_no_match, rf"tcp {MIDDLE} port 80 must reach 'web', not no service"),
+    ],
+)
+def test_one_wrong_leaf_of_forty_thousand_is_found(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, harm: Harm, complaint: str
+) -> None:
+    build = generation.table.build
+
+    def wrong(*arguments: Any) -> table.Table:
+        compiled = build(*arguments)
+        leaves = array("Q", compiled.leaves)
+        assert len(leaves) == (MANY + 1) * LEAF.size // 8
+        harm(leaves, (MANY // 2 + 1) * LEAF.size // 8)
+        return dataclasses.replace(compiled, leaves=leaves.tobytes())
+
+    before = read_status(bed.pins)
+    monkeypatch.setattr(generation.table, "build", wrong)
+    with pytest.raises(UnmoorError, match=f"the new table is wrong, nothing was switched: {complaint}"):
+        generation.load(many(), bed.code, bed.pins)
+    assert live(bed) == "old"
+    assert read_status(bed.pins).bindings == before.bindings
+    assert not bed.pins.new.exists()
+    assert not bed.pins.previous.exists()
+    monkeypatch.undo()
+    assert len(generation.load(many(), bed.code, bed.pins).added) == MANY
+
+
+def test_a_wrong_port_is_found(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = generation.table.build
+    for name, at in (("ports", 80 * 2), ("ports", 82 * 2), ("ports", 79 * 2), ("ports", 84 * 2 + 1)):
+
+        def wrong(*arguments: Any, name: str = name, at: int = at) -> table.Table:
+            compiled = build(*arguments)
+            numbers = array("I", getattr(compiled, name))
+            numbers[at] = 0 if numbers[at] else max(numbers[at % 2 :: 2])
+            return dataclasses.replace(compiled, **{name: numbers.tobytes()})
+
+        monkeypatch.setattr(generation.table, "build", wrong)
+        with pytest.raises(UnmoorError, match=rf"nothing was switched: tcp .* port {at // 2} must reach"):
+            bed.load(*NEW)
+        assert live(bed) == "old"
+
+
+def test_a_proof_goes_on_after_a_signal(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted = []
+    run_test = libbpf.run_test
+
+    def interrupt(program: int, context: bytes, repeat: int = 1) -> libbpf.TestRun:
+        # A signal that comes at once, as one by a timer would during a long run.
+        signal.setitimer(signal.ITIMER_REAL, 0.0001)
+        try:
+            return run_test(program, context, repeat)
+        except InterruptedError:
+            interrupted.append(repeat)
+            raise
+
+    monkeypatch.setattr(libbpf, "run_test", interrupt)
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        assert len(generation.load(many(), bed.code, bed.pins).added) == MANY
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted
+
+
 def test_everything_is_proved_before_the_switch(bed: Bed) -> None:
-    record = generation.read_current(bed.pins)
-    assert record
-    # Two ports and two prefixes, each with its ends, its middle and its neighbours.
-    assert verification.verify(bed.pins.current, record) == 2 * 2 * 5
+    asked = []
+    for claim in verification.claims(Packed.of(document(*NEW)).rules):
+        for first, last, taker in claim.stretches:
+            asked += [
+                (claim.protocol, port, address, taker) for port in claim.ports for address in (first, last)
+            ]
+    base, base6 = int(ip_address("198.18.0.0")), int(ip_address("2001:db8::"))
+    for port, taker in ((79, None), (80, "web"), (81, None), (82, "web"), (83, "more"), (84, None)):
+        for first, size in ((base, 1 << 12), (base6, 1 << 84)):
+            assert ("tcp", port, first, taker) in asked
+            assert ("tcp", port, first + size - 1, taker) in asked
+            if taker:
+                assert ("tcp", port, first - 1, None) in asked
+                assert ("tcp", port, first + size, None) in asked
 
 
 def test_two_loads_at_a_time_wait_for_one_another(bed: Bed) -> None:

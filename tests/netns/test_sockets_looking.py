@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from sockets_support import UNMOOR, Bed, ask, listener, make_local, refuses, run
+from sockets_support import UNMOOR, Bed, ask, listener, make_local, refuses, run, wait_until
 
 from unmoor.sockets import generation, libbpf
 from unmoor.sockets.counts import address_counts
@@ -135,6 +135,65 @@ def test_every_address_has_a_counter(bed: Bed) -> None:
         assert address_counts(bed.pins)[ip_address("198.18.0.0")] == 2
 
 
+def test_counts_go_on_when_a_prefix_grows_and_shrinks_under_traffic(
+    netns: None, pins: Pins, code: bytes
+) -> None:
+    make_local()
+    bed = Bed(pins, code)
+    inside, outside = "198.18.1.9", "198.18.9.1"
+    connections = [0, 0]
+    stopping = threading.Event()
+    bed.load(WEB, prefixes=("198.18.0.0/22",))
+    with listener() as four:
+        bed.register("web", four)
+
+        def traffic() -> None:
+            while not stopping.is_set():
+                connections[0] += not refuses(inside, 80)
+                connections[1] += not refuses(outside, 80)
+
+        thread = threading.Thread(target=traffic)
+        thread.start()
+        for prefixes in (
+            ("198.18.0.0/20",),
+            ("198.18.0.0/16",),
+            ("198.18.0.0/21", "198.18.9.0/24"),
+            ("198.18.1.9/32", "198.18.8.0/23"),
+            ("198.18.0.0/20",),
+        ):
+            before = connections[0]
+            wait_until(lambda before=before: connections[0] > before + 3)  # type: ignore[misc]
+            bed.load(WEB, prefixes=prefixes)
+        generation.rollback(bed.pins)
+        stopping.set()
+        thread.join()
+        counts = {str(address): count for address, count in address_counts(bed.pins).items()}
+    # Each connection was counted, and nothing else: not one was lost at a change.
+    assert counts == {inside: connections[0], outside: connections[1]}
+    assert sum(counts.values()) == bed.count("web").counters["lookups"]
+
+
+def test_a_counter_that_gets_another_address_begins_afresh(netns: None, pins: Pins, code: bytes) -> None:
+    make_local("198.18.0.0/15")
+    bed = Bed(pins, code)
+    # Four /16, of which two fit: every counter is used twice.
+    halves = ["198.18.0.0/16", "198.19.0.0/16", "198.18.0.0/16", "198.19.0.0/16"]
+    with listener() as four:
+        for number, prefix in enumerate(halves):
+            bed.load(WEB, prefixes=(prefix,))
+            bed.register("web", four)
+            address = ip_address(prefix.removesuffix("0.0/16") + f"{number}.77")
+            for _ in range(number + 1):
+                ask(str(address), 80)
+            counts = address_counts(bed.pins)
+            assert counts.pop(address) == number + 1
+            assert set(counts) <= {ip_address("198.18.0.77"), ip_address("198.19.1.77")}
+        assert bed.load({**WEB, "ports": [81]}, prefixes=("198.18.0.0/16",)).changed
+        assert bed.load(WEB, prefixes=("198.18.0.0/24", "198.19.240.0/20")).changed
+        ask("198.19.255.1", 80)
+        assert address_counts(bed.pins)[ip_address("198.19.255.1")] == 1
+
+
 def test_addresses_of_ipv6_take_bounded_room_and_the_busy_stay(bed: Bed) -> None:
     from unmoor.sockets.layout import SEEN_SETS, SEEN_WAYS
     from unmoor.sockets.lookup import context
@@ -173,6 +232,7 @@ def test_metrics(bed: Bed) -> None:
     with listener() as four:
         bed.register("web", four)
         ask("198.18.0.9", 80)
+    wait_until(lambda: not bed.count("web").sockets)
     assert refuses("198.18.0.9", 80)
     lines = render(bed.pins, addresses=True).splitlines()
     labels = 'family="ipv4",protocol="tcp",service="web"'

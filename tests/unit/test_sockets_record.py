@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from ipaddress import IPv4Network, ip_network
+import zlib
+from collections import Counter
+from ipaddress import IPv4Network, collapse_addresses, ip_network
 from itertools import pairwise
 from typing import Any
 
@@ -9,9 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unmoor.errors import UnmoorError
-from unmoor.model import EdgeDocument
-from unmoor.sockets.layout import COUNTED_ADDRESSES, MAX_SERVICES
-from unmoor.sockets.record import Counted, Record, allocate_counters, allocate_ids, decode
+from unmoor.model import Binding, EdgeDocument
+from unmoor.sockets import rules
+from unmoor.sockets.allocation import Allocation, Counted, allocate_counters, allocate_ids
+from unmoor.sockets.layout import COUNTED_ADDRESSES, COUNTERS_OF_ADDRESSES, MAX_SERVICES
+from unmoor.sockets.packed import Packed
+from unmoor.sockets.record import Record, decode
 
 
 def edge(**changes: Any) -> EdgeDocument:
@@ -27,7 +32,14 @@ def edge(**changes: Any) -> EdgeDocument:
 def test_a_record_comes_back_as_it_was() -> None:
     document = edge()
     record = Record(
-        7, "ab" * 32, 4026531840, document.model_dump_json(), {"web": 3}, {"eth0": 2}, ((5, 4096, 512),)
+        7,
+        "ab" * 32,
+        4026531840,
+        Packed.of(document).encode(),
+        {"web": 3},
+        {"eth0": 2},
+        ((5, 4096, 512), (1 << 32 - 1, 1, 0)),
+        {512: 1 << 63},
     )
     data = record.encode()
     assert decode(data) == record
@@ -36,16 +48,44 @@ def test_a_record_comes_back_as_it_was() -> None:
     assert decode(data + bytes(4096)) == record
 
 
-def test_a_record_of_another_version_is_refused() -> None:
-    data = Record(7, "", 0, "", {}).encode()
-    import json
-    import zlib
-
-    document = json.loads(zlib.decompress(data[4:]))
-    document["format"] = 99
-    packed = zlib.compress(json.dumps(document).encode())
-    with pytest.raises(UnmoorError, match="has format 99"):
+@pytest.mark.parametrize("plain", [b'{"format": 2, "generation": 1}', b"\x63whatever comes"])
+def test_a_record_of_another_version_is_refused(plain: bytes) -> None:
+    packed = zlib.compress(plain)
+    with pytest.raises(UnmoorError, match=r"has format (2|99)"):
         decode(len(packed).to_bytes(4, "little") + packed)
+
+
+NETWORKS = st.one_of(
+    st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
+        lambda pair: ip_network((pair[0] >> 32 - pair[1] << 32 - pair[1], pair[1]))
+    ),
+    st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128)).map(
+        lambda pair: ip_network((pair[0] >> 128 - pair[1] << 128 - pair[1], pair[1]))
+    ),
+)
+LISTS = st.lists(NETWORKS, min_size=1, max_size=8)
+
+
+@given(LISTS, st.lists(st.one_of(st.none(), LISTS), max_size=4))
+def test_any_document_can_be_packed(own: list[Any], others: list[list[Any] | None]) -> None:
+    services = [
+        {"label": f"s{number}", "ports": ["any", 80 + number], "prefixes": prefixes}
+        for number, prefixes in enumerate(others)
+    ]
+    document = edge(prefixes=own, services=services)
+    packed = Packed.decode(Packed.of(document).encode())
+    assert packed.edge == document
+    assert [service.label for service in packed.services] == [each["label"] for each in services]
+    assert packed.rules == Packed.of(document).rules
+    assert Counter(rules.Lines(packed.rules)) == Counter(set(document.bindings()))
+
+
+@given(LISTS, LISTS)
+def test_the_difference_of_two_documents(some: list[Any], others: list[Any]) -> None:
+    one, other = (Packed.of(edge(prefixes=prefixes)) for prefixes in (some, others))
+    added = rules.missing(one.rules, other.rules)
+    assert set(added) == set(one.edge.bindings()) - set(other.edge.bindings())
+    assert len(added) == len(list(added)) == len(set(added))
 
 
 LABELS = st.lists(st.sampled_from([f"s{number}" for number in range(20)]), unique=True)
@@ -74,40 +114,58 @@ def test_too_many_services_are_refused() -> None:
         allocate_ids([*labels, "more"])
 
 
-def ranges(allocation: tuple[Counted, ...]) -> list[tuple[int, int]]:
-    return sorted((first, first + count) for _, count, first in allocation)
-
-
-PREFIXES = st.tuples(st.integers(0, 255), st.sampled_from([16, 20, 22, 24, 28, 32])).map(
+PREFIXES = st.tuples(st.integers(0, 255), st.sampled_from([15, 16, 17, 20, 22, 24, 28, 32])).map(
     lambda pair: ip_network((0xC6120000 | pair[0] << 8, pair[1]), strict=False)
 )
-
-
 SMALL, LARGE = IPv4Network("198.18.0.0/22"), IPv4Network("198.18.0.0/20")
+
+
+def allocate(prefixes: list[Any], *kept: tuple[Counted, ...]) -> Allocation:
+    found = rules.of_bindings(Binding("tcp", prefix, 80, 80, "web") for prefix in prefixes)
+    return allocate_counters(found, *kept)
+
+
+def counters(spans: tuple[Counted, ...]) -> dict[int, int]:
+    """Address to the number of its counter."""
+    return {address + at: first + at for address, count, first in spans for at in range(0, count, 64)}
 
 
 @given(st.lists(st.lists(PREFIXES, max_size=6), min_size=1, max_size=5))
 @example([[SMALL], [LARGE], [SMALL]])
+@example([[IPv4Network("198.18.0.0/17")], [IPv4Network("198.18.0.0/16")], [IPv4Network("198.19.0.0/16")]])
 def test_counters_never_overlap_and_stay_with_their_address(steps: list[list[IPv4Network]]) -> None:
     kept: list[tuple[Counted, ...]] = []
     for prefixes in steps:
-        allocation = allocate_counters(prefixes, *kept)
-        taken = ranges(allocation)
-        assert all(0 <= first < end <= COUNTED_ADDRESSES for first, end in taken)
+        spans, fresh = allocate(prefixes, *kept)
+        taken = sorted((first, first + count) for _, count, first in spans)
+        assert all(0 <= first < end <= COUNTERS_OF_ADDRESSES for first, end in taken)
         assert all(end <= first for (_, end), (first, _) in pairwise(taken))
-        for start, count, first in allocation:
-            for known, size, counter in kept[0] if kept else ():
-                if known <= start and start + count <= known + size:
-                    assert first == counter + start - known
-        kept = [allocation, *kept][:2]
+        assert sum(count for _, count, _ in spans) <= COUNTED_ADDRESSES
+        began = {number + at for number, count in fresh for at in range(count)}
+        now = counters(spans)
+        if kept:
+            before = counters(kept[0])
+            assert all(now[address] == before[address] for address in now.keys() & before.keys())
+            assert began.isdisjoint(before.values())
+            assert all(now[address] in began for address in now.keys() - set().union(*map(counters, kept)))
+        # What is small enough in all is counted, all of it, whatever was before.
+        distinct = list(collapse_addresses(prefixes))
+        if sum(prefix.num_addresses for prefix in distinct) <= COUNTED_ADDRESSES:
+            assert sum(count for _, count, _ in spans) == sum(each.num_addresses for each in distinct)
+        kept = [spans, *kept][:2]
 
 
 def test_everything_that_fits_is_counted() -> None:
     prefixes = ("198.18.0.0/20", "2001:db8::/44", "198.18.4.0/24")
-    allocation = allocate_counters([ip_network(prefix) for prefix in prefixes])
-    assert allocation == ((0xC6120000, 4096, 0),)
-    assert allocate_counters([ip_network("198.18.0.0/15")]) == ()
-    assert len(allocate_counters([ip_network("198.18.0.0/16")])) == 1
-    assert (
-        len(allocate_counters([ip_network((0xC6120000 + number, 32)) for number in range(70_000)])) == 65536
-    )
+    assert allocate([ip_network(each) for each in prefixes]).spans == ((0xC6120000, 4096, 0),)
+    assert allocate([ip_network("198.18.0.0/15")]).spans == ()
+    assert len(allocate([ip_network("198.18.0.0/16")]).spans) == 1
+    spans = allocate([ip_network((0xC6120000 + 2 * number, 32)) for number in range(70_000)]).spans
+    assert len(spans) == COUNTED_ADDRESSES
+
+
+def test_a_prefix_that_grows_goes_on_in_the_counters_of_its_addresses() -> None:
+    small = allocate([SMALL]).spans
+    large, fresh = allocate([LARGE], small)
+    assert counters(small).items() <= counters(large).items()
+    assert sum(count for _, count in fresh) == LARGE.num_addresses - SMALL.num_addresses

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,13 +13,21 @@ from hypothesis import strategies as st
 
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding, parse_ports
-from unmoor.sockets import table
-from unmoor.sockets.layout import COUNTED_ADDRESSES, LEAF, MAX_DEPTH, MAX_NESTING, NODE, PORT, PROTOCOLS
-from unmoor.sockets.precedence import Precedence, order
+from unmoor.sockets import rules, table
+from unmoor.sockets.layout import COUNTERS_OF_ADDRESSES, LEAF, MAX_DEPTH, MAX_NESTING, NODE, PORT, PROTOCOLS
+from unmoor.sockets.precedence import order, stretches
 
 INTERFACES = {"eth0": 2, "eth1": 3}
 SERVICES = {name: number for number, name in enumerate("abcdefgh", 1)}
 Address = IPv4Address | IPv6Address
+
+
+def build(bindings: Iterable[Binding], *arguments: Any) -> table.Table:
+    return table.build(rules.of_bindings(bindings), SERVICES, *arguments)
+
+
+def aligned(address: Address) -> int:
+    return int(address) << (96 if address.version == 4 else 0)
 
 
 def walk(compiled: table.Table, root: int, value: int, ifindex: int) -> tuple[int, int, int] | None:
@@ -46,7 +56,7 @@ def walk(compiled: table.Table, root: int, value: int, ifindex: int) -> tuple[in
 
 def choose(compiled: table.Table, protocol: str, address: Address, port: int, ifindex: int = 0) -> int | None:
     """What `run` of dispatch.bpf.c does: the service that takes the packet."""
-    value, number = table.aligned(address), PROTOCOLS.index(protocol)
+    value, number = aligned(address), PROTOCOLS.index(protocol)
     roots = PORT.unpack_from(compiled.ports, (number << 16 | port) * PORT.size)
     column = 0 if address.version == 4 else 1
     own = walk(compiled, roots[column], value, ifindex)
@@ -112,20 +122,81 @@ def test_the_table_agrees_with_the_rule(
     bindings: list[Binding], questions: list[tuple[Address, int]]
 ) -> None:
     try:
-        compiled = table.build(bindings, SERVICES, INTERFACES)
+        compiled = build(bindings, INTERFACES)
     except UnmoorError:
         assert ambiguous(bindings)
         return
-    plain = Precedence(bindings)
     edges = [end for b in bindings for end in (b.prefix.network_address, b.prefix.broadcast_address)]
     for address, port in questions + [(address, port) for address in edges for port in (1, 5, 9)]:
         for protocol in ("tcp", "udp"):
             for interface in ("", "eth0"):
                 wanted = brute_force(bindings, protocol, address, port, interface)
-                found = plain.find(protocol, address, port, interface)
-                assert (found.service if found else None) == wanted
                 number = choose(compiled, protocol, address, port, INTERFACES.get(interface, 0))
                 assert number == (SERVICES[wanted] if wanted else None)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(bindings_strategy(), max_size=40), st.integers(1, 10), st.sampled_from(["", "eth0"]))
+def test_the_expectation_agrees_with_the_rule(bindings: list[Binding], port: int, interface: str) -> None:
+    if ambiguous(bindings):
+        return
+    for protocol, family, bits, kind in (("tcp", 4, 32, IPv4Address), ("udp", 6, 128, IPv6Address)):
+        mine = [each for each in bindings if each.protocol == protocol and each.prefix.version == family]
+        cut = stretches(list(rules.of_bindings(mine)), family, port, interface)
+        for first, last, taker in cut:
+            for number in (first, (first + last) // 2, last):
+                assert brute_force(mine, protocol, kind(number), port, interface) == taker
+        # Every end of every prefix is an end of a stretch.
+        firsts, lasts = {first for first, _, _ in cut}, {last for _, last, _ in cut}
+        assert {int(each.prefix.network_address) for each in mine} <= firsts
+        assert {int(each.prefix.broadcast_address) for each in mine} <= lasts
+        if any(taker for _, _, taker in cut):  # they are all addresses, each once
+            assert [first for first, _, _ in cut[1:]] == [last + 1 for _, last, _ in cut[:-1]]
+            assert (cut[0][0], cut[-1][1]) == (0, (1 << bits) - 1)
+
+
+@st.composite
+def counted_strategy(draw: st.DrawFn) -> list[tuple[int, int, int]]:
+    """Ranges of addresses, in order, with counters that follow one another or do not."""
+    ends = sorted(draw(st.sets(st.integers(0, 1 << 17), max_size=12)))
+    return [
+        (0xC6120000 + start, end - start, draw(st.integers(0, COUNTERS_OF_ADDRESSES)))
+        for start, end in pairwise(ends)
+        if draw(st.booleans())
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(bindings_strategy(), max_size=20), counted_strategy(), st.lists(ADDRESSES, max_size=20))
+@example([Binding("tcp", ip_network("0.0.0.0/0"), 1, 9, "a")], [(0xC6120000, 4096, 7)], [])
+def test_counters_in_pieces_change_nothing_else(
+    bindings: list[Binding], counted: list[tuple[int, int, int]], asked: list[Address]
+) -> None:
+    if ambiguous(bindings):
+        return
+    plain, pieces = build(bindings, INTERFACES), build(bindings, INTERFACES, counted)
+    ends = [
+        end for start, count, _ in counted for end in (start - 1, start, start + count - 1, start + count)
+    ]
+    for address in [*map(IPv4Address, ends), *asked]:
+        for place in (5, 65536 + 5):
+            roots = [
+                PORT.unpack_from(each.ports, place * PORT.size)[address.version == 6]
+                for each in (plain, pieces)
+            ]
+            one, other = (
+                walk(each, root, aligned(address), 2) if root else None
+                for each, root in zip((plain, pieces), roots, strict=True)
+            )
+            assert (one and one[:2]) == (other and other[:2])
+            if other and address.version == 4:
+                number = (int(address) + other[2]) % (1 << 64)
+                wanted = [
+                    first + int(address) - start
+                    for start, n, first in counted
+                    if start <= int(address) < start + n
+                ]
+                assert wanted == [number] if wanted else number >= COUNTERS_OF_ADDRESSES
 
 
 def ambiguous(bindings: Sequence[Binding]) -> bool:
@@ -167,7 +238,7 @@ def test_precedence(case: str) -> None:
         prefix, ports, service = line.split()
         bindings.append(tcp(prefix, *parse_ports(ports), service))
     for ordered in (bindings, bindings[::-1]):
-        compiled = table.build(ordered, SERVICES)
+        compiled = build(ordered)
         assert choose(compiled, "tcp", ip_address(address), port) == (SERVICES[wanted] if wanted else None)
 
 
@@ -175,31 +246,31 @@ def test_an_interface_comes_before_any_whatever_the_order() -> None:
     prefix = ip_network("198.18.0.0/24")
     bindings = [Binding("tcp", prefix, 1, 5, "a"), Binding("tcp", prefix, 3, 7, "b", "eth0")]
     for ordered in (bindings, bindings[::-1]):
-        compiled = table.build(ordered, SERVICES, INTERFACES)
+        compiled = build(ordered, INTERFACES)
         assert choose(compiled, "tcp", prefix[9], 4, INTERFACES["eth0"]) == SERVICES["b"]
         assert choose(compiled, "tcp", prefix[9], 4, INTERFACES["eth1"]) == SERVICES["a"]
 
 
 def test_two_services_bound_to_the_same_are_refused() -> None:
     with pytest.raises(UnmoorError, match="give each prefix and port to one service"):
-        table.build([tcp("198.18.0.0/24", 80, 80, "a"), tcp("198.18.0.0/24", 80, 80, "b")], SERVICES)
+        build([tcp("198.18.0.0/24", 80, 80, "a"), tcp("198.18.0.0/24", 80, 80, "b")])
 
 
 def test_ranges_that_overlap_equally_are_refused() -> None:
     with pytest.raises(UnmoorError, match="make one range narrower"):
-        table.build([tcp("198.18.0.0/24", 80, 89, "a"), tcp("198.18.0.0/24", 85, 94, "b")], SERVICES)
+        build([tcp("198.18.0.0/24", 80, 89, "a"), tcp("198.18.0.0/24", 85, 94, "b")])
 
 
 def test_ports_with_the_same_bindings_share_one_trie() -> None:
     bindings = [tcp("198.18.0.0/20", port, port, "a") for port in range(8000, 8013)]
-    one, many = table.build(bindings[:1], SERVICES), table.build(bindings, SERVICES)
+    one, many = build(bindings[:1]), build(bindings)
     assert (len(one.nodes), len(one.leaves)) == (len(many.nodes), len(many.leaves))
 
 
 def test_one_prefix_on_any_port_does_not_grow_every_ports_trie() -> None:
     wide = [tcp(f"198.18.{number >> 8}.{number & 255}/32", 0, 65535, "a") for number in range(1000)]
     ports = [tcp("198.18.0.0/20", port, port, f"{'bcdefgh'[port % 7]}") for port in range(1, 500)]
-    compiled = table.build(wide + ports, SERVICES)
+    compiled = build(wide + ports)
     assert len(compiled.leaves) // LEAF.size < 1100
     assert choose(compiled, "tcp", ip_address("198.18.0.1"), 8) == SERVICES["a"]
     assert choose(compiled, "tcp", ip_address("198.18.15.1"), 8) == SERVICES["c"]
@@ -208,7 +279,7 @@ def test_one_prefix_on_any_port_does_not_grow_every_ports_trie() -> None:
 def test_the_trie_stays_shallow_for_hostile_prefixes() -> None:
     # Each prefix leaves the path of the others one bit later: the worst case for a binary trie.
     chain = [ip_network((1 << (127 - bit) | 1 << 127, bit + 1), strict=False) for bit in range(1, 128)]
-    compiled = table.build([Binding("tcp", prefix, 80, 80, "a") for prefix in chain], SERVICES)
+    compiled = build([Binding("tcp", prefix, 80, 80, "a") for prefix in chain])
     for prefix in chain:
         assert choose(compiled, "tcp", prefix.network_address, 80) == SERVICES["a"]
 
@@ -216,20 +287,19 @@ def test_the_trie_stays_shallow_for_hostile_prefixes() -> None:
 def test_counters_of_addresses() -> None:
     prefix, inner = ip_network("198.18.0.0/20"), ip_network("198.18.4.0/24")
     outside = ip_network("198.18.64.0/24")
-    compiled = table.build(
+    compiled = build(
         [Binding("tcp", each, 80, 80, "a") for each in (prefix, inner, outside)],
-        SERVICES,
         {},
         [(int(prefix.network_address), 4096, 512)],
     )
     root = PORT.unpack_from(compiled.ports, 80 * PORT.size)[0]
 
     def counter(address: str) -> int:
-        found = walk(compiled, root, table.aligned(ip_address(address)), 0)
+        found = walk(compiled, root, aligned(ip_address(address)), 0)
         assert found
         return (int(ip_address(address)) + found[2]) % (1 << 64)
 
     assert counter("198.18.0.0") == 512
     assert counter("198.18.4.7") == 512 + 1024 + 7
     assert counter("198.18.15.255") == 512 + 4095
-    assert counter("198.18.64.0") >= COUNTED_ADDRESSES
+    assert counter("198.18.64.0") >= COUNTERS_OF_ADDRESSES

@@ -10,8 +10,9 @@ from itertools import chain
 
 from unmoor.errors import UnmoorError
 from unmoor.sockets import libbpf
+from unmoor.sockets.addresses import totals
 from unmoor.sockets.generation import read_current
-from unmoor.sockets.layout import ADDRESS_CHUNK, ADDRESS_CHUNKS, KEY, SEEN, SEEN_SETS, SEEN_WAYS
+from unmoor.sockets.layout import ADDRESS_CHUNK, COUNTERS_OF_ADDRESSES, KEY, SEEN, SEEN_SETS, SEEN_WAYS
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.record import Record
 
@@ -29,24 +30,15 @@ def address_counts(pins: Pins) -> dict[IPv4Address | IPv6Address, int]:
 
 
 def _ipv4(pins: Pins, record: Record) -> Iterator[tuple[IPv4Address, int]]:
-    counts = _totals(pins)
-    for start, number, first in record.counted:
-        for offset in range(number):
-            if counts[first + offset]:
-                yield IPv4Address(start + offset), counts[first + offset]
-
-
-def _totals(pins: Pins) -> array[int]:
-    """Every counter, summed over the processors."""
-    size = ADDRESS_CHUNK * 8
-    cpus = libbpf.possible_cpus()
-    totals = array("Q")
+    counts = array("Q", bytes(8 * COUNTERS_OF_ADDRESSES))
     with libbpf.closing(libbpf.open_pin_to_read(pins.root / "addresses")) as fd:
-        for chunk in range(ADDRESS_CHUNKS):
-            value = array("Q", libbpf.lookup(fd, KEY.pack(chunk), size * cpus) or b"")
-            columns = (value[start : start + ADDRESS_CHUNK] for start in range(0, len(value), ADDRESS_CHUNK))
-            totals.extend(map(sum, zip(*columns, strict=True)))
-    return totals
+        for chunk, values in totals(fd):
+            counts[chunk * ADDRESS_CHUNK : (chunk + 1) * ADDRESS_CHUNK] = array("Q", values)
+    for start, size, first in record.counted:
+        for address, number in enumerate(range(first, first + size), start):
+            count = counts[number] - record.begins.get(number, 0)
+            if count:
+                yield IPv4Address(address), count
 
 
 def _ipv6(pins: Pins) -> Iterator[tuple[IPv6Address, int]]:

@@ -28,7 +28,7 @@
 #define MAX_NESTING 64
 /* Addresses with a counter of their own, in chunks that user space reads in one call each. */
 #define ADDRESS_CHUNK 1024
-#define ADDRESS_CHUNKS 64
+#define ADDRESS_CHUNKS 128
 
 /* IPv6 addresses with a counter of their own: sets of a hash table that is never longer than this.
  */
@@ -108,6 +108,27 @@ struct answer {
 	__u32 asked_ifindex;
 };
 
+/* An address that `prove` is asked, and the service that must take it, plus one; 0 for none. */
+struct question {
+	__u64 high;
+	__u64 low;
+	__u64 expected;
+};
+
+/* Questions from `next` up to `end` for one port, and what came out: how many were answered
+ * wrongly, the first of them, and the service that it found, plus one.
+ */
+struct batch {
+	__u32 port;
+	__u32 is_ipv6;
+	__u32 ifindex;
+	__u32 next;
+	__u32 end;
+	__u32 wrong;
+	__u32 first_wrong;
+	__u32 found;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2 * 65536);
@@ -168,6 +189,22 @@ struct {
 	__type(value, struct answer);
 } answers SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct question);
+} questions SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct batch);
+} batches SEC(".maps");
+
 /* Roots of the tries of the bindings to any port, set before the program is loaded. The verifier
  * knows the values, so that where they are 0 nothing of the code below is left.
  */
@@ -226,6 +263,43 @@ static __always_inline const struct leaf *choose(const struct leaf *own, const s
 	if (any && any->length > own->length)
 		return any;
 	return own;
+}
+
+/* Roots of the tries that hold what is bound at a port; `port` is the port of TCP, 65536 more for
+ * UDP. */
+struct roots {
+	__u32 own;
+	__u32 any;
+};
+
+static __always_inline struct roots roots_of(__u32 port, int is_ipv6)
+{
+	struct roots roots = {};
+	const struct port *found = bpf_map_lookup_elem(&ports, &port);
+	int is_udp = port >> 16;
+
+	if (!found)
+		return roots;
+	if (is_ipv6) {
+		roots.own = found->ipv6;
+		roots.any = is_udp ? any_udp_ipv6 : any_tcp_ipv6;
+	} else {
+		roots.own = found->ipv4;
+		roots.any = is_udp ? any_udp_ipv4 : any_tcp_ipv4;
+	}
+	return roots;
+}
+
+/* The binding that takes a packet to this address, or NULL. */
+static __always_inline const struct leaf *match(struct roots roots, const struct target *target)
+{
+	const struct leaf *own = NULL, *any = NULL;
+
+	if (roots.own)
+		own = find(roots.own, target);
+	if (roots.any)
+		any = find(roots.any, target);
+	return choose(own, any);
 }
 
 static __always_inline void count_address(__u64 number)
@@ -318,13 +392,12 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 	__u32 is_udp = ctx->protocol == IPPROTO_UDP;
 	__u32 is_ipv6 = ctx->family == FAMILY_IPV6;
 	__u32 key = ctx->local_port | is_udp << 16;
-	const struct leaf *own = NULL, *any = NULL, *leaf;
+	const struct leaf *leaf;
 	struct counters *count;
 	struct target target = {};
 	struct answer *answer = NULL;
+	struct roots roots;
 	__u32 group, zero = 0;
-	struct port *port;
-	__u32 root, any_root;
 	long error;
 
 	if (explaining) {
@@ -333,17 +406,8 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 			return SK_DROP;
 		answer->bound = 0;
 	}
-	port = bpf_map_lookup_elem(&ports, &key);
-	if (!port)
-		return SK_PASS;
-	if (is_ipv6) {
-		root = port->ipv6;
-		any_root = is_udp ? any_udp_ipv6 : any_tcp_ipv6;
-	} else {
-		root = port->ipv4;
-		any_root = is_udp ? any_udp_ipv4 : any_tcp_ipv4;
-	}
-	if (!root && !any_root)
+	roots = roots_of(key, is_ipv6);
+	if (!roots.own && !roots.any)
 		return SK_PASS;
 
 	if (is_ipv6) {
@@ -355,11 +419,7 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 		target.high = (__u64)bpf_ntohl(ctx->local_ip4) << 32;
 	}
 	target.ifindex = answer ? answer->asked_ifindex : ctx->ingress_ifindex;
-	if (root)
-		own = find(root, &target);
-	if (any_root)
-		any = find(any_root, &target);
-	leaf = choose(own, any);
+	leaf = match(roots, &target);
 	if (!leaf)
 		return SK_PASS;
 
@@ -406,6 +466,37 @@ SEC("sk_lookup")
 int explain(struct bpf_sk_lookup *ctx)
 {
 	return run(ctx, 1);
+}
+
+/* Run once for each question of a batch. It chooses by the lines that `dispatch` is made of, but
+ * takes the packet from a map, so that one call from user space proves a whole table.
+ */
+SEC("sk_lookup")
+int prove(struct bpf_sk_lookup *ctx __attribute__((unused)))
+{
+	struct target target = {};
+	struct question *question;
+	const struct leaf *leaf;
+	struct batch *batch;
+	__u32 zero = 0, number, found;
+
+	batch = bpf_map_lookup_elem(&batches, &zero);
+	if (!batch || batch->next >= batch->end)
+		return SK_PASS;
+	number = batch->next++;
+	question = bpf_map_lookup_elem(&questions, &number);
+	if (!question)
+		return SK_PASS;
+	target.high = question->high;
+	target.low = question->low;
+	target.ifindex = batch->ifindex;
+	leaf = match(roots_of(batch->port, batch->is_ipv6), &target);
+	found = leaf ? leaf->service + 1 : 0;
+	if (found != question->expected && !batch->wrong++) {
+		batch->first_wrong = number;
+		batch->found = found;
+	}
+	return SK_PASS;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -10,17 +10,18 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unmoor.errors import UnmoorError
-from unmoor.model import Binding, EdgeDocument
+from unmoor.model import EdgeDocument
 from unmoor.sockets import libbpf, table
+from unmoor.sockets.addresses import begins
+from unmoor.sockets.allocation import allocate_counters, allocate_ids
 from unmoor.sockets.layout import (
     ADDRESS_CHUNK,
     ADDRESS_CHUNKS,
     ANY_ROOTS,
-    COUNTED_ADDRESSES,
     COUNTERS_STRUCT,
     DESCRIPTOR,
     GROUPS_PER_SERVICE,
@@ -33,9 +34,11 @@ from unmoor.sockets.layout import (
     SEEN_WAYS,
     SOCKET_SLOTS,
 )
+from unmoor.sockets.packed import Packed
 from unmoor.sockets.pins import ACCOUNT, PROGRAMS, SHARED, TABLE, Pins, own, remove
-from unmoor.sockets.record import Record, allocate_counters, allocate_ids, decode
-from unmoor.sockets.verify import verify
+from unmoor.sockets.record import Record, decode
+from unmoor.sockets.rules import Lines, missing
+from unmoor.sockets.verify import ROOM, Prover
 
 #: Where a thread's own network namespace is found.
 OWN_NETNS = Path("/proc/thread-self/ns/net")
@@ -58,8 +61,8 @@ _SHAPES = {
 class Change:
     """What a load does, or would do, to the running state."""
 
-    added: tuple[Binding, ...]
-    removed: tuple[Binding, ...]
+    added: Lines
+    removed: Lines
     new_program: bool
     others: bool
 
@@ -109,7 +112,18 @@ def read_current(pins: Pins) -> Record | None:
 
 def plan(edge: EdgeDocument, code: bytes | None, pins: Pins, netns: Path = OWN_NETNS) -> Change:
     """What `load` would change; changes nothing. Without `code` programs are not compared."""
-    return _difference(read_current(pins), edge, code, netns)
+    return _difference(read_current(pins), _Wanted(edge, netns), code)
+
+
+class _Wanted:
+    """A document, in the forms in which a load needs it."""
+
+    def __init__(self, edge: EdgeDocument, netns: Path) -> None:
+        self.edge = edge
+        packed = Packed.of(edge)
+        self.rules = packed.rules
+        self.document = packed.encode()
+        self.interfaces = _interfaces(edge, netns)
 
 
 def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -> Change:
@@ -123,13 +137,16 @@ def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -
         _check_namespace(pins, namespace)
         attached = pins.live_program() is not None
         running = read_record(pins.current)
-        change = _difference(running if attached else None, edge, code, netns)
+        wanted = _Wanted(edge, netns)
+        change = _difference(running if attached else None, wanted, code)
         if not change.changed:
             return change
         earlier = [record for record in (running, read_record(pins.previous)) if record]
-        record = _record(edge, code, earlier, namespace, netns)
-        _build(record, code, pins, earlier)
-        verify(pins.new, record)
+        try:
+            _build(wanted, code, namespace, pins, earlier)
+        except BaseException:
+            remove(pins.new)
+            raise
         _switch(pins, namespace)
         pins.settle()
         return change
@@ -157,56 +174,21 @@ def unload(pins: Pins) -> bool:
     return True
 
 
-def _difference(running: Record | None, edge: EdgeDocument, code: bytes | None, netns: Path) -> Change:
-    wanted = {_identity(binding): binding for binding in edge.bindings()}
+def _difference(running: Record | None, wanted: _Wanted, code: bytes | None) -> Change:
     if running is None:
-        return Change(_missing(wanted, {}), (), code is not None, True)
-    document = edge.model_dump_json()
-    present = wanted
-    if running.document != document:
-        present = {_identity(binding): binding for binding in running.bindings}
+        return Change(Lines(wanted.rules), Lines(), code is not None, True)
+    same = running.document == wanted.document
     return Change(
-        _missing(wanted, present),
-        _missing(present, wanted),
+        Lines() if same else missing(wanted.rules, running.rules),
+        Lines() if same else missing(running.rules, wanted.rules),
         code is not None and running.program != digest(code),
-        running.document != document or running.interfaces != _interfaces(edge, netns),
+        not same or running.interfaces != wanted.interfaces,
     )
-
-
-_Identity = tuple[str, int, tuple[int, int], int, int, str, str]
-
-
-def _identity(binding: Binding) -> _Identity:
-    """All of a binding, in numbers where possible: comparing networks takes long."""
-    protocol, prefix, first, last, service, interface = binding
-    return protocol, prefix.version, table.key(prefix), first, last, interface, service
-
-
-def _missing(some: dict[_Identity, Binding], others: dict[_Identity, Binding]) -> tuple[Binding, ...]:
-    """What is in `some` alone, ordered by protocol, family, prefix and port."""
-    return tuple(some[each] for each in sorted(some.keys() - others.keys()))
 
 
 def digest(code: bytes) -> str:
     """What identifies a program: the SHA-256 of its object file. (A tag differs from kernel to kernel.)"""
     return hashlib.sha256(code).hexdigest()
-
-
-def _record(edge: EdgeDocument, code: bytes, earlier: list[Record], namespace: int, netns: Path) -> Record:
-    prefixes = {id(binding.prefix): binding.prefix for binding in edge.bindings()}.values()
-    record = Record(
-        generation=1 + max((record.generation for record in earlier), default=0),
-        program=digest(code),
-        netns=os.fstat(namespace).st_ino,
-        document=edge.model_dump_json(),
-        services=allocate_ids(
-            (service.label for service in edge.services), *(record.services for record in earlier)
-        ),
-        interfaces=_interfaces(edge, netns),
-        counted=allocate_counters(prefixes, *(record.counted for record in earlier)),
-    )
-    vars(record)["edge"] = edge  # which `document` would be parsed to
-    return record
 
 
 def _interfaces(edge: EdgeDocument, netns: Path) -> dict[str, int]:
@@ -223,9 +205,21 @@ def _interfaces(edge: EdgeDocument, netns: Path) -> dict[str, int]:
         ) from None
 
 
-def _build(record: Record, code: bytes, pins: Pins, earlier: list[Record]) -> None:
-    """Pin the new generation at `pins.new`; nothing runs it yet."""
-    compiled = table.build(record.bindings, record.services, record.interfaces, record.counted)
+def _build(wanted: _Wanted, code: bytes, namespace: int, pins: Pins, earlier: list[Record]) -> None:
+    """Pin the new generation at `pins.new`, proved; nothing runs it yet."""
+    counters = allocate_counters(wanted.rules, *(record.counted for record in earlier))
+    record = Record(
+        generation=1 + max((record.generation for record in earlier), default=0),
+        program=digest(code),
+        netns=os.fstat(namespace).st_ino,
+        document=wanted.document,
+        services=allocate_ids(
+            (service.label for service in wanted.edge.services), *(record.services for record in earlier)
+        ),
+        interfaces=wanted.interfaces,
+        counted=counters.spans,
+    )
+    compiled = table.build(wanted.rules, record.services, record.interfaces, record.counted)
     with ExitStack() as stack:
         shared = _shared(pins, stack)
         bpf = stack.enter_context(
@@ -234,6 +228,7 @@ def _build(record: Record, code: bytes, pins: Pins, earlier: list[Record]) -> No
                 entries={
                     "nodes": len(compiled.nodes) // NODE.size,
                     "leaves": len(compiled.leaves) // LEAF.size,
+                    "questions": ROOM,
                 },
                 shared=shared,
                 initial={".rodata": ANY_ROOTS.pack(*compiled.any_roots)},
@@ -241,6 +236,8 @@ def _build(record: Record, code: bytes, pins: Pins, earlier: list[Record]) -> No
         )
         for name in ("ports", "nodes", "leaves"):
             _fill(bpf.map_fd(name), getattr(compiled, name))
+        prover = Prover(bpf.program_fd("prove"), bpf.map_fd("batches"), bpf.map_fd("questions"))
+        prover.verify(record, wanted.rules)
         for name in SHARED:
             if name not in shared:
                 libbpf.pin(bpf.map_fd(name), pins.root / name)
@@ -248,7 +245,9 @@ def _build(record: Record, code: bytes, pins: Pins, earlier: list[Record]) -> No
         if not pins.registry.exists():
             libbpf.pin(bpf.map_fd("sockets"), pins.registry)
         own(pins.registry, 0o600, ACCOUNT)
-        _clear(record, earlier, bpf.map_fd("sockets"), bpf.map_fd("counters"), bpf.map_fd("addresses"))
+        if earlier:
+            _clear(record, earlier, bpf.map_fd("sockets"), bpf.map_fd("counters"))
+            record = replace(record, begins=begins(bpf.map_fd("addresses"), counters, earlier))
 
         pins.new.mkdir(mode=0o750)
         own(pins.new, 0o750)
@@ -297,10 +296,8 @@ def _pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def _clear(record: Record, earlier: list[Record], sockets: int, counters: int, addresses: int) -> None:
-    """Ids and counters that no generation used may hold what services of long ago left: begin afresh."""
-    if not earlier:
-        return
+def _clear(record: Record, earlier: list[Record], sockets: int, counters: int) -> None:
+    """Ids that no generation used may hold what services of long ago left: begin afresh."""
     used = {number for old in earlier for number in old.services.values()}
     zero = bytes(COUNTERS_STRUCT.size * libbpf.possible_cpus())
     for number in set(record.services.values()) - used:
@@ -308,31 +305,6 @@ def _clear(record: Record, earlier: list[Record], sockets: int, counters: int, a
             libbpf.update(counters, KEY.pack(group), zero)
             for slot in range(group * SOCKET_SLOTS, (group + 1) * SOCKET_SLOTS):
                 libbpf.delete(sockets, KEY.pack(slot))
-    fresh = bytearray(COUNTED_ADDRESSES)
-    for _, count, first in record.counted:
-        fresh[first : first + count] = b"\1" * count
-    for old in earlier:
-        for _, count, first in old.counted:
-            fresh[first : first + count] = bytes(count)
-    _clear_addresses(addresses, fresh)
-
-
-def _clear_addresses(addresses: int, fresh: bytearray) -> None:
-    """Set the counters that `fresh` marks to 0."""
-    size = ADDRESS_CHUNK * 8
-    cpus = libbpf.possible_cpus()
-    for chunk in range(ADDRESS_CHUNKS):
-        marks = fresh[chunk * ADDRESS_CHUNK : (chunk + 1) * ADDRESS_CHUNK]
-        if not any(marks):
-            continue
-        value = bytearray(size * cpus)
-        if not all(marks):
-            value[:] = libbpf.lookup(addresses, KEY.pack(chunk), size * cpus) or value
-            for number in (number for number, mark in enumerate(marks) if mark):
-                for cpu in range(cpus):
-                    start = cpu * size + number * 8
-                    value[start : start + 8] = bytes(8)
-        libbpf.update(addresses, KEY.pack(chunk), bytes(value))
 
 
 def _switch(pins: Pins, namespace: int) -> None:

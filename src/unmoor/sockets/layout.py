@@ -13,10 +13,12 @@ GROUPS_PER_SERVICE = 4
 #: The trie may be so deep, and so many prefixes may contain one another.
 MAX_DEPTH = 28
 MAX_NESTING = 64
-#: IPv4 addresses that have a counter of their own: a /16.
+#: IPv4 addresses that have a counter of their own: a /16. There are twice as many counters, so that a
+#: generation has them all while the one before it keeps its own.
 ADDRESS_CHUNK = 1024
-ADDRESS_CHUNKS = 64
-COUNTED_ADDRESSES = ADDRESS_CHUNK * ADDRESS_CHUNKS
+ADDRESS_CHUNKS = 128
+COUNTERS_OF_ADDRESSES = ADDRESS_CHUNK * ADDRESS_CHUNKS
+COUNTED_ADDRESSES = COUNTERS_OF_ADDRESSES // 2
 
 #: Sets of IPv6 addresses seen, and struct seen: high, low, count.
 SEEN_SETS = 4096
@@ -28,6 +30,10 @@ PORT = Struct("=II")
 NODE = Struct("=IBBH")
 #: struct leaf: high, low, masks of both; parent, service, ifindex, length, address_base.
 LEAF = Struct("=QQQQIIIIQ8x")
+#: struct question: high, low, expected.
+QUESTION = Struct("=QQQ")
+#: struct batch: port, is_ipv6, ifindex, next, end, wrong, first_wrong, found.
+BATCH = Struct("=8I")
 #: struct counters: see COUNTERS for the names.
 COUNTERS_STRUCT = Struct("=8Q")
 COUNTERS = (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address
 
-from unmoor.model import Binding, Protocol
-from unmoor.sockets.table import aligned, key
+from unmoor.model import Binding
+from unmoor.sockets.rules import LENGTH_BITS, LENGTH_MASK, Key, Rule
 
-_FULL = (1 << 128) - 1
+#: Addresses from the first to the last, and the service that takes packets to all of them, or None.
+Stretch = tuple[int, int, str | None]
+
+_BITS = {4: 32, 6: 128}
 
 
 def order(binding: Binding) -> tuple[int, int, bool]:
@@ -17,35 +18,59 @@ def order(binding: Binding) -> tuple[int, int, bool]:
     return -binding.prefix.prefixlen, binding.last_port - binding.first_port, not binding.interface
 
 
-class Precedence:
-    """Bindings, ready to be asked one address at a time."""
+def stretches(rules: Iterable[Rule], family: int, port: int, interface: str = "") -> list[Stretch]:
+    """Cut all addresses of a family where a prefix of `rules` begins or ends, and say who takes each stretch.
 
-    def __init__(self, bindings: Iterable[Binding]) -> None:
-        self._by_prefix: dict[tuple[str, int, int], dict[int, list[Binding]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-        for binding in bindings:
-            value, length = key(binding.prefix)
-            self._by_prefix[binding.protocol, binding.prefix.version, length][value].append(binding)
-        for found in self._by_prefix.values():
-            for same in found.values():
-                if len(same) > 1:
-                    same.sort(key=order)
-        self._lengths = {
-            (protocol, family): sorted(
-                (length for p, f, length in self._by_prefix if (p, f) == (protocol, family)), reverse=True
-            )
-            for protocol, family, _ in self._by_prefix
-        }
+    `rules` are of one protocol and this family; those that do not hold at this port and interface cut only.
+    Where none holds, nothing takes any address, and the stretches are the prefixes.
+    """
+    bits = _BITS[family]
+    services = _services_at(rules, port, interface)
+    if not any(services.values()):
+        return [(start, end - 1, None) for start, end in (_ends(key, bits) for key in services)]
+    return _cut(services, bits)
 
-    def find(
-        self, protocol: Protocol, address: IPv4Address | IPv6Address, port: int, interface: str = ""
-    ) -> Binding | None:
-        """The binding that takes a packet to this address and port, or None."""
-        value, family = aligned(address), address.version
-        for length in self._lengths.get((protocol, family), ()):
-            masked = value & (_FULL ^ (_FULL >> length))
-            for binding in self._by_prefix[protocol, family, length].get(masked, ()):
-                if binding.first_port <= port <= binding.last_port and binding.interface in ("", interface):
-                    return binding
-        return None
+
+def _ends(key: Key, bits: int) -> tuple[int, int]:
+    """The first address of a prefix, and the one behind its last."""
+    start = key >> LENGTH_BITS + 128 - bits
+    return start, start + (1 << bits - (key & LENGTH_MASK))
+
+
+def _services_at(rules: Iterable[Rule], port: int, interface: str) -> dict[Key, str | None]:
+    """The service bound at each prefix; None where a shorter prefix decides."""
+
+    def holds(rule: Rule) -> bool:
+        return rule.first <= port <= rule.last and rule.interface in ("", interface)
+
+    services: dict[Key, str | None] = {}
+    # What is written later wins: the narrower range, and at equal ranges the one for an interface.
+    for rule in sorted(rules, key=lambda rule: (holds(rule), -rule.width, bool(rule.interface))):
+        services.update(dict.fromkeys(rule.keys, rule.service if holds(rule) else None))
+    return services
+
+
+def _cut(services: dict[Key, str | None], bits: int) -> list[Stretch]:
+    """Go through the addresses once, in order; the innermost of the prefixes around an address decides."""
+    found: list[Stretch] = []
+    inside: list[tuple[int, str | None]] = [(1 << bits, None)]  # the ends of the prefixes around `at`
+    at = 0
+    for key in sorted(services):  # an outer prefix comes before those inside it
+        start, end = _ends(key, bits)
+        while inside[-1][0] <= start:
+            inner_end, service = inside.pop()
+            if at < inner_end:
+                found.append((at, inner_end - 1, service))
+                at = inner_end
+        outer = inside[-1][1]
+        if at < start:
+            found.append((at, start - 1, outer))
+            at = start
+        own = services[key]
+        inside.append((end, outer if own is None else own))
+    while inside:
+        end, service = inside.pop()
+        if at < end:
+            found.append((at, end - 1, service))
+            at = end
+    return found

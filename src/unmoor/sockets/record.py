@@ -8,141 +8,114 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from array import array
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from itertools import chain
 
 from unmoor.errors import UnmoorError
-from unmoor.model import Binding, EdgeDocument, Prefix
-from unmoor.sockets.layout import COUNTED_ADDRESSES, MAX_SERVICES
+from unmoor.model import Binding, EdgeDocument, Service
+from unmoor.sockets.allocation import Counted
+from unmoor.sockets.packed import Packed
+from unmoor.sockets.rules import Rule
 
-FORMAT = 2
-
-#: IPv4 addresses that are counted: the first address, how many follow it, the number of the first counter.
-Counted = tuple[int, int, int]
+FORMAT = 3
+_SIZE = 4
 
 
 @dataclass(frozen=True)
 class Record:
     """One generation. `netns` is the inode of its network namespace, `program` the object's SHA-256.
 
-    `document` is the edge's, as JSON. `services` gives each label its id, `interfaces` each interface its
-    index.
+    `document` is the edge's, packed. `services` gives each label its id, `interfaces` each interface its
+    index. `begins` gives the counters of addresses that once counted something else what they stood at.
     """
 
     generation: int
     program: str
     netns: int
-    document: str
+    document: bytes
     services: dict[str, int]
     interfaces: dict[str, int] = field(default_factory=dict)
     counted: tuple[Counted, ...] = ()
+    begins: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def packed(self) -> Packed:
+        """What was loaded, in bulk."""
+        return Packed.decode(self.document)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The dispatch table, in bulk."""
+        return self.packed.rules
+
+    @property
+    def declared(self) -> tuple[Service, ...]:
+        """The services, without their prefixes."""
+        return self.packed.services
 
     @cached_property
     def edge(self) -> EdgeDocument:
         """What was loaded."""
-        return EdgeDocument.model_validate_json(self.document)
+        return self.packed.edge
 
     @cached_property
     def bindings(self) -> tuple[Binding, ...]:
         """The lines of the dispatch table."""
         return tuple(self.edge.bindings())
 
-    def _fields(self) -> dict[str, Any]:
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
     def encode(self) -> bytes:
-        """As it stands in the map: the length (u32), then compressed JSON."""
-        data = zlib.compress(json.dumps({"format": FORMAT, **self._fields()}).encode(), 1)
-        return len(data).to_bytes(4, "little") + data
+        """As it stands in the map: the length (u32), then, compressed, format, head and arrays."""
+        head = json.dumps(
+            {
+                "generation": self.generation,
+                "program": self.program,
+                "netns": self.netns,
+                "services": self.services,
+                "interfaces": self.interfaces,
+                "counted": len(self.counted),
+                "begins": len(self.begins),
+            }
+        ).encode()
+        data = zlib.compress(
+            b"".join(
+                [
+                    bytes([FORMAT]),
+                    len(head).to_bytes(_SIZE, "little"),
+                    head,
+                    array("I", chain.from_iterable(self.counted)).tobytes(),
+                    array("Q", chain.from_iterable(self.begins.items())).tobytes(),
+                    self.document,
+                ]
+            ),
+            1,
+        )
+        return len(data).to_bytes(_SIZE, "little") + data
 
 
 def decode(data: bytes) -> Record:
     """Read what Record.encode wrote. Raises UnmoorError for a record of another version of Unmoor."""
-    size = int.from_bytes(data[:4], "little")
-    found = json.loads(zlib.decompress(data[4 : 4 + size]))
-    version = found.pop("format")
+    size = int.from_bytes(data[:_SIZE], "little")
+    plain = zlib.decompress(data[_SIZE : _SIZE + size])
+    # The formats before 3 were JSON from the first byte.
+    version = json.loads(plain)["format"] if plain.startswith(b"{") else plain[0]
     if version != FORMAT:
         raise UnmoorError(
             f"what is loaded has format {version}, this Unmoor knows {FORMAT}: "
             "use the version that loaded it, or run: unmoor sockets unload"
         )
-    found["counted"] = tuple((address, count, first) for address, count, first in found["counted"])
-    return Record(**found)
-
-
-def allocate_ids(labels: Iterable[str], *kept: dict[str, int]) -> dict[str, int]:
-    """Give each label an id: the one that it has in `kept` (newest first), else one that none of them uses.
-
-    Raises UnmoorError when all ids are taken.
-    """
-    taken = {number for ids in kept for number in ids.values()}
-    free = (number for number in range(MAX_SERVICES) if number not in taken)
-    allocated: dict[str, int] = {}
-    for label in labels:
-        known = next((ids[label] for ids in kept if label in ids), None)
-        number = next(free, None) if known is None else known
-        if number is None:
-            raise UnmoorError(f"more than {MAX_SERVICES} services, counting those of the generation before")
-        allocated[label] = number
-    return allocated
-
-
-def allocate_counters(prefixes: Iterable[Prefix], *kept: tuple[Counted, ...]) -> tuple[Counted, ...]:
-    """Give every IPv4 address of these prefixes a counter, smaller prefixes first, up to a /16 in all.
-
-    An address that is counted in `kept` (newest first) keeps its counter, and no other address gets that one.
-    """
-    known = [{(start, count): first for start, count, first in counted} for counted in kept]
-    gaps = _gaps((first, first + count) for counted in kept for _, count, first in counted)
-    allocated: list[Counted] = []
-    for count, start in sorted(_outermost(prefixes)):
-        number = _kept_counter(start, count, known)
-        if number is None:
-            # Sizes only grow from here on: a gap that is too small now is of no use any more.
-            while gaps and gaps[-1][1] - gaps[-1][0] < count:
-                gaps.pop()
-            if not gaps:
-                continue
-            number, limit = gaps.pop()
-            gaps.append((number + count, limit))
-        allocated.append((start, count, number))
-    return tuple(allocated)
-
-
-def _outermost(prefixes: Iterable[Prefix]) -> Iterator[tuple[int, int]]:
-    """How many addresses and the first, of each IPv4 prefix that is inside no other."""
-    reached = 0
-    spans = {
-        (int(prefix.network_address), -(1 << (32 - prefix.prefixlen)))
-        for prefix in prefixes
-        if prefix.version == 4
-    }
-    for start, negative in sorted(spans):
-        if start - negative > reached:
-            yield -negative, start
-            reached = start - negative
-
-
-def _kept_counter(start: int, count: int, known: list[dict[tuple[int, int], int]]) -> int | None:
-    for counted in known:
-        size = count
-        while size <= COUNTED_ADDRESSES:
-            around = start // size * size
-            if (around, size) in counted:
-                return counted[around, size] + start - around
-            size *= 2
-    return None
-
-
-def _gaps(taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Counters that nothing uses, the smallest gap last."""
-    gaps, reached = [], 0
-    for first, end in sorted(taken):
-        if first > reached:
-            gaps.append((reached, first))
-        reached = max(reached, end)
-    if reached < COUNTED_ADDRESSES:
-        gaps.append((reached, COUNTED_ADDRESSES))
-    return sorted(gaps, key=lambda gap: gap[0] - gap[1])
+    start = 1 + _SIZE
+    at = start + int.from_bytes(plain[1:start], "little")
+    head = json.loads(plain[start:at])
+    counted, begins = array("I"), array("Q")
+    for found, length in ((counted, 3 * head.pop("counted")), (begins, 2 * head.pop("begins"))):
+        end = at + length * found.itemsize
+        found.frombytes(plain[at:end])
+        at = end
+    return Record(
+        **head,
+        document=plain[at:],
+        counted=tuple(zip(counted[::3], counted[1::3], counted[2::3], strict=True)),
+        begins=dict(zip(begins[::2], begins[1::2], strict=True)),
+    )

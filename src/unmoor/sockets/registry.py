@@ -55,7 +55,7 @@ class Registry:
             raise RefusedError(str(error)) from None
         if record is None:
             raise RefusedError("no dispatch table is loaded: run unmoor sockets load")
-        services = [service for service in record.edge.services if service.label == request.service]
+        services = [service for service in record.declared if service.label == request.service]
         if not services:
             raise RefusedError(f"unknown service {request.service!r}: add it to the inventory's services")
         if not any(may_register(service, peer) for service in services):

@@ -15,9 +15,7 @@ from array import array
 from collections.abc import Sequence
 
 from unmoor.sockets.layout import MAX_DEPTH
-
-#: (address left-aligned in 128 bits, prefix length, leaf number).
-Entry = tuple[int, int, int]
+from unmoor.sockets.rules import LENGTH_BITS, LENGTH_MASK, Key
 
 WIDTH = 128
 #: The program takes the bits from one half of the address, so no node may reach over the middle.
@@ -34,109 +32,124 @@ _POS = 32
 _BITS = 40
 
 
-def parents(entries: Sequence[Entry]) -> tuple[list[Entry], dict[int, int]]:
+def parents(keys: Sequence[Key]) -> tuple[list[int], list[int]]:
     """Tell the trie's own prefixes from those that contain others.
 
-    `entries` are sorted and distinct. Returns the innermost prefixes, and for each leaf number that of the
-    longest prefix around it, or 0.
+    `keys` are sorted and distinct. Returns the positions of the innermost, and for each position that of the
+    longest prefix around it, or -1.
     """
-    innermost: list[Entry] = []
-    around: dict[int, int] = {}
-    stack: list[Entry] = []
-    for index, entry in enumerate(entries):
-        value, length, leaf = entry
-        while stack and (value ^ stack[-1][0]) >> (WIDTH - stack[-1][1]):
+    around = [-1] * len(keys)
+    if not any(map(_contains, keys, keys[1:])):
+        return list(range(len(keys))), around
+    innermost: list[int] = []
+    stack: list[int] = []
+    for index, key in enumerate(keys):
+        while stack and not _contains(keys[stack[-1]], key):
             stack.pop()
-        around[leaf] = stack[-1][2] if stack else 0
-        stack.append(entry)
-        following = entries[index + 1] if index + 1 < len(entries) else None
-        if following is None or (value ^ following[0]) >> (WIDTH - length):
-            innermost.append(entry)
+        around[index] = stack[-1] if stack else -1
+        stack.append(index)
+        if index + 1 == len(keys) or not _contains(key, keys[index + 1]):
+            innermost.append(index)
     return innermost, around
 
 
-def nesting(around: dict[int, int]) -> int:
+def _contains(outer: Key, key: Key) -> bool:
+    """Whether the prefix `key`, which sorts after `outer`, lies inside it."""
+    return not (outer ^ key) >> LENGTH_BITS + WIDTH - (outer & LENGTH_MASK)
+
+
+def nesting(around: Sequence[int]) -> int:
     """The longest chain of parents."""
-    depths: dict[int, int] = {0: 0}
-    for leaf, parent in around.items():  # a parent stands before its children
-        depths[leaf] = depths[parent] + 1
-    return max(depths.values())
+    depths: list[int] = []
+    for parent in around:  # a parent stands before its children
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+    return max(depths)
 
 
-def add(nodes: array[int], entries: Sequence[Entry]) -> int:
-    """Append a trie of `entries`, innermost prefixes in order; returns the number of its root node."""
+def add(nodes: array[int], keys: Sequence[Key], leaves: Sequence[int]) -> int:
+    """Append a trie of innermost prefixes in order, and the leaf of each; returns the number of its root."""
     root = len(nodes)
     nodes.append(0)
-    _fill(nodes, root, entries, 0, len(entries), 0, 0)
+    _Builder(nodes, [key >> LENGTH_BITS for key in keys], [key & LENGTH_MASK for key in keys], leaves).fill(
+        root, 0, len(keys), 0
+    )
     return root
 
 
-def _fill(
-    nodes: array[int], at: int, entries: Sequence[Entry], low: int, high: int, pos: int, depth: int
-) -> None:
-    """Make node `at` the trie of entries[low:high], which agree in the first `pos` bits."""
-    if high - low == 1:
-        nodes[at] = entries[low][2]
-        return
-    difference = entries[low][0] ^ entries[high - 1][0]
-    pos = WIDTH - difference.bit_length()
-    bits = _width(entries, low, high, pos, depth)
-    shift, mask = WIDTH - pos - bits, (1 << bits) - 1
-    start = len(nodes)
-    nodes[at] = start | pos << _POS | bits << _BITS
-    nodes.frombytes(bytes(8 << bits))
+class _Builder:
+    """One trie while it is built: the prefixes' addresses and lengths, and their leaves."""
 
-    filled = 0  # children before this one are done
-    index = low
-    while index < high:
-        value, length, leaf = entries[index]
-        pattern = value >> shift & mask
-        end = index + 1
-        while end < high and entries[end][0] >> shift & mask == pattern:
-            end += 1
-        _fill_gap(nodes, start, filled, pattern, entries[index - 1][2] if index > low else 0, leaf, bits)
-        if end - index == 1:
-            covered = 1 << max(0, pos + bits - length)
-            for child in range(start + pattern, start + pattern + covered):
-                nodes[child] = leaf
-            filled = pattern + covered
-        else:
-            _fill(nodes, start + pattern, entries, index, end, pos + bits, depth + 1)
-            filled = pattern + 1
-        index = end
-    for child in range(start + filled, start + (1 << bits)):
-        nodes[child] = entries[high - 1][2]
+    def __init__(
+        self, nodes: array[int], values: Sequence[int], lengths: Sequence[int], leaves: Sequence[int]
+    ) -> None:
+        self._nodes, self._values, self._lengths, self._leaves = nodes, values, lengths, leaves
+
+    def fill(self, at: int, low: int, high: int, depth: int) -> None:
+        """Make node `at` the trie of the prefixes from `low` up to `high`."""
+        nodes, values, leaves = self._nodes, self._values, self._leaves
+        if high - low == 1:
+            nodes[at] = leaves[low]
+            return
+        pos = WIDTH - (values[low] ^ values[high - 1]).bit_length()
+        bits = _width(values, low, high, pos, depth)
+        shift, mask = WIDTH - pos - bits, (1 << bits) - 1
+        start = len(nodes)
+        nodes[at] = start | pos << _POS | bits << _BITS
+        nodes.frombytes(bytes(8 << bits))
+
+        patterns = [value >> shift & mask for value in values[low:high]]
+        filled = 0  # children before this one are done
+        index, count = 0, high - low
+        while index < count:
+            pattern = patterns[index]
+            end = index + 1
+            while end < count and patterns[end] == pattern:
+                end += 1
+            if filled < pattern:
+                before = leaves[low + index - 1] if index else 0
+                _fill_gap(nodes, start, filled, pattern, before, leaves[low + index])
+            if end - index == 1:
+                covered = 1 << max(0, pos + bits - self._lengths[low + index])
+                leaf = leaves[low + index]
+                if covered == 1:
+                    nodes[start + pattern] = leaf
+                else:
+                    nodes[start + pattern : start + pattern + covered] = _repeated(leaf, covered)
+                filled = pattern + covered
+            else:
+                self.fill(start + pattern, low + index, low + end, depth + 1)
+                filled = pattern + 1
+            index = end
+        size = (1 << bits) - filled
+        nodes[start + filled : start + filled + size] = _repeated(leaves[high - 1], size)
 
 
-def _fill_gap(
-    nodes: array[int], start: int, first: int, end: int, before: int, after: int, bits: int
-) -> None:
+def _repeated(leaf: int, count: int) -> array[int]:
+    return array("Q", [leaf]) * count
+
+
+def _fill_gap(nodes: array[int], start: int, first: int, end: int, before: int, after: int) -> None:
     """Children without prefixes of their own repeat the neighbour that shares more bits with them.
 
     Any prefix that covers such a child contains that neighbour too, so its chain of parents has it.
     """
-    if first == end:
-        return
-    if not before:
-        split = first
-    else:
+    split = first
+    if before:
         # Up to the point where the highest bit that differs between both neighbours changes.
         top = ((first - 1) ^ end).bit_length() - 1
         split = max(first, end >> top << top)
-    for child in range(start + first, start + split):
-        nodes[child] = before
-    for child in range(start + split, start + end):
-        nodes[child] = after
+    nodes[start + first : start + split] = _repeated(before, split - first)
+    nodes[start + split : start + end] = _repeated(after, end - split)
 
 
-def _width(entries: Sequence[Entry], low: int, high: int, pos: int, depth: int) -> int:
+def _width(values: Sequence[int], low: int, high: int, pos: int, depth: int) -> int:
     """How many bits at `pos` to branch on: as many as keep the children from being mostly repeated."""
     room = min((_HALF if pos < _HALF else WIDTH) - pos, _MAX_BITS)
     least = min(room, _DEEP_BITS if depth >= _DEEP else 1)
     bits = max(least, min(room, (high - low).bit_length()))
     while bits > least:
         shift = WIDTH - pos - bits
-        if len({entry[0] >> shift for entry in entries[low:high]}) * _SPARSE >= 1 << bits:
+        if len({value >> shift for value in values[low:high]}) * _SPARSE >= 1 << bits:
             break
         bits -= 1
     return bits

@@ -1,59 +1,167 @@
 """Proves a new generation before it is switched in: the program must choose what the document says.
 
-For each binding the first, a middle and the last address are asked on its first and last port, and the
-addresses next to the prefix as well.
+Every binding is asked for: at its first and its last port and the ports beside them, the addresses are cut
+where any prefix begins or ends, and of each stretch between two cuts the first, the middle and the last
+address are looked up. So the first, the last and a middle address of each prefix are among them, and the
+neighbours outside. `precedence` says, without a look at the table, what must come out.
+
+The look-ups are made in the kernel, by test runs of the program `prove`: it takes one question after another
+from a map and chooses by the lines that `dispatch` is made of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import mmap
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
+from typing import NamedTuple
 
 from unmoor.errors import UnmoorError
-from unmoor.model import Binding
-from unmoor.sockets.lookup import explainer
-from unmoor.sockets.precedence import Precedence
+from unmoor.model import Protocol
+from unmoor.sockets import libbpf
+from unmoor.sockets.layout import BATCH, PROTOCOLS, QUESTION
+from unmoor.sockets.lookup import context
+from unmoor.sockets.precedence import Stretch, stretches
 from unmoor.sockets.record import Record
+from unmoor.sockets.rules import Rule
 
-#: So many bindings are proved one by one; of more, so many spread evenly over all of them.
-MOST_BINDINGS = 2000
-
-
-def verify(generation: Path, record: Record) -> int:
-    """Ask the generation pinned at `generation` and compare; returns how many look-ups agreed.
-
-    Raises UnmoorError at the first that does not.
-    """
-    bindings = record.bindings
-    expected = Precedence(bindings)
-    names = {index: name for name, index in record.interfaces.items()}
-    asked = 0
-    with explainer(generation) as twin:
-        for binding, address, port in _questions(bindings):
-            ifindex = record.interfaces.get(binding.interface, 0)
-            wanted = expected.find(binding.protocol, address, port, names.get(ifindex, ""))
-            answer = twin.ask(binding.protocol, address, port, ifindex)
-            service = None if wanted is None else record.services[wanted.service]
-            if answer.service != service:
-                raise UnmoorError(
-                    f"the new table is wrong, nothing was switched: {binding.protocol} {address} port {port} "
-                    f"must reach service id {service}, not {answer.service}; please report this"
-                )
-            asked += 1
-    return asked
+#: Questions that are written into the map at a time.
+ROOM = 1 << 18
+_PORTS = 1 << 16
+_HALF = (1 << 64) - 1
+_WORDS = QUESTION.size // 8
+# The test run wants a packet; `prove` does not look at it.
+_PACKET = context("tcp", IPv4Address("127.0.0.1"), 1)
 
 
-def _questions(
-    bindings: Sequence[Binding],
-) -> Iterator[tuple[Binding, IPv4Address | IPv6Address, int]]:
-    step = max(1, -(-len(bindings) // MOST_BINDINGS))
-    for binding in bindings[::step]:
-        prefix = binding.prefix
-        kind = type(prefix.network_address)
-        first, last = int(prefix.network_address), int(prefix.broadcast_address)
-        highest = (1 << prefix.max_prefixlen) - 1
-        addresses = {first, last, (first + last) // 2, max(first - 1, 0), min(last + 1, highest)}
-        for port in {max(binding.first_port, 1), binding.last_port}:
-            for address in sorted(addresses):
-                yield binding, kind(address), port
+class Claim(NamedTuple):
+    """What must be true at some ports, for packets of one protocol and family from one interface."""
+
+    protocol: Protocol
+    family: int
+    interface: str
+    ports: Sequence[int]
+    stretches: Sequence[Stretch]
+
+
+class Prover:
+    """The program `prove` of a generation that is loaded, and its maps, given by their descriptors."""
+
+    def __init__(self, program: int, batches: int, questions: int) -> None:
+        self._program, self._batches, self._questions = program, batches, questions
+
+    def verify(self, record: Record, rules: Sequence[Rule]) -> int:
+        """Look up all that follows from the rules of a record; returns how many look-ups agreed.
+
+        Raises UnmoorError, naming one of them, when any does not.
+        """
+        asked = 0
+        room = ROOM * QUESTION.size
+        with mmap.mmap(self._questions, room) as questions, mmap.mmap(self._batches, mmap.PAGESIZE) as batch:
+            for claim in claims(rules):
+                data = _questions(claim, record.services)
+                for start in range(0, len(data), room):
+                    part = data[start : start + room]
+                    questions[: len(part)] = part
+                    for port in claim.ports:
+                        self._ask(claim, port, part, batch, record)
+                        asked += len(part) // QUESTION.size
+        return asked
+
+    def _ask(self, claim: Claim, port: int, questions: bytes, batch: mmap.mmap, record: Record) -> None:
+        count = len(questions) // QUESTION.size
+        place = PROTOCOLS.index(claim.protocol) << 16 | port
+        ifindex = record.interfaces.get(claim.interface, 0)
+        BATCH.pack_into(batch, 0, place, claim.family == 6, ifindex, 0, count, 0, 0, 0)
+        asked = 0
+        while asked < count:
+            with suppress(InterruptedError):  # by a signal; what was asked is known
+                libbpf.run_test(self._program, _PACKET, count - asked)
+            asked, _, wrong, first, found = BATCH.unpack_from(batch)[3:]
+        if wrong:
+            raise UnmoorError(_complaint(claim, port, questions, (wrong, first, found), record))
+
+
+def _complaint(
+    claim: Claim, port: int, questions: bytes, mistake: tuple[int, int, int], record: Record
+) -> str:
+    wrong, first, found = mistake
+    high, low, expected = QUESTION.unpack_from(questions, first * QUESTION.size)
+    address = IPv4Address(high >> 32) if claim.family == 4 else IPv6Address(high << 64 | low)
+    names: dict[int, str] = {0: "no service"} | {
+        number + 1: repr(label) for label, number in record.services.items()
+    }
+    at = f" from {claim.interface}" if claim.interface else ""
+    return (
+        f"the new table is wrong, nothing was switched: {claim.protocol} {address} port {port}{at} "
+        f"must reach {names[expected]}, not {names.get(found, found)} ({wrong} wrong of "
+        f"{len(questions) // QUESTION.size}); please report this"
+    )
+
+
+def claims(rules: Sequence[Rule]) -> Iterator[Claim]:
+    """All that must be true; ports at which the same holds share one claim."""
+    by_kind: dict[tuple[Protocol, int], list[Rule]] = defaultdict(list)
+    for rule in rules:
+        by_kind[rule.protocol, rule.family].append(rule)
+    for (protocol, family), found in by_kind.items():
+        same: dict[tuple[str, tuple[_Role, ...]], list[int]] = defaultdict(list)
+        near: dict[tuple[str, tuple[_Role, ...]], list[Rule]] = {}
+        for port, rules_near in _neighbourhoods(found):
+            for interface in {"", *(rule.interface for rule in rules_near)}:
+                name = interface, tuple(sorted(_role(rule, port) for rule in rules_near))
+                same[name].append(port)
+                near.setdefault(name, rules_near)  # of the first of the ports
+        for name, ports in same.items():
+            cut = stretches(near[name], family, ports[0], name[0])
+            yield Claim(protocol, family, name[0], ports, cut)
+
+
+_Role = tuple[bool, int, int, str, str]
+
+
+def _role(rule: Rule, port: int) -> _Role:
+    """What of a rule matters at a port. A list of keys lives as long as its rule: its identity names it."""
+    return rule.first <= port <= rule.last, rule.width, id(rule.keys), rule.service, rule.interface
+
+
+def _neighbourhoods(rules: Sequence[Rule]) -> Iterator[tuple[int, list[Rule]]]:
+    """The ports where a rule begins or ends and the ports beside them, each with the rules that touch it."""
+    ports = {
+        port
+        for rule in rules
+        for port in (rule.first - 1, max(rule.first, 1), rule.last, rule.last + 1)
+        if 0 < port < _PORTS
+    }
+    waiting = sorted(rules, key=lambda rule: rule.first, reverse=True)
+    touching: list[Rule] = []
+    for port in sorted(ports):
+        while waiting and waiting[-1].first - 1 <= port:
+            touching.append(waiting.pop())
+        touching = [rule for rule in touching if rule.last + 1 >= port]
+        yield port, touching
+
+
+def _questions(claim: Claim, services: Mapping[str, int]) -> bytes:
+    """`struct question` of the first, the middle and the last address of each stretch."""
+    wanted: dict[str | None, int] = {label: number + 1 for label, number in services.items()}
+    wanted[None] = 0
+    firsts, lasts, takers = zip(*claim.stretches, strict=True)
+    middles = [(first + last) // 2 for first, last in zip(firsts, lasts, strict=True)]
+    addresses = [*firsts, *middles, *lasts]
+    expected = [wanted[taker] for taker in takers] * 3
+    questions = array("Q", bytes(QUESTION.size * len(addresses)))
+    if claim.family == 4:
+        halves = array("I", questions.tobytes())
+        halves[1 :: 2 * _WORDS] = array(
+            "I", addresses
+        )  # the upper half of `high`, on a little-endian machine
+        halves[4 :: 2 * _WORDS] = array("I", expected)
+        return halves.tobytes()
+    questions[0::_WORDS] = array("Q", [address >> 64 for address in addresses])
+    questions[1::_WORDS] = array("Q", [address & _HALF for address in addresses])
+    questions[2::_WORDS] = array("Q", expected)
+    return questions.tobytes()
