@@ -56,7 +56,7 @@ def check(file: Path, everything: bool) -> None:
     if found.problems:
         raise InvalidInputError(found.problems)
     click.echo(
-        f"{file}: correct: {len(found.zones)} zones, {len(found.hostnames)} hostnames, "
+        f"{file}: correct: {len(found.zones)} zones, {found.count} hostnames, "
         f"{len(document.pools)} pools, {len(document.policies)} policies"
     )
 
