@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 ZONES = ("example.com", "shop.example.net", "pages.example.org", "example.co.uk", "cdn.example.info")
-_WORDS = (
-    ["blue", "river", "atlas", "kiwi", "harbor", "solar", "maple", "quick", "nova", "pixel", "orbit", "cedar", "lumen", "delta", "ember", "tiny"]
-)
+_WORDS = ("blue", "river", "atlas", "kiwi", "harbor", "solar", "maple", "nova", "pixel", "orbit", "tiny")
 _ACCOUNTS = ("free", "free", "free", "free", "business", "business", "enterprise")
 _REGIONS = ("", "eu", "us", "ap")
 _STEP = 100_000

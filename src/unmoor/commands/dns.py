@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from unmoor.commands import registry
 from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, load
 
@@ -38,6 +39,9 @@ _config_option = click.option(
 @click.group()
 def cli() -> None:
     """The authoritative DNS randomizer: policies answer with a fresh address of a pool."""
+
+
+cli.add_command(registry.cli, "registry")
 
 
 @cli.command()

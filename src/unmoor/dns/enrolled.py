@@ -56,7 +56,7 @@ class Enrolled:
     def subjects(self) -> Iterator[tuple[Subject, bytes]]:
         """What policies can tell its names apart by, exactly, each with a name of that sort."""
         seen = _combinations(self.registry, tuple(sorted(self.inner.items()))) if self.inner else {}
-        for key, kind in self.registry.kinds.items():
+        for kind in self.registry.kinds.values():
             if kind.apex not in self.inner:
                 yield self._subject(kind, frozenset()), kind.example
         for (key, below), example in seen.items():

@@ -1,12 +1,12 @@
-"""The registry: one immutable file of hostnames and what each carries, mapped into memory, shared by all workers.
+"""The registry: one immutable file of hostnames and what each carries, mapped into memory by all workers.
 
     header | names | index | summary
 
 `names` are entries, sorted into buckets: the octet 255, the name's length less one, the name in wire form,
 two octets for its kind. Neither names nor kinds hold the octet 255, so it marks the beginning of an entry and
 nothing else: what is found behind it, with the right length, is the name that was asked for and no other.
-`index` says where each bucket begins, and one more: where the last ends. `summary` is JSON: the kinds (one for
-each combination of tags and zone that occurs), how many names each has, and one of these.
+`index` says where each bucket begins, and one more: where the last ends. `summary` is JSON: the kinds (one
+for each combination of tags and zone that occurs), how many names each has, and one of these.
 
 A name's bucket are the upper bits of the name, read as a number, modulo a prime. The prime is the file's own:
 whoever would fill one bucket with names chosen for it makes the builder take another.
@@ -113,7 +113,7 @@ class Registry:
     kinds: Mapping[bytes, Kind]
     interior: int
     _map: mmap.mmap
-    #: Gives the kind of a name (wire form, lower case), INTERIOR for one that only has names below it, or None.
+    #: Gives the kind of a name (wire form, lower case), INTERIOR for one that is none but has some below it.
     find: Callable[[bytes], bytes | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ class Registry:
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Every name with its kind, interior ones as well, bucket by bucket."""
-        at, end = HEADER_SIZE, self.header.index
+        at, end = HEADER_SIZE, self.offsets[-1]
         rest = b""
         while at < end:
             # A piece ends anywhere; what follows its last mark waits for the next one.

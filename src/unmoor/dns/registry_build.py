@@ -78,7 +78,7 @@ def build(
     how many. Raises BadLinesError, UnmoorError.
     """
     zones = sorted(set(zones))
-    with working_directory(output) as directory:
+    with writing(output), _working_directory(output) as directory:
         spool = Spool(directory / "0", prime(0))
         enrolment = Enrolment(zones)
         _enrol(lines, enrolment, spool, bad)
@@ -246,7 +246,7 @@ class Spool:
 
 
 class Writer:
-    """Writes the file beside `output`, bucket after bucket; it takes its place when it is whole and on disk."""
+    """Writes the file beside `output`, bucket after bucket; whole and on disk, it takes its place."""
 
     def __init__(self, output: Path, prime: int, bits: int) -> None:
         self._output = output
@@ -331,11 +331,17 @@ def _sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def working_directory(output: Path) -> Iterator[Path]:
-    """Give a directory beside `output` that is gone afterwards. Raises UnmoorError where there can be none."""
+def _working_directory(output: Path) -> Iterator[Path]:
+    """Give a directory beside `output` that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
+        yield Path(directory)
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Say what an operating system's error means to who wants `output` written. Raises UnmoorError."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
-            yield Path(directory)
+        yield
     except OSError as error:
         raise UnmoorError(
             f"{error.filename or output}: {error.strerror}; "

@@ -10,8 +10,9 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -96,9 +97,8 @@ def read_lines(
     where a name does not carry it. JSON lines are objects with `name`, `tags`, and with actions `action`.
     `show` is told now and then how many lines were read. Raises UnmoorError for a file that is neither.
     """
-    with ExitStack() as stack:
-        try:
-            text = _open(source, stack)
+    try:
+        with _text(source) as text:
             first = text.readline()
             if first.startswith("{"):
                 parse = _json_parser(actions)
@@ -109,9 +109,9 @@ def read_lines(
                 if not number % EVERY:
                     show(number)
                 yield from _parse(line, number, parse, bad)
-        except (OSError, EOFError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UnmoorError(f"{source}: {reason}; name a readable CSV file or JSON lines") from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UnmoorError(f"{source}: {reason}; name a readable CSV file or JSON lines") from None
 
 
 def count_lines(source: str) -> int | None:
@@ -128,13 +128,16 @@ def count_lines(source: str) -> int | None:
         return None
 
 
-def _open(source: str, stack: ExitStack) -> IO[str]:
-    raw: Any = sys.stdin.buffer if source == STANDARD_INPUT else stack.enter_context(Path(source).open("rb"))
-    buffered = raw if hasattr(raw, "peek") else io.BufferedReader(raw)
-    if buffered.peek(2)[:2] == b"\x1f\x8b":
-        buffered = stack.enter_context(gzip.open(buffered))
-    # Octets that are no UTF-8 are a matter of their line, not of the file.
-    return io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape")
+@contextmanager
+def _text(source: str) -> Iterator[IO[str]]:
+    with ExitStack() as stack:
+        raw: Any = sys.stdin.buffer
+        if source != STANDARD_INPUT:
+            raw = stack.enter_context(Path(source).open("rb"))
+        if raw.peek(2)[:2] == b"\x1f\x8b":
+            raw = stack.enter_context(gzip.open(raw))
+        # Octets that are no UTF-8 are a matter of their line, not of the file.
+        yield io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape")
 
 
 _Parser = Callable[[str], tuple[str, str, Tags]]
