@@ -11,7 +11,7 @@ import dns.message
 import pytest
 from click.testing import CliRunner
 from dns_support import Local, document, model, records
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmoor.commands.dns import cli
@@ -80,6 +80,8 @@ def reasons(data: dict[str, Any]) -> list[str]:
     return sorted(problem.why.split(", such as")[0] for problem in problems(model(data), "dns.json"))
 
 
+# An example compiles several documents: a quarter of the usual number takes a few seconds.
+@settings(max_examples=settings().max_examples // 4)
 @given(
     st.dictionaries(short, st.sampled_from([{}, FREE, BUSINESS]), min_size=1, max_size=8),
     st.lists(policy_match, max_size=3),

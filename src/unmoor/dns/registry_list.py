@@ -47,7 +47,11 @@ class BadLineError(Exception):
 
 
 class BadLinesError(UnmoorError):
-    """A list with bad lines; nothing was written."""
+    """A list with bad lines, of which `problems` are the first; nothing was written."""
+
+    def __init__(self, text: str, problems: Sequence[Problem]) -> None:
+        super().__init__(text)
+        self.problems = tuple(problems)
 
 
 class BadLines:
@@ -82,7 +86,7 @@ class BadLines:
         if self.count:
             head = f"{self.count} bad line{'s' * (self.count != 1)}; nothing was written:"
             fix = "mend them, or leave them out with --skip-bad"
-            raise BadLinesError("\n".join([head, *self.lines(), fix]))
+            raise BadLinesError("\n".join([head, *self.lines(), fix]), self._first)
 
 
 # -- from a file to lines ----------------------------------------------------------------------------------
