@@ -14,6 +14,7 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from unmoor.dns import registry_cache
 from unmoor.dns.check import problems as dns_problems
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model.inventory import (
@@ -31,12 +32,16 @@ try:  # Where a value stands (file and line). Not public yet; without it, errors
 except ImportError:
     Origin = None
 
+#: Where registries lie that were built from lists.
+CACHE = Path(__file__).resolve().parents[2] / ".cache" / "registry"
+
 DOCUMENTATION = """
 module: unmoor_preflight
 short_description: Validate the inventory and compile the documents of every edge
 description:
   - Runs on the controller. Finds every problem of the inventory at once, with its file, line and fix.
-  - Returns, for each edge, the text of C(edge.json) and C(dns.json).
+  - Returns, for each edge, the text of C(edge.json) and C(dns.json), and the file here of its registry of
+    hostnames, if it has one; a list of hostnames is built into C(.cache) first.
 options: {}
 """
 
@@ -74,7 +79,12 @@ class ActionModule(ActionBase):
             count = len(problems)
             raise AnsibleActionFail(f"The inventory has {count} problem{'s' * (count != 1)}, shown above.")
         result["documents"] = {
-            host: {"edge": _text(pair.edge), "dns": _text(pair.dns)} for host, pair in compiled.items()
+            host: {
+                "edge": _text(pair.edge),
+                "dns": _text(pair.dns),
+                "registry": str(pair.registry or ""),
+            }
+            for host, pair in compiled.items()
         }
         result["pops"] = sorted({pair.edge.pop for pair in compiled.values()})
         return result
@@ -91,12 +101,16 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     problems = list(duplicate_pops([Path(path) for path in variables.get("ansible_inventory_sources") or ()]))
     ours = {host: dict(_ours(hostvars[host], host, problems)) for host in members}
     directories = {host: Path(str(hostvars[host]["inventory_dir"])) for host in members}
-    compiled = compile_inventory(ours, groups, directories, place_of)
+    compiled = compile_inventory(ours, groups, directories, place_of, _registry)
     problems += compiled.problems
     for host, pair in compiled.documents.items():
         source = Source(host, ours[host], directories[host], place_of)
-        problems += [in_inventory(problem, source) for problem in dns_problems(pair.dns, "")]
+        problems += [in_inventory(problem, source) for problem in dns_problems(pair.dns, "", pair.registry)]
     return compiled.documents, list(merged(problems))
+
+
+def _registry(file: Path, zones: Sequence[str]) -> tuple[Path, str]:
+    return registry_cache.prepare(file, zones, CACHE)
 
 
 def _ours(variables: Mapping[str, Any], host: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
@@ -119,6 +133,8 @@ def in_inventory(problem: Problem, source: Source) -> Problem:
     path = tuple(int(part) if part.isdecimal() else part for part in problem.key.split("."))
     key = PREFIX + problem.key
     place = problem.place or source.place(path)
+    if path[0] == "registry":
+        place, key = source.place(("dns_registry",)), f"{PREFIX}dns_registry"
     if path[0] == "zones" and path[2:3] == ("hostnames",):
         zone = source.variables[f"{PREFIX}zones"][path[1]]
         place, key = str(source.directory / zone["hostnames_file"]), "name"

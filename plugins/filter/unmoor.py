@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from unmoor import proof
@@ -56,6 +57,7 @@ def _documents(texts: dict[str, str]) -> Documents:
     return Documents(
         validate(EdgeDocument, json.loads(texts["edge"]), "edge.json"),
         validate(DnsDocument, json.loads(texts["dns"]), "dns.json"),
+        Path(texts["registry"]) if texts.get("registry") else None,
     )
 
 

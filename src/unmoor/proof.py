@@ -49,7 +49,7 @@ def of_edge(documents: Documents, via: Sequence[str], ca: str | None) -> Iterato
     anycast = {prefix.network_address for prefix in documents.edge.addresses}
     servers = [str(address) for address in documents.dns.listen if address not in anycast]
     for server in servers:
-        for example in examples(documents.dns):
+        for example in examples(documents):
             yield _uniformity(documents.dns, example, [server], GATE_QUERIES)
 
 
@@ -58,7 +58,7 @@ def of_pop(documents: Documents, ca: str | None) -> Iterator[Proof]:
     yield from _reach(documents, ca, [])
     anycast = [str(prefix.network_address) for prefix in documents.edge.addresses]
     servers = anycast or [str(address) for address in documents.dns.listen]
-    for example in examples(documents.dns):
+    for example in examples(documents):
         addresses = sum(part.num_addresses for part in _parts(documents.dns, example))
         queries = min(max(int(addresses * QUERIES_PER_ADDRESS), FEWEST_QUERIES), MOST_QUERIES)
         if example.qtype == "AAAA":
@@ -66,16 +66,17 @@ def of_pop(documents: Documents, ca: str | None) -> Iterator[Proof]:
         yield _uniformity(documents.dns, example, servers, queries)
 
 
-def examples(document: DnsDocument) -> Iterator[Example]:
+def examples(documents: Documents) -> Iterator[Example]:
     """For each policy whose answers are spread evenly over one pool, and each query type, a hostname.
 
     It is the first one registered that the policy answers.
     """
+    document = documents.dns
     ordered = matchers(document)
     found: set[tuple[int, str]] = set()
-    for name, registered in inspect(document, "").hostnames.items():
+    for subject, name in inspect(document, "", documents.registry).subjects().items():
         for qtype in ("A", "AAAA"):
-            index = first_match(ordered, registered.subject, document.pop, qtype)
+            index = first_match(ordered, subject, document.pop, qtype)
             if index is None or (index, qtype) in found:
                 continue
             found.add((index, qtype))
@@ -121,7 +122,8 @@ def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterato
             arguments += ["--tls" if service.check == "https" else "--tcp", ports]
             arguments += ["--service", f"{service.label}={ports}"]
         if any(service.check == "https" for service in services):
-            name = next((names.to_text(name) for name in inspect(documents.dns, "").hostnames), None)
+            hostnames = inspect(documents.dns, "", documents.registry).subjects().values()
+            name = next(map(names.to_text, hostnames), None)
             arguments += ["--sni", name] if name else []
             arguments += ["--ca", ca] if ca else []
         title = f"{', '.join(service.label for service in services)} on {', '.join(map(str, prefixes))}"

@@ -40,15 +40,13 @@ def documents(answer: dict[str, Any] | None = None, **services: dict[str, Any]) 
 
 
 def test_one_example_for_each_policy_that_can_answer() -> None:
-    found = [
-        (example.policy.name, example.name, example.qtype) for example in proof.examples(documents().dns)
-    ]
+    found = [(example.policy.name, example.name, example.qtype) for example in proof.examples(documents())]
     assert found == [("rest", "a.example.test", "A"), ("gold", "g.example.test", "A")]
 
 
 @pytest.mark.parametrize("answer", [{"strategy": "sticky"}, {"records": 2}, {"also": {"gold": 1}}])
 def test_a_policy_that_is_not_even_by_intent_is_not_tested_for_it(answer: dict[str, Any]) -> None:
-    found = [example.policy.name for example in proof.examples(documents(answer).dns)]
+    found = [example.policy.name for example in proof.examples(documents(answer))]
     assert found == ["gold"]
 
 

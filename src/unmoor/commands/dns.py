@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from unmoor.commands import registry
 from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, load
 
@@ -40,6 +41,9 @@ def cli() -> None:
     """The authoritative DNS randomizer: policies answer with a fresh address of a pool."""
 
 
+cli.add_command(registry.cli, "registry")
+
+
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
 @click.option("--all", "everything", is_flag=True, help="List every problem, not the first screen of them.")
@@ -56,7 +60,7 @@ def check(file: Path, everything: bool) -> None:
     if found.problems:
         raise InvalidInputError(found.problems)
     click.echo(
-        f"{file}: correct: {len(found.zones)} zones, {len(found.hostnames)} hostnames, "
+        f"{file}: correct: {len(found.zones)} zones, {found.count} hostnames, "
         f"{len(document.pools)} pools, {len(document.policies)} policies"
     )
 

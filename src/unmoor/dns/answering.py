@@ -54,7 +54,8 @@ def answerer(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
     would (a property that the tests hold it to), and leaves to it whatever it does not recognise.
     """
     careful = _careful(snapshot, counts, options)
-    hostnames, heads, answers, join = snapshot.hostnames, _HEADS, counts.policies, b"".join
+    hostnames, registered = snapshot.hostnames, snapshot.registered
+    heads, answers, join = _HEADS, counts.policies, b"".join
     plain_opt, secure_opt = wire.opt_record(dnssec_ok=False), wire.opt_record(dnssec_ok=True)
     with_options = _with_options(options)
     # By what follows the size: extended code, version, flags, and a length of no options.
@@ -75,7 +76,8 @@ def answerer(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
         else:
             opt = b""
             question = packet[12:]
-        target = hostnames.get(question[:-4].lower())
+        name = question[:-4].lower()
+        target = hostnames.get(name) or (registered(name) if registered else None)
         if target is None:
             return careful(packet, limit, address)
         plan = target.fast.get(question[-4:])

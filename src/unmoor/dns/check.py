@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from unmoor.dns import hostnames, names, policies, pools, reach, reverse, wire, zones
+from unmoor.dns import enrolled, hostnames, names, policies, pools, reach, reverse, wire, zones
+from unmoor.dns.enrolled import Enrolled
 from unmoor.dns.hostnames import Registered
+from unmoor.dns.policies import Subject
 from unmoor.errors import Problem
 from unmoor.model import Answer, DnsDocument, Match, Policy, Pool
 
@@ -19,15 +22,37 @@ class Inspection:
     problems: tuple[Problem, ...]
     zones: dict[bytes, zones.Zone]
     hostnames: dict[bytes, Registered]
+    enrolled: Enrolled | None = None
+
+    def registered(self, name: bytes) -> Registered | None:
+        """What is known of a hostname, of the document or of its registry."""
+        return self.hostnames.get(name) or (self.enrolled.registered(name) if self.enrolled else None)
+
+    @property
+    def count(self) -> int:
+        """How many hostnames there are; one that is in the document and in the registry counts twice."""
+        return len(self.hostnames) + (len(self.enrolled.registry) if self.enrolled else 0)
+
+    def subjects(self) -> dict[Subject, bytes]:
+        """Everything that policies can tell hostnames apart by, each with a hostname."""
+        found: dict[Subject, bytes] = {}
+        for name, each in self.hostnames.items():
+            found.setdefault(each.subject, name)
+        for subject, name in self.enrolled.subjects() if self.enrolled else ():
+            found.setdefault(subject, name)
+        return found
 
 
-def problems(document: DnsDocument, place: str) -> list[Problem]:
+def problems(document: DnsDocument, place: str, registry: Path | None = None) -> list[Problem]:
     """List everything that is wrong with `document`; `place` is what the problems call it."""
-    return list(inspect(document, place).problems)
+    return list(inspect(document, place, registry).problems)
 
 
-def inspect(document: DnsDocument, place: str) -> Inspection:
-    """Read the whole document; its problems, and what else was read on the way."""
+def inspect(document: DnsDocument, place: str, registry: Path | None = None) -> Inspection:
+    """Read the whole document; its problems, and what else was read on the way.
+
+    `registry` is where the registry lies here, if not where the document says.
+    """
     found: list[Problem] = [*_listen(document, place), *_pools(document, place), *_policies(document, place)]
     apexes, apex_problems = _apexes(document, place)
     found += apex_problems
@@ -47,10 +72,15 @@ def inspect(document: DnsDocument, place: str) -> Inspection:
     for name, each in registered.items():
         if each.apex in read:
             read[each.apex].add_name(name)
-    found += _name_servers(read, registered, apexes, document, place)
-    if registered:
-        found += reach.problems(document, registered, place)
-    return Inspection(tuple(found), read, registered)
+    seen, registry_problems = enrolled.load(document, place, registry)
+    found += registry_problems
+    if seen:
+        found += enrolled.problems(seen, apexes, read, place)
+    inspection = Inspection((), read, registered, seen)
+    found += _name_servers(inspection, apexes, document, place)
+    if inspection.count:
+        found += reach.problems(document, inspection.subjects(), place)
+    return replace(inspection, problems=tuple(found))
 
 
 def _listen(document: DnsDocument, place: str) -> Iterator[Problem]:
@@ -224,19 +254,15 @@ def _zone(zone: zones.Zone, index: int, place: str) -> Iterator[Problem]:
 
 
 def _name_servers(
-    read: dict[bytes, zones.Zone],
-    registered: dict[bytes, Registered],
-    apexes: dict[int, bytes],
-    document: DnsDocument,
-    place: str,
+    found: Inspection, apexes: dict[int, bytes], document: DnsDocument, place: str
 ) -> Iterator[Problem]:
     """Name servers inside a zone need an address there, or nobody finds them (RFC 1912 section 2.8)."""
     for index, apex in apexes.items():
-        if not (zone := read.get(apex)):
+        if not (zone := found.zones.get(apex)):
             continue
         for (target,) in zone.nodes[apex][wire.NS].rdatas:
             name = names.fold(target)
-            if not names.is_below(name, apex) or zones.addresses(zone, [name]) or name in registered:
+            if not names.is_below(name, apex) or zones.addresses(zone, [name]) or found.registered(name):
                 continue
             if (cut := zone.cut_above(name)) and cut != apex:
                 continue

@@ -15,7 +15,7 @@ from unmoor.dns.hostnames import Registered
 from unmoor.dns.lookup import Resolver
 from unmoor.dns.policies import matchers
 from unmoor.dns.pools import ranges_in_use
-from unmoor.dns.snapshot import build
+from unmoor.dns.snapshot import compiled
 from unmoor.dns.wire import Query
 from unmoor.errors import UnmoorError
 from unmoor.model import DnsDocument, Policy, Prefix
@@ -73,7 +73,8 @@ def explain(
     except (ValueError, dns.rdatatype.UnknownRdatatype) as error:
         raise UnmoorError(f"cannot ask for {name} {qtype}: {error}") from None
     counters = {policy.name: at for at, policy in enumerate(document.policies)}
-    snapshot = build(document, place, counters)
+    inspection = inspect(document, place)
+    snapshot = compiled(inspection, document, counters)
     resolver = Resolver(snapshot)
     who = Subnet.of(client) if client else Subnet(4, 0, 0)
     question = asked + rtype.to_bytes(2, "big") + b"\0\1"
@@ -83,8 +84,8 @@ def explain(
     decided = aliases[-1] if aliases else asked
     zone = snapshot.zone_of(decided)
     source = resolver.source_of(zone, decided) if zone else None
-    registered = inspect(document, place).hostnames.get(source or b"")
-    # HTTPS and SVCB records follow the policies of the addresses that it hints at.
+    registered = inspection.registered(source or b"")
+    # HTTPS and SVCB records follow the policies of the addresses that they hint at.
     decisive = "A" if rtype in https.TYPES else dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))
     verdicts = tuple(_verdicts(document, registered, decisive, who))
     message = dns.message.from_wire(wire.write(query, reply, wire.TCP_SIZE))

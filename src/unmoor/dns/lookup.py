@@ -82,7 +82,7 @@ class Resolver:
             reply.rcode = wire.NXDOMAIN
             reply.authority.append(zone.negative_soa)
             return None
-        node, target = zone.nodes.get(source, {}), self._snapshot.hostnames.get(source, _EMPTY_TARGET)
+        node, target = zone.nodes.get(source, {}), self._snapshot.target_of(source) or _EMPTY_TARGET
         if found := node.get(wire.CNAME) or node.get(qtype):
             reply.answer.append(_owned(found, name))
             follow = found.rtype == wire.CNAME and qtype not in (wire.CNAME, wire.ANY)
@@ -120,7 +120,7 @@ class Resolver:
         return asterisk if self._exists(zone, asterisk) else None
 
     def _exists(self, zone: Zone, name: bytes) -> bool:
-        return name in zone.nodes or name in self._snapshot.hostnames
+        return name in zone.nodes or self._snapshot.exists(name)
 
 
 def _refusal(query: Query, zone: Zone | None) -> Reply | None:

@@ -30,15 +30,27 @@ class Classifier:
 
     def __init__(self, policies: Iterable[Policy]) -> None:
         policies = tuple(policies)
-        self._wanted = {suffix for policy in policies for suffix in wires(policy.match.suffixes)}
+        #: Every suffix that a policy names.
+        self.wanted = frozenset(suffix for policy in policies for suffix in wires(policy.match.suffixes))
         self._by_zone = any(policy.match.zones for policy in policies)
         self._subjects: dict[tuple[frozenset[tuple[str, str]], frozenset[bytes], bytes], Subject] = {}
 
     def subject(self, tags: frozenset[tuple[str, str]], name: bytes, apex: bytes) -> Subject:
         """The subject of a hostname in wire form that carries `tags`, in the zone `apex`."""
-        below = frozenset(
-            suffix for suffix in (names.suffixes(name) if self._wanted else ()) if suffix in self._wanted
-        )
+        return self._subject(tags, self._of_interest(name), apex)
+
+    def subject_below(
+        self, tags: frozenset[tuple[str, str]], below: frozenset[bytes], apex: bytes
+    ) -> Subject:
+        """The subject of hostnames in the zone `apex` whose wanted suffixes inside the zone are `below`."""
+        return self._subject(tags, below | self._of_interest(apex), apex)
+
+    def _of_interest(self, name: bytes) -> frozenset[bytes]:
+        if not self.wanted:
+            return frozenset()
+        return frozenset(suffix for suffix in names.suffixes(name) if suffix in self.wanted)
+
+    def _subject(self, tags: frozenset[tuple[str, str]], below: frozenset[bytes], apex: bytes) -> Subject:
         key = (tags, below, apex if self._by_zone else b"")
         return self._subjects.setdefault(key, Subject(*key))
 

@@ -12,7 +12,6 @@ from itertools import combinations
 
 from unmoor.dns import names
 from unmoor.dns.clients import Subnet
-from unmoor.dns.hostnames import Registered
 from unmoor.dns.policies import TYPES, Matcher, Subject, first_match, matchers
 from unmoor.errors import Problem
 from unmoor.model import DnsDocument
@@ -44,12 +43,12 @@ class _Findings:
     both: dict[tuple[int, int], Example] = field(default_factory=dict)
 
 
-def problems(document: DnsDocument, registered: Mapping[bytes, Registered], place: str) -> Iterator[Problem]:
-    """Policies that no query reaches, that overlap though they claim not to, and names without a policy."""
+def problems(document: DnsDocument, subjects: Mapping[Subject, bytes], place: str) -> Iterator[Problem]:
+    """Policies that no query reaches, that overlap though they claim not to, and names without a policy.
+
+    `subjects` are all that hostnames have, each with a hostname.
+    """
     ordered = matchers(document)
-    subjects: dict[Subject, bytes] = {}
-    for name, each in registered.items():
-        subjects.setdefault(each.subject, name)
     findings = _Findings()
     claims = any(matcher.policy.exclusive for matcher in ordered)
     for example, holding in _queries(document, ordered, subjects):

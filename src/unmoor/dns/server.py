@@ -451,7 +451,7 @@ class Server:
         return (
             f"generation {self._generation} on {_workers(len(self._processes))}: "
             f"{len(document.policies)} policies, {len(self._snapshot.zones)} zones, "
-            f"{len(self._snapshot.hostnames)} hostnames"
+            f"{self._snapshot.count} hostnames"
         )
 
     def status(self) -> dict[str, Any]:
@@ -469,7 +469,7 @@ class Server:
             "listen": [str(address) for address in document.listen],
             "port": document.port,
             "zones": len(self._snapshot.zones),
-            "hostnames": len(self._snapshot.hostnames),
+            "hostnames": self._snapshot.count,
             "workers": [
                 {"place": each.place, "pid": each.pid, "generation": each.generation}
                 for each in sorted(self._processes.values(), key=lambda each: each.place)

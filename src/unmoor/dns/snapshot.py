@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 from unmoor.dns import names, policies, wire
-from unmoor.dns.check import inspect
+from unmoor.dns.check import Inspection, inspect
 from unmoor.dns.clients import Subnet, scope
-from unmoor.dns.hostnames import Registered
 from unmoor.dns.policies import Matcher
 from unmoor.dns.pools import Drawer, Mix, ranges_in_use
+from unmoor.dns.registry import Registry
 from unmoor.dns.reverse import Named, named
 from unmoor.dns.selection import Pinned, Random, Selector, Sticky, sticky_key
 from unmoor.dns.zones import Zone
@@ -99,6 +100,22 @@ class Snapshot:
     zones: Mapping[bytes, Zone]
     hostnames: Mapping[bytes, Target]
     named: tuple[Named, ...] = ()
+    #: The registry, and the look-up of its names; what is in `hostnames` is not looked up there.
+    registry: Registry | None = None
+    registered: Callable[[bytes], Target | None] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many hostnames there are; one that is in the document and in the registry counts twice."""
+        return len(self.hostnames) + (len(self.registry) if self.registry else 0)
+
+    def target_of(self, name: bytes) -> Target | None:
+        """What a hostname leads to."""
+        return self.hostnames.get(name) or (self.registered(name) if self.registered else None)
+
+    def exists(self, name: bytes) -> bool:
+        """Whether it is a hostname, or has hostnames of the registry below it (the zones know the others)."""
+        return name in self.hostnames or (self.registry is not None and self.registry.exists(name))
 
     def zone_of(self, name: bytes, above: bool = False) -> Zone | None:
         """The closest zone that `name` is in; with `above`, not one whose apex it is."""
@@ -113,21 +130,31 @@ def build(document: DnsDocument, place: str, counters: Mapping[str, int]) -> Sna
 
     Raises InvalidInputError with everything that is wrong; `place` is what the problems call the document.
     """
-    found = inspect(document, place)
+    return compiled(inspect(document, place), document, counters)
+
+
+def compiled(found: Inspection, document: DnsDocument, counters: Mapping[str, int]) -> Snapshot:
+    """Compile a document that was read already. Raises InvalidInputError as `build` does."""
     if found.problems:
         raise InvalidInputError(found.problems)
-    return Snapshot(document, found.zones, _targets(document, found.hostnames, counters), named(document))
+    target_of = _targets(document, counters)
+    targets = {name: target_of(each.subject) for name, each in found.hostnames.items()}
+    snapshot = Snapshot(document, found.zones, targets, named(document))
+    if found.enrolled is None:
+        return snapshot
+    find = found.enrolled.finder(target_of)
+    return replace(snapshot, registry=found.enrolled.registry, registered=find)
 
 
-def _targets(
-    document: DnsDocument, registered: Mapping[bytes, Registered], counters: Mapping[str, int]
-) -> dict[bytes, Target]:
+def _targets(document: DnsDocument, counters: Mapping[str, int]) -> Callable[[policies.Subject], Target]:
+    """Make the function that gives a subject's target; what policies treat alike shares one."""
     ordered = policies.matchers(document)
     plans = _plans(document, counters)
     shared: dict[tuple[tuple[int, ...], ...], Target] = {}
-    targets: dict[Registered, Target] = {}
-    for each in set(registered.values()):
-        chosen = tuple(_candidates(ordered, each.subject, document.pop, qtype) for qtype in policies.TYPES)
+
+    @cache
+    def target_of(subject: policies.Subject) -> Target:
+        chosen = tuple(_candidates(ordered, subject, document.pop, qtype) for qtype in policies.TYPES)
         if chosen not in shared:
             found = {
                 rtype: tuple(Candidate(ordered[index], plans.get((index, rtype))) for index in indices)
@@ -135,8 +162,9 @@ def _targets(
                 if indices
             }
             shared[chosen] = Target.of(found)
-        targets[each] = shared[chosen]
-    return {name: targets[each] for name, each in registered.items()}
+        return shared[chosen]
+
+    return target_of
 
 
 def _candidates(

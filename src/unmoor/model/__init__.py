@@ -1,7 +1,7 @@
 """What an inventory says: typed, validated, and the only place that knows the documents."""
 
 from unmoor.model.common import Document, Prefix, Protocol, load, parse_ports, validate
-from unmoor.model.dns import Answer, DnsDocument, Hostnames, Match, Policy, Pool, Zone
+from unmoor.model.dns import Answer, DnsDocument, Hostnames, Match, Policy, Pool, RegistryFile, Zone
 from unmoor.model.edge import Binding, EdgeDocument, Service
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Pool",
     "Prefix",
     "Protocol",
+    "RegistryFile",
     "Service",
     "Zone",
     "load",

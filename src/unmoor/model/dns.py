@@ -108,6 +108,13 @@ class Zone(Document):
     hostnames: tuple[Hostnames, ...] = ()
 
 
+class RegistryFile(Document):
+    """A registry of hostnames, built by `unmoor dns registry build`."""
+
+    path: str = Field(min_length=1, description="Where the file lies on the edge.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Its digest, as sha256sum prints it.")
+
+
 class DnsDocument(Document):
     """Where the server listens, its zones, and the policies that choose addresses from pools."""
 
@@ -123,6 +130,9 @@ class DnsDocument(Document):
     )
     workers: int = Field(0, ge=0, le=256, description="Worker processes; 0 means one for each core.")
     zones: tuple[Zone, ...] = ()
+    registry: RegistryFile | None = Field(
+        None, description="Hostnames beside those of the zones; where both have a name, the zones' counts."
+    )
     pools: dict[Label, Pool] = Field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
     cookie_secret: str = Field(

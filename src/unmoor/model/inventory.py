@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from unmoor.errors import Problem
+from unmoor.errors import Problem, UnmoorError
 from unmoor.model.common import Document, Label, Prefix, parse_ports, problems_of
-from unmoor.model.dns import DnsDocument, Hostnames, Policy, Pool, Zone
+from unmoor.model.dns import DnsDocument, Hostnames, Policy, Pool, RegistryFile, Zone
 from unmoor.model.edge import Binding, EdgeDocument, Service, ServiceBody
 
 Key = tuple[int | str, ...]
@@ -43,6 +43,8 @@ PREFIX = "unmoor_"
 POP_GROUP = "pop_"
 #: Where a value stands whose file is not known: a host's variables.
 HOST_PLACE = "inventory, host "
+#: Where a registry lies on an edge; its name there follows from its content.
+REGISTRIES = "/var/lib/unmoor/registry"
 #: The group of every machine that runs the stack.
 EDGES_GROUP = "edges"
 
@@ -86,6 +88,11 @@ class Variables(Document):
     dns_tcp_idle: int = Field(15, description="As tcp_idle of dns.json, seconds.")
     dns_tell_name: bool = Field(False, description="As tell_name of dns.json.")
     dns_tell_version: bool = Field(False, description="As tell_version of dns.json.")
+    dns_registry: str = Field(
+        "",
+        description="Millions of hostnames beside those of the zones, below the inventory's directory: built "
+        "by `unmoor dns registry build`, or a list of whole names (CSV, JSON lines) to build from.",
+    )
     probe_ca: str | None = Field(
         None,
         description="File of certificates (PEM) that probes trust, on the vantage host, not the system's.",
@@ -107,6 +114,13 @@ class Documents:
 
     edge: EdgeDocument
     dns: DnsDocument
+    #: The registry that `dns` names, on the controller.
+    registry: Path | None = None
+
+
+#: Gives the registry that a file is, or that is built from it for some zones, and its SHA-256.
+#: Raises UnmoorError.
+RegistryMaker = Callable[[Path, Sequence[str]], tuple[Path, str]]
 
 
 @dataclass
@@ -153,6 +167,7 @@ def compile_inventory(
     groups: Mapping[str, Sequence[str]],
     directories: Mapping[str, Path],
     place_of: Callable[[Any], str],
+    registry_of: RegistryMaker | None = None,
 ) -> Compiled:
     """Compile the variables of `hosts` into documents.
 
@@ -168,7 +183,7 @@ def compile_inventory(
         for host in members:
             ours = {key: value for key, value in hosts[host].items() if key.startswith(PREFIX)}
             source = Source(host, ours, directories[host], place_of)
-            compiled = _compile_host(source, pop, tuple(pops))
+            compiled = _compile_host(source, pop, tuple(pops), registry_of)
             problems += source.problems
             if compiled:
                 documents[host] = compiled
@@ -239,7 +254,9 @@ def _pop_name_problems(pops: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
             yield Problem("inventory", f"group {other}", "", f"is a second PoP of the name of {one}", fix)
 
 
-def _compile_host(source: Source, pop: str, pops: tuple[str, ...]) -> Documents | None:
+def _compile_host(
+    source: Source, pop: str, pops: tuple[str, ...], registry_of: RegistryMaker | None
+) -> Documents | None:
     ours = {key.removeprefix(PREFIX): value for key, value in source.variables.items()}
     try:
         variables = Variables.model_validate(ours)
@@ -256,6 +273,7 @@ def _compile_host(source: Source, pop: str, pops: tuple[str, ...]) -> Documents 
     _check_pools(source, variables)
     _check_policies(source, variables, pops)
     zones = tuple(_read_zone(source, number, zone) for number, zone in enumerate(variables.zones))
+    registry = _registry(source, variables, registry_of)
     listen = variables.dns_unicast + variables.dns_anycast
     if not listen:
         source.problem(
@@ -284,13 +302,31 @@ def _compile_host(source: Source, pop: str, pops: tuple[str, ...]) -> Documents 
             zones=zones,
             pools=variables.pools,
             policies=variables.policies,
+            registry=registry
+            and RegistryFile(path=f"{REGISTRIES}/{registry[1][:16]}.registry", sha256=registry[1]),
             **settings,
         )
     except ValidationError as error:
         for found in problems_of(error, lambda path: source.place((f"dns_{path[0]}",))):
             source.problem((f"dns_{found.key}",), found.value, found.why, found.fix)
         return None
-    return Documents(edge, dns)
+    return Documents(edge, dns, registry[0] if registry else None)
+
+
+def _registry(
+    source: Source, variables: Variables, registry_of: RegistryMaker | None
+) -> tuple[Path, str] | None:
+    if not variables.dns_registry or registry_of is None:
+        return None
+    try:
+        return registry_of(source.directory / variables.dns_registry, [zone.name for zone in variables.zones])
+    except UnmoorError as error:
+        source.problems += getattr(error, "problems", ())
+        first, _, rest = str(error).partition("\n    fix: ")
+        why = first.splitlines()[0]
+        fix = rest or "mend the list"
+        source.problem(("dns_registry",), variables.dns_registry, why, fix)
+        return None
 
 
 def _overlap(one: Prefix, other: Prefix) -> bool:

@@ -20,8 +20,8 @@ class Show(Protocol):
 
 
 @contextmanager
-def progress(what: str, total: int, *, quiet: bool) -> Iterator[Show]:
-    """Show how far a run of `total` is; `what` names it."""
+def progress(what: str, total: int | None, *, quiet: bool) -> Iterator[Show]:
+    """Show how far a run of `total` is (None: nobody knows); `what` names it."""
     if quiet:
         yield lambda done, failed: None
     elif sys.stderr.isatty():
@@ -32,7 +32,7 @@ def progress(what: str, total: int, *, quiet: bool) -> Iterator[Show]:
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Show]:
+def _bar(what: str, total: int | None) -> Iterator[Show]:
     from rich.console import Console  # noqa: PLC0415 - a quarter of a second that most runs need not wait
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - as above
 
@@ -55,7 +55,7 @@ def _bar(what: str, total: int) -> Iterator[Show]:
         yield show
 
 
-def _lines(what: str, total: int) -> Show:
+def _lines(what: str, total: int | None) -> Show:
     began = last = monotonic()
 
     def show(done: int, failed: int) -> None:
@@ -65,6 +65,7 @@ def _lines(what: str, total: int) -> Show:
             return
         last = now
         rate = done / (now - began)
-        print(f"{what}: {done} of {total} done, {failed} failed, {rate:.0f}/s", file=sys.stderr, flush=True)
+        of = "" if total is None else f" of {total}"
+        print(f"{what}: {done}{of} done, {failed} failed, {rate:.0f}/s", file=sys.stderr, flush=True)
 
     return show

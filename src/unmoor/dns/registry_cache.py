@@ -1,0 +1,67 @@
+"""What an inventory names as its registry, a built file or a list, as a file that can be rolled out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from unmoor.dns import names
+from unmoor.dns.registry import MAGIC, VERSION, RegistryError, open_registry, sha256_of
+from unmoor.dns.registry_build import build
+from unmoor.dns.registry_list import BadLines, read_lines
+from unmoor.errors import UnmoorError
+
+#: Files that stay in the cache, the newest.
+_KEPT = 4
+
+
+def prepare(path: Path, zones: Sequence[str], cache: Path) -> tuple[Path, str]:
+    """Give the registry that `path` is, or one built from the list that it is, and its SHA-256.
+
+    Lists are built for `zones`, once for each content, into the directory `cache`. Raises UnmoorError:
+    RegistryError for a file that is damaged, BadLinesError for a list with bad lines.
+    """
+    try:
+        found = path.stat()
+        return _prepare(path, tuple(zones), cache, (found.st_ino, found.st_size, found.st_mtime_ns))
+    except OSError as error:
+        fix = "write the list, or build the registry with `unmoor dns registry build`"
+        raise RegistryError(path, str(error.strerror), fix) from None
+
+
+@lru_cache
+def _prepare(path: Path, zones: tuple[str, ...], cache: Path, _: tuple[int, ...]) -> tuple[Path, str]:
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            open_registry(path)  # its own checksum: the digest below would be right for a damaged file too
+            return path, sha256_of(path)
+        file.seek(0)
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    identity = hashlib.sha256(repr((content, sorted(zones), VERSION)).encode()).hexdigest()
+    built = cache / f"{identity[:32]}.registry"
+    if not _is_whole(built):
+        cache.mkdir(parents=True, exist_ok=True)
+        bad = BadLines(str(path))
+        build(read_lines(str(path), bad), list(map(_apex, zones)), built, bad)
+        for old in sorted(cache.glob("*.registry"), key=lambda each: -each.stat().st_mtime)[_KEPT:]:
+            old.unlink()
+    return built, sha256_of(built)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        open_registry(path)
+    except RegistryError:
+        return False
+    return True
+
+
+def _apex(zone: str) -> bytes:
+    try:
+        return names.from_text(zone)
+    except ValueError as error:
+        raise UnmoorError(
+            f"the zone {zone} {error}\n    fix: write a domain name, as in example.com"
+        ) from None
