@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
+from unmoor.dns import check_transfers as transfers
 from unmoor.dns import hostnames, names, policies, pools, reach, reverse, wire, zones
+from unmoor.dns.copies import NOT_READY
 from unmoor.dns.hostnames import Registered
 from unmoor.errors import Problem
 from unmoor.model import Answer, DnsDocument, Match, Policy, Pool
@@ -19,6 +22,12 @@ class Inspection:
     problems: tuple[Problem, ...]
     zones: dict[bytes, zones.Zone]
     hostnames: dict[bytes, Registered]
+    #: Hostnames that clash with a transferred zone's records, by the zone. Not the document's fault alone.
+    clashes: dict[bytes, dict[bytes, Problem]]
+
+
+#: Of transferred zones, by name.
+NO_COPIES: Mapping[bytes, zones.Zone] = MappingProxyType({})
 
 
 def problems(document: DnsDocument, place: str) -> list[Problem]:
@@ -26,15 +35,25 @@ def problems(document: DnsDocument, place: str) -> list[Problem]:
     return list(inspect(document, place).problems)
 
 
-def inspect(document: DnsDocument, place: str) -> Inspection:
-    """Read the whole document; its problems, and what else was read on the way."""
+def inspect(document: DnsDocument, place: str, copies: Mapping[bytes, zones.Zone] = NO_COPIES) -> Inspection:
+    """Read the whole document; its problems, and what else was read on the way.
+
+    `copies` are the zones that are transferred; those that are not among them are there, and unknown.
+    """
     found: list[Problem] = [*_listen(document, place), *_pools(document, place), *_policies(document, place)]
+    found += transfers.problems(document, place)
     apexes, apex_problems = _apexes(document, place)
     found += apex_problems
     found += _pointers(document, apexes.values(), place)
     read: dict[bytes, zones.Zone] = {}
+    transferred: dict[bytes, zones.Zone] = {}
     for index, apex in apexes.items():
         zone = document.zones[index]
+        if zone.primaries:
+            copy = copies.get(apex) or zones.dark(apex, NOT_READY)
+            # Names will be added to it: those of hostnames, and above them.
+            transferred[apex] = replace(copy, nodes=dict(copy.nodes))
+            continue
         try:
             read[apex] = zones.read(zone.records, apex)
         except zones.ZoneFileError as error:
@@ -42,15 +61,35 @@ def inspect(document: DnsDocument, place: str) -> Inspection:
             found.append(Problem(where, f"zones.{index}.records", zone.name, error.why, error.fix))
         else:
             found += _zone(read[apex], index, zone.source or place)
-    registered, name_problems = hostnames.read(document, apexes, read, place)
+    known: dict[bytes, zones.Zone | None] = {**read, **dict.fromkeys(transferred)}
+    registered, name_problems = hostnames.read(document, apexes, known, place)
     found += name_problems
+    clashes = dict(_clashes(transferred, registered, place))
+    read |= transferred
     for name, each in registered.items():
         if each.apex in read:
             read[each.apex].add_name(name)
     found += _name_servers(read, registered, apexes, document, place)
     if registered:
         found += reach.problems(document, registered, place)
-    return Inspection(tuple(found), read, registered)
+    return Inspection(tuple(found), read, registered, clashes)
+
+
+def _clashes(
+    transferred: Mapping[bytes, zones.Zone], registered: Mapping[bytes, Registered], place: str
+) -> Iterator[tuple[bytes, dict[bytes, Problem]]]:
+    """Hostnames that a transferred zone has addresses for, or delegates, by the zone."""
+    for apex, zone in transferred.items():
+        found = {}
+        # Looked for from the smaller side, where delegations do not make it depend on names above.
+        for name in registered if zone.cuts else zone.nodes:
+            each = registered.get(name)
+            why, fix = hostnames.clash(zone, name) if each and each.apex == apex else ("", "")
+            if why:
+                where = f"{place}, zone {names.to_text(apex)} of its primary"
+                found[name] = Problem(where, "hostname", names.to_text(name), why, fix)
+        if found:
+            yield apex, found
 
 
 def _listen(document: DnsDocument, place: str) -> Iterator[Problem]:
@@ -232,7 +271,7 @@ def _name_servers(
 ) -> Iterator[Problem]:
     """Name servers inside a zone need an address there, or nobody finds them (RFC 1912 section 2.8)."""
     for index, apex in apexes.items():
-        if not (zone := read.get(apex)):
+        if document.zones[index].primaries or not (zone := read.get(apex)):
             continue
         for (target,) in zone.nodes[apex][wire.NS].rdatas:
             name = names.fold(target)

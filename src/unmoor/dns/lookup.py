@@ -6,7 +6,7 @@ from unmoor import __version__
 from unmoor.dns import clients, https, names, reverse, wire
 from unmoor.dns.clients import Subnet
 from unmoor.dns.names import WireName
-from unmoor.dns.options import NOT_AUTHORITATIVE
+from unmoor.dns.options import EXTENDED_ERROR, NOT_AUTHORITATIVE
 from unmoor.dns.snapshot import Plan, Snapshot, Target
 from unmoor.dns.wire import Query, Reply, RRset
 from unmoor.dns.zones import Node, Zone
@@ -50,10 +50,13 @@ class Resolver:
         refusal = _refusal(query, zone)
         if refusal is not None:
             return refusal
+        if zone and zone.missing:
+            why = (EXTENDED_ERROR, zone.missing.to_bytes(2, "big"))
+            return Reply(wire.SERVFAIL, authoritative=False, options=[why])
         reply = Reply()
         name: bytes | None = query.name
         for _ in range(MAX_CHAIN):
-            if name is None or zone is None:
+            if name is None or zone is None or zone.missing:
                 break
             name = self._step(zone, name, query.qtype, client, reply)
             zone = self._zone(name, query.qtype) if name else None
@@ -182,9 +185,7 @@ def _offer(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply
     if offering is None:
         return False
     binding = offering.services[qtype]
-    hints = {
-        key: plan.selector.addresses(name, client) for key, plan in plans.items() if binding.hints
-    }
+    hints = {key: plan.selector.addresses(name, client) for key, plan in plans.items() if binding.hints}
     reply.counter = offering.counter
     ttl = min(plan.ttl for plan in plans.values())
     reply.answer.append(RRset(name, qtype, ttl, ((https.rdata(binding, hints),),)))

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from unmoor.dns import names, policies, wire
-from unmoor.dns.check import inspect
+from unmoor.dns.check import NO_COPIES, inspect
 from unmoor.dns.clients import Subnet, scope
 from unmoor.dns.hostnames import Registered
 from unmoor.dns.policies import Matcher
 from unmoor.dns.pools import Drawer, Mix, ranges_in_use
 from unmoor.dns.reverse import Named, named
 from unmoor.dns.selection import Pinned, Random, Selector, Sticky, sticky_key
+from unmoor.dns.transfer import Source, sources
 from unmoor.dns.zones import Zone
-from unmoor.errors import InvalidInputError
+from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import Answer, DnsDocument, Policy
 from unmoor.model.dns import ServiceBinding
+
+
+class ClashError(InvalidInputError):
+    """Hostnames that transferred zones have records for as well: by zone, and hostname."""
+
+    def __init__(self, clashes: Mapping[bytes, Mapping[bytes, Problem]]) -> None:
+        super().__init__(problem for found in clashes.values() for problem in found.values())
+        self.clashes = clashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,8 @@ class Snapshot:
     zones: Mapping[bytes, Zone]
     hostnames: Mapping[bytes, Target]
     named: tuple[Named, ...] = ()
+    #: Who may say that a zone or a catalog has changed.
+    sources: Mapping[bytes, Sequence[Source]] = field(default_factory=dict)
 
     def zone_of(self, name: bytes, above: bool = False) -> Zone | None:
         """The closest zone that `name` is in; with `above`, not one whose apex it is."""
@@ -108,15 +119,41 @@ class Snapshot:
         return None
 
 
-def build(document: DnsDocument, place: str, counters: Mapping[str, int]) -> Snapshot:
-    """Compile a document. `counters` says where each policy's answers are counted.
+def build(
+    document: DnsDocument,
+    place: str,
+    counters: Mapping[str, int],
+    copies: Mapping[bytes, Zone] = NO_COPIES,
+    give_way: bool = False,
+) -> Snapshot:
+    """Compile a document. `counters` says where each policy's answers are counted, `copies` are the zones
+    that are transferred, as far as they are here.
 
     Raises InvalidInputError with everything that is wrong; `place` is what the problems call the document.
+    Raises ClashError if nothing else is wrong than hostnames that clash with transferred records, unless
+    these hostnames are to `give_way`.
     """
-    found = inspect(document, place)
+    found = inspect(document, place, copies)
     if found.problems:
         raise InvalidInputError(found.problems)
-    return Snapshot(document, found.zones, _targets(document, found.hostnames, counters), named(document))
+    if found.clashes and not give_way:
+        raise ClashError(found.clashes)
+    unserved = {name for clashes in found.clashes.values() for name in clashes}
+    dark = {zone.apex for zone in found.zones.values() if zone.missing}
+    registered = found.hostnames
+    if unserved or dark:  # what is not in the snapshot is not found by the hot path
+        registered = {
+            name: each for name, each in registered.items() if name not in unserved and each.apex not in dark
+        }
+    targets = _targets(document, registered, counters)
+    return Snapshot(document, found.zones, targets, named(document), _sources(document))
+
+
+def _sources(document: DnsDocument) -> dict[bytes, Sequence[Source]]:
+    transferred = [(zone.name, zone.primaries) for zone in document.zones if zone.primaries]
+    transferred += [(each.name, each.primaries) for each in document.catalogs]
+    made = {primaries: sources(primaries, document.tsig_keys) for _, primaries in transferred}
+    return {names.from_text(name): made[primaries] for name, primaries in transferred}
 
 
 def _targets(
