@@ -138,9 +138,10 @@ def merge(
             holder, previous = owners[0], None
         passed = [holder]
         # Handed over when both catalogs say so: the old one that it may go, the new one that it is there.
-        while (heir := listed[holder][name].owner) in owners and heir is not None and heir not in passed:
-            holder = heir
+        while (heir := listed[passed[-1]][name].owner) in owners and heir is not None and heir not in passed:
             passed.append(heir)
+        if heir not in passed:  # in a circle it would never come to rest
+            holder = passed[-1]
         if others := [apex for apex in owners if apex not in passed]:
             warnings.append(f"{shown} belongs to {names.to_text(holder)}; {_row(others)} cannot take it")
         entry = listed[holder][name]
