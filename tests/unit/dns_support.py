@@ -165,6 +165,7 @@ class Running:
                 [
                     *(*command, "dns", "serve"),
                     *("--config", str(self.config), "--control", str(self.control)),
+                    *("--state", str(directory)),
                 ],
                 stderr=log,
             )
@@ -183,6 +184,14 @@ class Running:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
         return self
+
+    def until(self, said: str) -> str:
+        """Wait until the log says it; gives the log."""
+        deadline = time.monotonic() + 20
+        while said not in (log := self.log.read_text()):
+            assert time.monotonic() < deadline, log
+            time.sleep(0.02)
+        return log
 
     def reload(self) -> Reply:
         return ask(self.control, "reload")

@@ -44,6 +44,51 @@ BAD = {
     "any address": (document(listen=["0.0.0.0"]), "listen.0 = 0.0.0.0: is not the address of a machine"),
     "multicast": (document(listen=["ff02::1"]), "listen.0 = ff02::1: is not the address of a machine"),
     "link-local": (document(listen=["fe80::1"]), "listen.0 = fe80::1: is a link-local"),
+    "records and primaries": (
+        with_zone(primaries=[{"address": "198.51.100.9"}]),
+        "zones.0.primaries = example.com: has records as well",
+    ),
+    "unknown key": (
+        with_zone(text="", primaries=[{"address": "198.51.100.9", "tsig_key": "nil"}]),
+        "zones.0.primaries.0.tsig_key = nil: is not a key\n    fix: add it to tsig_keys, or name one that "
+        "exists: there is none",
+    ),
+    "primary twice": (
+        with_zone(text="", primaries=[{"address": "198.51.100.9"}, {"address": "198.51.100.9"}]),
+        "zones.0.primaries.1 = 198.51.100.9: is listed twice",
+    ),
+    "its own primary": (
+        with_zone(text="", primaries=[{"address": "127.0.0.1", "port": 5300}]),
+        "zones.0.primaries.0 = 127.0.0.1: is this server itself",
+    ),
+    "no base64": (
+        document(tsig_keys={"k": {"secret": "not!base64"}}),
+        "tsig_keys.k.secret: is not base64 (the value is not shown)",
+    ),
+    "short secret": (
+        document(tsig_keys={"k": {"secret": "c2hvcnQ="}}),
+        "tsig_keys.k.secret: is 5 octets long, and can be guessed",
+    ),
+    "key's name": (
+        document(tsig_keys={"a..b": {"secret": "MDEyMzQ1Njc4OWFiY2RlZg=="}}),
+        "tsig_keys.a..b: is not a domain name",
+    ),
+    "catalog is a zone": (
+        document(catalogs=[{"name": "Example.com.", "primaries": [{"address": "198.51.100.9"}]}]),
+        "catalogs.0.name = Example.com.: is the name of a zone or catalog already",
+    ),
+    "absolute name of a member": (
+        document(
+            catalogs=[
+                {
+                    "name": "c.example",
+                    "primaries": [{"address": "198.51.100.9"}],
+                    "groups": {"g": {"hostnames": [{"names": ["www", "www.example."]}]}},
+                }
+            ]
+        ),
+        "catalogs.0.groups.g.hostnames.0.names.1 = www.example.: is absolute",
+    ),
     "empty pool": (document(pools={**document()["pools"], "x": {}}), "pools.x: has no addresses"),
     "overlap": (
         document(pools={**document()["pools"], "x": {"ipv4": ["198.18.0.0/20", "198.18.2.0/24"]}}),

@@ -122,6 +122,20 @@ def test_a_right_inventory_compiles(directory: Path) -> None:
         ("unmoor_dns_cookie_secret", "short", "unmoor_dns_cookie_secret", "should match pattern"),
         ("unmoor_zones/0/records_file", "none", "unmoor_zones.0.records_file", "No such file"),
         ("unmoor_zones/0/hostnames_file", "none", "unmoor_zones.0.hostnames_file", "No such file"),
+        ("unmoor_zones/0/records_file", None, "unmoor_zones.0", "has no records"),
+        (
+            "unmoor_zones/0/primaries",
+            [{"address": "198.51.100.9"}],
+            "unmoor_zones.0",
+            "has both a records_file and primaries",
+        ),
+        (
+            "unmoor_tsig_keys",
+            {"k": {"algorithm": "md5", "secret": "x"}},
+            "unmoor_tsig_keys.k.algorithm",
+            "should be",
+        ),
+        ("unmoor_catalogs", [{"name": "c.example"}], "unmoor_catalogs.0.primaries", "is missing"),
         ("unmoor_policies/0/answer/ttl", -1, "unmoor_policies.0.answer.ttl", "greater than or equal to 0"),
     ],
 )
@@ -140,6 +154,31 @@ def test_settings_of_the_server_arrive(directory: Path) -> None:
     settings = {"unmoor_dns_rate_limit": 500, "unmoor_dns_sticky_key": "secret", "unmoor_dns_tell_name": True}
     dns = compiled(directory, {"edge1": VARIABLES | settings}).documents["edge1"].dns
     assert (dns.rate_limit, dns.sticky_key, dns.tell_name, dns.port) == (500, "secret", True, 53)
+
+
+def test_a_zone_may_live_in_a_primary(directory: Path) -> None:
+    primaries = [{"address": "198.51.100.9", "tsig_key": "k"}]
+    keys = {"k": {"algorithm": "hmac-sha512", "secret": "MDEyMzQ1Njc4OWFiY2RlZg=="}}
+    variables = VARIABLES | {
+        "unmoor_zones": [{"name": "example.test", "primaries": primaries, "hostnames_file": "names.csv"}],
+        "unmoor_tsig_keys": keys,
+        "unmoor_catalogs": [{"name": "c.example", "primaries": primaries}],
+    }
+    result = compiled(directory, {"edge1": variables})
+    assert result.problems == ()
+    dns = result.documents["edge1"].dns
+    assert (dns.zones[0].records, dns.zones[0].primaries[0].tsig_key) == ("", "k")
+    assert sum(len(group.names) for group in dns.zones[0].hostnames) == 3
+    assert (dns.tsig_keys["k"].algorithm, dns.catalogs[0].name) == ("hmac-sha512", "c.example")
+
+
+@pytest.mark.parametrize(
+    "keys", [{"k": "c2VjcmV0"}, {"k": {"secret": ["c2VjcmV0"]}}, {"k": {"secert": "c2VjcmV0"}}, ["c2VjcmV0"]]
+)
+def test_no_secret_is_shown(directory: Path, keys: Any) -> None:
+    problems = compiled(directory, {"edge1": VARIABLES | {"unmoor_tsig_keys": keys}}).problems
+    assert problems
+    assert not [each for each in problems if "c2VjcmV0" in str(each)]
 
 
 def test_a_narrower_port_beside_a_range_is_no_clash(directory: Path) -> None:

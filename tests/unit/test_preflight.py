@@ -132,6 +132,23 @@ CASES: dict[str, tuple[str, str, str, list[str]]] = {
         "unmoor_pool:",
         ["unmoor_pool = ", "host edge1, edge2: unmoor_pools: is missing"],
     ),
+    "a zone with records and primaries": (
+        EDGES,
+        "    records_file: zones/unmoor.test.zone\n",
+        "    records_file: zones/unmoor.test.zone\n    primaries: [{address: 198.51.100.9}]\n",
+        ["unmoor_zones.0 = unmoor.test: has both a records_file and primaries"],
+    ),
+    "keys of transfers": (
+        EDGES,
+        "    records_file: zones/unmoor.test.zone\n    hostnames_file: zones/unmoor.test.csv\n",
+        "    primaries: [{address: 198.51.100.9, tsig_key: nil}]\n"
+        "    hostnames_file: zones/unmoor.test.csv\n"
+        "unmoor_tsig_keys: {k: {secret: c2hvcnQ=}}\n",
+        [
+            "unmoor_zones.0.primaries.0.tsig_key = nil: is not a key",
+            "unmoor_tsig_keys.k.secret: is 5 octets long",
+        ],
+    ),
     "a hostname twice": (
         "zones/unmoor.test.csv",
         "site0002,free",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from dataclasses import asdict
 from ipaddress import ip_network
 from pathlib import Path
@@ -93,16 +94,26 @@ def explain(name: str, qtype: str, config: Path, pop: str | None, client: str | 
             click.echo(line)
 
 
+_state_option = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default="/var/lib/unmoor-dns",
+    show_default=True,
+    help="Directory of the copies of transferred zones.",
+)
+
+
 @cli.command()
 @_config_option
 @_control_option
+@_state_option
 @click.option("--resume", type=int, hidden=True, help="Descriptor of what the server before us leaves.")
-def serve(config: Path, control: Path, resume: int | None) -> None:
+def serve(config: Path, control: Path, state: Path, resume: int | None) -> None:
     """Answer queries until SIGTERM; SIGHUP reloads."""
     from unmoor.dns.server import Server  # noqa: PLC0415 - the other commands need none of it
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    Server(config, control, resume).run()
+    Server(config, control, resume, state).run()
 
 
 @cli.command()
@@ -182,5 +193,23 @@ def _show(data: dict[str, Any]) -> None:
         click.echo(f"{title}:")
         for name, count in data[title].items():
             click.echo(f"  {name:<24} {count:>14,}")
+    for name, state in data["transfers"].items():
+        click.echo(_transfer(name, state))
     if data["refused"]:
         click.echo(f"the last reload was refused: {data['refused']}")
+
+
+def _transfer(name: str, state: dict[str, Any]) -> str:
+    """One line about a zone or catalog that is transferred."""
+    now, parts = time.time(), []
+    if state["serial"] is None:
+        parts.append("no copy yet")
+    else:
+        age, left = now - state["refreshed"], state["expires"] - now
+        parts.append(f"serial {state['serial']}")
+        parts.append(f"confirmed {age:.0f} s ago by {state['primary'] or 'a primary'}")
+        parts.append("EXPIRED" if state["expired"] else f"expires in {left:.0f} s")
+    parts.append(f"next check in {max(0.0, state['next'] - now):.0f} s")
+    if state["error"]:
+        parts.append(f"failed {state['failures']} times: {state['error']}")
+    return f"{state['kind']} {name}: {', '.join(parts)}"

@@ -12,6 +12,7 @@ from itertools import product
 from unmoor.dns import clients, wire
 from unmoor.dns.counters import Counts, Event
 from unmoor.dns.lookup import Resolver
+from unmoor.dns.notices import Notices
 from unmoor.dns.options import Options
 from unmoor.dns.snapshot import Snapshot
 
@@ -46,14 +47,16 @@ def _heads() -> dict[bytes, tuple[bytes, bool]]:
 _HEADS = _heads()
 
 
-def answerer(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
+def answerer(
+    snapshot: Snapshot, counts: Counts, options: Options, notices: Notices | None = None
+) -> Answerer:
     """Make the function that answers packets from `snapshot`.
 
     The hot path recognises a registered hostname's A or AAAA by the question's bytes alone: nothing is
     parsed, the reply is put together from pieces made beforehand. It answers exactly as the careful path
     would (a property that the tests hold it to), and leaves to it whatever it does not recognise.
     """
-    careful = _careful(snapshot, counts, options)
+    careful = _careful(snapshot, counts, options, notices or Notices({}, None))
     hostnames, registered = snapshot.hostnames, snapshot.registered
     heads, answers, join = _HEADS, counts.policies, b"".join
     plain_opt, secure_opt = wire.opt_record(dnssec_ok=False), wire.opt_record(dnssec_ok=True)
@@ -124,12 +127,14 @@ def _with_options(options: Options) -> Callable[[bytes, int, str], bytes | None]
     return opt_record
 
 
-def _careful(snapshot: Snapshot, counts: Counts, options: Options) -> Answerer:
+def _careful(snapshot: Snapshot, counts: Counts, options: Options, notices: Notices) -> Answerer:
     resolver = Resolver(snapshot)
     complaints = iter(range(_MAX_COMPLAINTS))
 
     def answer(packet: bytes, limit: int, address: str) -> bytes | None:
         try:
+            if wire.is_notify(packet):
+                return notices.answer(packet, address, counts)
             query = wire.parse(packet)
             reply = resolver.resolve(query, address)
             if query.edns:

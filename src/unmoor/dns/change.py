@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from unmoor.model import DnsDocument, Policy, Pool, Zone
+from unmoor.model.dns import Primary
 
 
 def describe_change(old: DnsDocument, new: DnsDocument) -> list[str]:
@@ -14,11 +15,21 @@ def describe_change(old: DnsDocument, new: DnsDocument) -> list[str]:
         *_pools(old, new),
         *_policies(old, new),
         *_zones(old, new),
+        *_catalogs(old, new),
     ]
 
 
 def _settings(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    for key in ("pop", "edge", "port", "workers", "rate_limit", "tell_name", "tell_version"):
+    for key in (
+        "pop",
+        "edge",
+        "port",
+        "workers",
+        "rate_limit",
+        "tell_name",
+        "tell_version",
+        "transfer_limit",
+    ):
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
             yield f"{key}: {before} -> {after}"
@@ -26,7 +37,7 @@ def _settings(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
         yield f"registry: {_registry(old)} -> {_registry(new)}"
     if old.listen != new.listen:
         yield f"listen: {_row(old.listen)} -> {_row(new.listen)}"
-    for key in ("sticky_key", "cookie_secret"):
+    for key in ("sticky_key", "cookie_secret", "tsig_keys"):
         if getattr(old, key) != getattr(new, key):  # secrets: what they were and are stays unsaid
             yield f"{key}: changed"
 
@@ -97,12 +108,30 @@ def _zone(old: Zone, new: Zone) -> Iterator[str]:
     if old.records != new.records:
         before, after = set(old.records.splitlines()), set(new.records.splitlines())
         yield f"records +{len(after - before)} -{len(before - after)} lines"
+    if old.primaries != new.primaries:
+        yield f"primaries {_primaries(old.primaries)} -> {_primaries(new.primaries)}"
     one, two = _hostnames(old), _hostnames(new)
     added, removed = two.keys() - one.keys(), one.keys() - two.keys()
     if added or removed:
         yield f"hostnames +{len(added)} -{len(removed)}"
     if changed := sum(one[name] != two[name] for name in one.keys() & two.keys()):
         yield f"tags of {changed} hostname{'s' * (changed != 1)} changed"
+
+
+def _catalogs(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
+    before = {catalog.name: catalog for catalog in old.catalogs}
+    after = {catalog.name: catalog for catalog in new.catalogs}
+    for name in _union(before, after):
+        if name not in after:
+            yield f"catalog {name}: removed, and its member zones"
+        elif name not in before:
+            yield f"catalog {name}: added, from {_primaries(after[name].primaries)}"
+        elif before[name] != after[name]:
+            yield f"catalog {name}: changed"
+
+
+def _primaries(primaries: Iterable[Primary]) -> str:
+    return _row(f"{each.address} port {each.port}" for each in primaries)
 
 
 def _hostnames(zone: Zone) -> dict[str, dict[str, str]]:

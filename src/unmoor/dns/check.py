@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
+from unmoor.dns import check_transfers as transfers
 from unmoor.dns import enrolled, hostnames, names, policies, pools, reach, reverse, wire, zones
+from unmoor.dns.copies import NOT_READY
 from unmoor.dns.enrolled import Enrolled
 from unmoor.dns.hostnames import Registered
 from unmoor.dns.policies import Subject
@@ -23,6 +26,8 @@ class Inspection:
     zones: dict[bytes, zones.Zone]
     hostnames: dict[bytes, Registered]
     enrolled: Enrolled | None = None
+    #: Hostnames that clash with a transferred zone's records, by the zone. Not the document's fault alone.
+    clashes: dict[bytes, dict[bytes, Problem]] = field(default_factory=dict)
 
     def registered(self, name: bytes) -> Registered | None:
         """What is known of a hostname, of the document or of its registry."""
@@ -43,23 +48,40 @@ class Inspection:
         return found
 
 
+#: Of transferred zones, by name.
+NO_COPIES: Mapping[bytes, zones.Zone] = MappingProxyType({})
+
+
 def problems(document: DnsDocument, place: str, registry: Path | None = None) -> list[Problem]:
     """List everything that is wrong with `document`; `place` is what the problems call it."""
     return list(inspect(document, place, registry).problems)
 
 
-def inspect(document: DnsDocument, place: str, registry: Path | None = None) -> Inspection:
+def inspect(
+    document: DnsDocument,
+    place: str,
+    registry: Path | None = None,
+    copies: Mapping[bytes, zones.Zone] = NO_COPIES,
+) -> Inspection:
     """Read the whole document; its problems, and what else was read on the way.
 
-    `registry` is where the registry lies here, if not where the document says.
+    `registry` is where the registry lies here, if not where the document says. `copies` are the zones that
+    are transferred; those that are not among them are there, and unknown.
     """
     found: list[Problem] = [*_listen(document, place), *_pools(document, place), *_policies(document, place)]
+    found += transfers.problems(document, place)
     apexes, apex_problems = _apexes(document, place)
     found += apex_problems
     found += _pointers(document, apexes.values(), place)
     read: dict[bytes, zones.Zone] = {}
+    transferred: dict[bytes, zones.Zone] = {}
     for index, apex in apexes.items():
         zone = document.zones[index]
+        if zone.primaries:
+            copy = copies.get(apex) or zones.dark(apex, NOT_READY)
+            # Names will be added to it: those of hostnames, and above them.
+            transferred[apex] = replace(copy, nodes=dict(copy.nodes))
+            continue
         try:
             read[apex] = zones.read(zone.records, apex)
         except zones.ZoneFileError as error:
@@ -67,20 +89,44 @@ def inspect(document: DnsDocument, place: str, registry: Path | None = None) -> 
             found.append(Problem(where, f"zones.{index}.records", zone.name, error.why, error.fix))
         else:
             found += _zone(read[apex], index, zone.source or place)
-    registered, name_problems = hostnames.read(document, apexes, read, place)
+    known: dict[bytes, zones.Zone | None] = {**read, **dict.fromkeys(transferred)}
+    registered, name_problems = hostnames.read(document, apexes, known, place)
     found += name_problems
+    read |= transferred
     for name, each in registered.items():
         if each.apex in read:
             read[each.apex].add_name(name)
     seen, registry_problems = enrolled.load(document, place, registry)
     found += registry_problems
     if seen:
-        found += enrolled.problems(seen, apexes, read, place)
-    inspection = Inspection((), read, registered, seen)
+        own = {apex: zone for apex, zone in read.items() if apex not in transferred}
+        found += enrolled.problems(seen, apexes, own, place)
+    clashes = dict(_clashes(transferred, registered, seen, place))
+    inspection = Inspection((), read, registered, seen, clashes)
     found += _name_servers(inspection, apexes, document, place)
     if inspection.count:
         found += reach.problems(document, inspection.subjects(), place)
     return replace(inspection, problems=tuple(found))
+
+
+def _clashes(
+    transferred: Mapping[bytes, zones.Zone],
+    registered: Mapping[bytes, Registered],
+    seen: Enrolled | None,
+    place: str,
+) -> Iterator[tuple[bytes, dict[bytes, Problem]]]:
+    """Hostnames that a transferred zone has addresses for, or delegates, by the zone."""
+    for apex, zone in transferred.items():
+        where = f"{place}, zone {names.to_text(apex)} of its primary"
+        found = dict(enrolled.clashes(seen.registry, zone, where)) if seen else {}
+        # Looked for from the smaller side, where delegations do not make it depend on names above.
+        for name in registered if zone.cuts else zone.nodes:
+            each = registered.get(name)
+            why, fix = hostnames.clash(zone, name) if each and each.apex == apex else ("", "")
+            if why:
+                found[name] = Problem(where, "hostname", names.to_text(name), why, fix)
+        if found:
+            yield apex, found
 
 
 def _listen(document: DnsDocument, place: str) -> Iterator[Problem]:
@@ -258,7 +304,7 @@ def _name_servers(
 ) -> Iterator[Problem]:
     """Name servers inside a zone need an address there, or nobody finds them (RFC 1912 section 2.8)."""
     for index, apex in apexes.items():
-        if not (zone := found.zones.get(apex)):
+        if document.zones[index].primaries or not (zone := found.zones.get(apex)):
             continue
         for (target,) in zone.nodes[apex][wire.NS].rdatas:
             name = names.fold(target)

@@ -163,23 +163,25 @@ def problems(
             fix = f"build it again with --zone {names.to_text(apex)} as well"
             yield Problem(place, "registry.path", str(registry.path), why, fix)
     for zone in zones.values():
-        yield from _clashes(registry, zone, place)
+        yield from (problem for _, problem in clashes(registry, zone, place))
 
 
 _ZONES = "add the zone to the document, or build the registry again without these names"
 
 
-def _clashes(registry: Registry, zone: Zone, place: str) -> Iterator[Problem]:
+def clashes(registry: Registry, zone: Zone, place: str) -> Iterator[tuple[bytes, Problem]]:
+    """Names of the registry that cannot stand beside a zone's records; below a delegation, one of them."""
     for name, node in zone.nodes.items():
         if node.keys() & {wire.A, wire.AAAA, wire.CNAME} and registry.kind_of(name):
             why = "is in the registry, and has a static address or CNAME record as well"
-            yield Problem(place, "registry", names.to_text(name), why, "remove the record or the hostname")
+            fix = "remove the record or the hostname"
+            yield name, Problem(place, "registry", names.to_text(name), why, fix)
     for cut in zone.cuts:
         below = _first_at_or_below(registry, cut, zone.apex)
         if below is not None:
             why = f"is in the registry, but below {names.to_text(cut)}, which is delegated"
             fix = "remove it from the registry, or remove the NS or DNAME record"
-            yield Problem(place, "registry", names.to_text(below), why, fix)
+            yield below, Problem(place, "registry", names.to_text(below), why, fix)
 
 
 def _first_at_or_below(registry: Registry, cut: bytes, apex: bytes) -> bytes | None:

@@ -21,11 +21,12 @@ class Registered:
 
 
 def read(
-    document: DnsDocument, apexes: Mapping[int, bytes], zones: Mapping[bytes, Zone], place: str
+    document: DnsDocument, apexes: Mapping[int, bytes], zones: Mapping[bytes, Zone | None], place: str
 ) -> tuple[dict[bytes, Registered], list[Problem]]:
     """Read every hostname of the zones in `apexes` (index in the document to apex).
 
-    `zones` are those whose files could be read; names that clash with their records are problems.
+    `zones` are those whose files could be read; names that clash with their records are problems. None
+    stands for a zone that is transferred.
     """
     found: dict[bytes, Registered] = {}
     problems: list[Problem] = []
@@ -54,7 +55,7 @@ def read(
     return found, problems
 
 
-def _objections(apex: bytes, zones: Mapping[bytes, Zone]) -> Callable[[bytes], tuple[str, str]]:
+def _objections(apex: bytes, zones: Mapping[bytes, Zone | None]) -> Callable[[bytes], tuple[str, str]]:
     """Give a function that says why a name cannot be registered in the zone, and the fix; or two empties."""
     zone = zones.get(apex)
     inner = {other for other in zones if other != apex and names.is_below(other, apex)}
@@ -68,16 +69,18 @@ def _objections(apex: bytes, zones: Mapping[bytes, Zone]) -> Callable[[bytes], t
             )
         if inner and (owner := next((s for s in names.suffixes(name) if s in inner), None)):
             return f"belongs to the zone {names.to_text(owner)}", "register it there"
-        if zone is None:
-            return "", ""
-        clash = zone.nodes.get(name, {}).keys() & {wire.A, wire.AAAA, wire.CNAME}
-        if clash:
-            return "has a static address or CNAME record as well", "remove the record or the hostname"
-        if cut := zone.cut_above(name):
-            return (
-                f"is below {names.to_text(cut)}, which is delegated",
-                "register it in the zone that it is in",
-            )
-        return "", ""
+        return clash(zone, name) if zone else ("", "")
 
     return objection
+
+
+def clash(zone: Zone, name: bytes) -> tuple[str, str]:
+    """Say why a hostname cannot stand beside the zone's records, and the fix; or two empties."""
+    if zone.nodes.get(name, {}).keys() & {wire.A, wire.AAAA, wire.CNAME}:
+        return "has a static address or CNAME record as well", "remove the record or the hostname"
+    if cut := zone.cut_above(name):
+        return (
+            f"is below {names.to_text(cut)}, which is delegated",
+            "register it in the zone that it is in",
+        )
+    return "", ""

@@ -6,7 +6,7 @@ from unmoor import __version__
 from unmoor.dns import clients, https, names, reverse, wire
 from unmoor.dns.clients import Subnet
 from unmoor.dns.names import WireName
-from unmoor.dns.options import NOT_AUTHORITATIVE
+from unmoor.dns.options import EXTENDED_ERROR, NOT_AUTHORITATIVE
 from unmoor.dns.snapshot import Plan, Snapshot, Target
 from unmoor.dns.wire import Query, Reply, RRset
 from unmoor.dns.zones import Node, Zone
@@ -50,10 +50,13 @@ class Resolver:
         refusal = _refusal(query, zone)
         if refusal is not None:
             return refusal
+        if zone and zone.missing:
+            why = (EXTENDED_ERROR, zone.missing.to_bytes(2, "big"))
+            return Reply(wire.SERVFAIL, authoritative=False, options=[why])
         reply = Reply()
         name: bytes | None = query.name
         for _ in range(MAX_CHAIN):
-            if name is None or zone is None:
+            if name is None or zone is None or zone.missing:
                 break
             name = self._step(zone, name, query.qtype, client, reply)
             zone = self._zone(name, query.qtype) if name else None

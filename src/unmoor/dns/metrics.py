@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,3 +46,26 @@ class _Status(Collector):
         )
         for name, number, text in gauges:
             yield GaugeMetricFamily(f"unmoor_dns_{name}", text, value=number)
+        yield from _transfers(status["transfers"])
+
+
+def _transfers(states: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    """Zones and catalogs that are transferred; what has no copy yet has neither serial nor age."""
+    now = time.time()
+    serial = GaugeMetricFamily("unmoor_dns_zone_serial", "Serial of the copy.", labels=["zone"])
+    age = GaugeMetricFamily(
+        "unmoor_dns_zone_refresh_age_seconds", "Since a primary last confirmed the copy.", labels=["zone"]
+    )
+    usable = GaugeMetricFamily(
+        "unmoor_dns_zone_usable", "Whether there is a copy, and not expired.", labels=["zone"]
+    )
+    failures = CounterMetricFamily(
+        "unmoor_dns_zone_refresh_failures", "Refreshes and transfers that failed.", labels=["zone"]
+    )
+    for name, state in states.items():
+        if state["serial"] is not None:
+            serial.add_metric([name], state["serial"])
+            age.add_metric([name], max(0.0, now - state["refreshed"]))
+        usable.add_metric([name], int(state["serial"] is not None and not state["expired"]))
+        failures.add_metric([name], state["failures"])
+    yield from (serial, age, usable, failures)

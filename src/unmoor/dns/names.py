@@ -89,6 +89,13 @@ def labels(wire: bytes) -> Iterator[bytes]:
         at += 1 + wire[at]
 
 
+def end(data: bytes, at: int = 0) -> int:
+    """Give the offset behind the name that begins at `at`; it must be whole, and not compressed."""
+    while data[at]:
+        at += 1 + data[at]
+    return at + 1
+
+
 def suffixes(wire: bytes) -> Iterator[bytes]:
     """Give the name itself, then each ancestor up to and including the root."""
     at = 0

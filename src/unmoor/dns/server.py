@@ -22,14 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import unmoor
-from unmoor.dns import control, cookies, listeners, notify, upgrade, worker
+from unmoor.dns import catalog, control, cookies, copies, listeners, names, notify, upgrade, worker
+from unmoor.dns.catalog import Member
 from unmoor.dns.change import describe_change
+from unmoor.dns.check import NO_COPIES
+from unmoor.dns.copies import Key, Store
 from unmoor.dns.counters import Table
 from unmoor.dns.listeners import Endpoint, Pair
-from unmoor.dns.snapshot import Snapshot, build
+from unmoor.dns.snapshot import ClashError, Snapshot, build
+from unmoor.dns.transfers import Transfers
 from unmoor.dns.upgrade import Estate, Predecessor, Successor
 from unmoor.dns.worker import Worker
-from unmoor.errors import UnmoorError
+from unmoor.dns.zones import Zone
+from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, load
 
 log = logging.getLogger(__name__)
@@ -62,8 +67,17 @@ class Process:
 class Server:
     """Serves the document at `config` until it is told to stop. Raises UnmoorError if it cannot begin."""
 
-    def __init__(self, config: Path, control_path: Path, estate: int | None = None) -> None:
-        """With `estate`, a descriptor, take over from the server that started us (see upgrade.py)."""
+    def __init__(
+        self,
+        config: Path,
+        control_path: Path,
+        estate: int | None = None,
+        state: Path = copies.DIRECTORY,
+    ) -> None:
+        """Keep copies of transferred zones below `state`.
+
+        With `estate`, a descriptor, take over from the server that started us (see upgrade.py).
+        """
         self._config = config
         self._control_path = control_path
         self._table = Table(MAX_PLACES)
@@ -83,7 +97,14 @@ class Server:
             self._generation, self._started = left.generation + 1, left.started
             self._pairs = self._predecessor.pairs()
             cookies.OWN_SECRET = bytes.fromhex(left.secret)
-        self._snapshot = self._build(load(DnsDocument, config))
+        self._state = state
+        self._store = Store(state, keep=True)
+        self._transfers = Transfers(state)
+        self._watched: socket.socket | None = None
+        # Member zones of catalogs, as they were when a snapshot was last made with them.
+        self._members: list[Member] = []
+        self._document = load(DnsDocument, config)
+        self._snapshot = self._first(self._document)
         # Ours alone from here: a second server must fail before it has taken a share of the queries.
         self._control = self._predecessor.control if self._predecessor else control.listen(control_path)
         self._selector = selectors.DefaultSelector()
@@ -105,13 +126,17 @@ class Server:
                 self._begin()
             self._selector.register(self._control, selectors.EVENT_READ, self._controlled)
             log.info("serving %s", self._summary())
+            self._transfers.follow(self._document)
             while self._running:
-                for key, _ in self._selector.select(_RETRY if self._vacant or self._successor else None):
+                self._watch_transfers()
+                for key, _ in self._selector.select(self._wait()):
                     key.data()
                 for place in list(self._vacant):
                     self._fill(place)
                 if self._successor and time.monotonic() > self._successor.deadline:
                     self._give_up(self._successor.last_words())
+                if changed := self._transfers.tick():
+                    self._take(changed)
         finally:
             if not self._replaced:
                 self._stop()
@@ -122,7 +147,22 @@ class Server:
             self._adopt(self._spawn(place, self._snapshot, self._generation, self._pairs))
         notify.notify("READY=1", f"STATUS={self._summary()}")
 
+    def _wait(self) -> float | None:
+        waits = [_RETRY if self._vacant or self._successor else None, self._transfers.wait()]
+        return min((each for each in waits if each is not None), default=None)
+
+    def _watch_transfers(self) -> None:
+        """Listen to the process that transfers zones, which may be another than before."""
+        if self._watched is self._transfers.link:
+            return
+        if self._watched:
+            self._selector.unregister(self._watched)
+        self._watched = self._transfers.link
+        if self._watched:
+            self._selector.register(self._watched, selectors.EVENT_READ, self._transfers.read)
+
     def _stop(self) -> None:
+        self._transfers.stop()
         if not self._predecessor:  # else it is not ours, yet
             notify.notify("STOPPING=1")
             with suppress(OSError):
@@ -179,6 +219,7 @@ class Server:
         foreign = [each for pair in pairs.values() if pair not in own for each in pair]
         for other in self._children.values():
             foreign += (other.channel, other.inheritance)
+        foreign += self._transfers.sockets()
         row, places = self._table.row(place, generation), _places(snapshot.document)
         with ExitStack() as ours, ExitStack() as theirs:
             try:
@@ -188,7 +229,8 @@ class Server:
                 inheritance.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 212992)
 
                 def work() -> None:
-                    Worker(snapshot, row, places, own, child_channel, child_inheritance).run()
+                    doors = (child_channel, child_inheritance, self._transfers.outbox)
+                    Worker(snapshot, row, places, own, *doors).run()
 
                 pid = _fork(lambda: self._become_worker(work, [*foreign, channel, inheritance]))
             except OSError as error:
@@ -280,10 +322,40 @@ class Server:
 
     # -- reload ------------------------------------------------------------------------------------------
 
-    def _build(self, document: DnsDocument, old: DnsDocument | None = None) -> Snapshot:
+    def _build(
+        self,
+        document: DnsDocument,
+        old: DnsDocument | None = None,
+        offers: Mapping[bytes, Zone] = NO_COPIES,
+        give_way: bool = False,
+    ) -> Snapshot:
+        """Compile a document, with its transferred zones as they are on disk, or as they are offered."""
         current = [policy.name for policy in old.policies] if old else []
         counters = self._table.slots((policy.name for policy in document.policies), current)
-        return build(document, str(self._config), counters)
+        whole, keys = catalog.expand(document, self._members)
+        if keys or document.catalogs:
+            self._store.check()
+        zones = {**copies.current(self._store, keys.values(), time.time()), **offers}
+        return build(whole, str(self._config), counters, zones, give_way)
+
+    def _first(self, document: DnsDocument) -> Snapshot:
+        """Compile the document that we begin with: what primaries sent must not keep us from it."""
+        self._members = catalog.load(self._store.members())
+        try:
+            return self._build_with_clashes(document)
+        except InvalidInputError as error:
+            if not document.catalogs:
+                raise
+            log.error("catalogs are left out, with their member zones: %s", error)  # noqa: TRY400
+            self._members = []
+            return self._build_with_clashes(document)
+
+    def _build_with_clashes(self, document: DnsDocument) -> Snapshot:
+        try:
+            return self._build(document, document)
+        except ClashError as error:
+            log.error("hostnames that their zones have records for are left out: %s", error)  # noqa: TRY400
+            return self._build(document, document, give_way=True)
 
     def _reload(self) -> control.Reply:
         """Bring the document on disk into force; refused, everything stays as it was."""
@@ -292,12 +364,14 @@ class Server:
             log.error("reload refused: %s", why)
             return control.Reply(done=False, lines=(why,))
         notify.reloading()
-        old = self._snapshot.document
+        old = self._document
         try:
             document = load(DnsDocument, self._config)
             changes = describe_change(old, document)
             if document != old:
                 self._replace(self._build(document, old))
+                self._document = document
+                self._transfers.follow(document)
             self._refused = None
         except UnmoorError as error:
             self._refused = str(error)
@@ -367,7 +441,9 @@ class Server:
             return f"an upgrade to {self._successor.program} is under way; wait for its end"
         if refusal := upgrade.check_program(program):
             return refusal
-        arguments = ("--config", str(self._config), "--control", str(self._control_path))
+        arguments: tuple[str, ...] = ("--config", str(self._config), "--control", str(self._control_path))
+        if self._state != copies.DIRECTORY:  # releases before transfers know no such option
+            arguments += ("--state", str(self._state))
         estate = Estate(
             self._generation,
             self._restarts,
@@ -400,6 +476,7 @@ class Server:
             self._give_up(f"a defect of unmoor: {error!r}; see the journal")
 
     def _hand_over(self, successor: Successor) -> None:
+        self._transfers.stop()
         self._switch(successor.inheritances, successor.begin)
         summary = successor.finish(self._table.all_totals(), self._restarts)
         self._running, self._replaced = False, True
@@ -417,6 +494,7 @@ class Server:
         for place in range(_places(self._snapshot.document)):
             if place not in self._processes:
                 self._fill(place)
+        self._transfers.follow(self._document)
         self._refused = f"upgrade: {reason}"
         log.error("upgrade refused, generation %d stays in force: %s", self._generation, reason)
         notify.notify("READY=1", f"STATUS={self._summary()}; the last upgrade was refused")
@@ -443,6 +521,64 @@ class Server:
         predecessor.restore_errors()
         predecessor.in_force(f"release {unmoor.__version__} in force: {self._summary()}")
         self._predecessor = None
+
+    # -- transfers ---------------------------------------------------------------------------------------
+
+    def _take(self, changed: set[str]) -> None:
+        """Serve what was transferred, or has expired; what cannot be served is refused, and the rest is."""
+        if self._successor:  # it reads the copies as they are, and transfers again what it lacks
+            self._transfers.postpone(changed)
+            return
+        before, self._members = self._members, catalog.load(self._store.members())
+        _, keys = catalog.expand(self._document, self._members)
+        offers = {
+            apex: offer.zone
+            for apex, key in keys.items()
+            if names.to_text(apex) in changed and (offer := self._store.offered(key))
+        }
+        verdicts: dict[str, str | None] = dict.fromkeys(map(names.to_text, offers))
+        try:
+            snapshot = self._consider(offers, verdicts)
+            self._replace(snapshot)
+        except InvalidInputError as error:
+            self._members = before
+            log.error("what was transferred is not served: %s", error)  # noqa: TRY400
+            verdicts = dict.fromkeys(verdicts, f"the document does not allow it: {error.problems[0]}")
+        except UnmoorError as error:
+            self._members = before
+            log.critical("%s; trying again in %.0f s", error, _RETRY)
+            self._transfers.postpone(changed)
+            return
+        for apex in keys:
+            name = names.to_text(apex)
+            if name in verdicts:
+                self._settle(keys[apex], verdicts[name])
+        self._transfers.decide(verdicts)
+        log.info("generation %d in force on %s", self._generation, _workers(len(self._processes)))
+
+    def _consider(self, offers: dict[bytes, Zone], verdicts: dict[str, str | None]) -> Snapshot:
+        """Compile with all offers that can be served; the others are taken out, and `verdicts` says why."""
+        while True:
+            try:
+                return self._build(self._document, self._document, offers)
+            except ClashError as error:
+                guilty = error.clashes.keys() & offers.keys()
+                if not guilty:  # as at the start
+                    log.error("hostnames that their zones have records for are left out: %s", error)  # noqa: TRY400
+                    return self._build(self._document, self._document, offers, give_way=True)
+                for apex in guilty:
+                    del offers[apex]
+                    first = next(iter(error.clashes[apex].values()))
+                    verdicts[names.to_text(apex)] = f"the hostname {first.value} {first.why}"
+
+    def _settle(self, key: Key, refusal: str | None) -> None:
+        try:
+            if refusal is None:
+                self._store.accept(key)
+            else:
+                self._store.refuse(key)
+        except OSError as error:  # it is served, but a restart will not find it
+            log.error("the copy of %s cannot be kept: %s", names.to_text(key.apex), error.strerror)  # noqa: TRY400
 
     # -- what there is to say ----------------------------------------------------------------------------
 
@@ -479,6 +615,7 @@ class Server:
             "rcodes": totals.rcodes,
             "events": totals.events,
             "refused": self._refused,
+            "transfers": dict(sorted(self._transfers.state.items())),
         }
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from unmoor.dns import names, policies, wire
-from unmoor.dns.check import Inspection, inspect
+from unmoor.dns.check import NO_COPIES, Inspection, inspect
 from unmoor.dns.clients import Subnet, scope
 from unmoor.dns.policies import Matcher
 from unmoor.dns.pools import Drawer, Mix, ranges_in_use
 from unmoor.dns.registry import Registry
 from unmoor.dns.reverse import Named, named
 from unmoor.dns.selection import Pinned, Random, Selector, Sticky, sticky_key
+from unmoor.dns.transfer import Source, sources
 from unmoor.dns.zones import Zone
-from unmoor.errors import InvalidInputError
+from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import Answer, DnsDocument, Policy
 from unmoor.model.dns import ServiceBinding
+
+
+class ClashError(InvalidInputError):
+    """Hostnames that transferred zones have records for as well: by zone, and hostname."""
+
+    def __init__(self, clashes: Mapping[bytes, Mapping[bytes, Problem]]) -> None:
+        super().__init__(problem for found in clashes.values() for problem in found.values())
+        self.clashes = clashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +112,8 @@ class Snapshot:
     #: The registry, and the look-up of its names; what is in `hostnames` is not looked up there.
     registry: Registry | None = None
     registered: Callable[[bytes], Target | None] | None = None
+    #: Who may say that a zone or a catalog has changed.
+    sources: Mapping[bytes, Sequence[Source]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -125,25 +136,68 @@ class Snapshot:
         return None
 
 
-def build(document: DnsDocument, place: str, counters: Mapping[str, int]) -> Snapshot:
-    """Compile a document. `counters` says where each policy's answers are counted.
+def build(
+    document: DnsDocument,
+    place: str,
+    counters: Mapping[str, int],
+    copies: Mapping[bytes, Zone] = NO_COPIES,
+    give_way: bool = False,
+) -> Snapshot:
+    """Compile a document. `counters` says where each policy's answers are counted, `copies` are the zones
+    that are transferred, as far as they are here.
 
     Raises InvalidInputError with everything that is wrong; `place` is what the problems call the document.
+    Raises ClashError if nothing else is wrong than hostnames that clash with transferred records, unless
+    these hostnames are to `give_way`.
     """
-    return compiled(inspect(document, place), document, counters)
+    return compiled(inspect(document, place, copies=copies), document, counters, give_way)
 
 
-def compiled(found: Inspection, document: DnsDocument, counters: Mapping[str, int]) -> Snapshot:
+def compiled(
+    found: Inspection, document: DnsDocument, counters: Mapping[str, int], give_way: bool = False
+) -> Snapshot:
     """Compile a document that was read already. Raises InvalidInputError as `build` does."""
     if found.problems:
         raise InvalidInputError(found.problems)
+    if found.clashes and not give_way:
+        raise ClashError(found.clashes)
+    # What is not in the snapshot is not found by the hot path.
+    unserved = {name for clashes in found.clashes.values() for name in clashes}
+    dark = {zone.apex for zone in found.zones.values() if zone.missing}
     target_of = _targets(document, counters)
-    targets = {name: target_of(each.subject) for name, each in found.hostnames.items()}
-    snapshot = Snapshot(document, found.zones, targets, named(document))
+    targets = {
+        name: target_of(each.subject)
+        for name, each in found.hostnames.items()
+        if name not in unserved and each.apex not in dark
+    }
+    snapshot = Snapshot(document, found.zones, targets, named(document), sources=_sources(document))
     if found.enrolled is None:
         return snapshot
-    find = found.enrolled.finder(target_of)
+    delegated = {cut for apex in found.clashes for cut in found.zones[apex].cuts}
+    find = _without(found.enrolled.finder(target_of), unserved, dark | delegated)
     return replace(snapshot, registry=found.enrolled.registry, registered=find)
+
+
+def _without(
+    find: Callable[[bytes], Target | None], unserved: set[bytes], hidden: set[bytes]
+) -> Callable[[bytes], Target | None]:
+    """Make a look-up that finds neither these names nor what is at or below the `hidden` ones."""
+    if not unserved and not hidden:
+        return find
+
+    def found(name: bytes) -> Target | None:
+        if name in unserved or any(suffix in hidden for suffix in names.suffixes(name)):
+            return None
+        return find(name)
+
+    return found
+
+
+def _sources(document: DnsDocument) -> dict[bytes, Sequence[Source]]:
+    transferred = [(zone.name, zone.primaries) for zone in document.zones if zone.primaries]
+    transferred += [(each.name, each.primaries) for each in document.catalogs]
+    made = {primaries: sources(primaries, document.tsig_keys) for _, primaries in transferred}
+    return {names.from_text(name): made[primaries] for name, primaries in transferred}
 
 
 def _targets(document: DnsDocument, counters: Mapping[str, int]) -> Callable[[policies.Subject], Target]:

@@ -23,13 +23,13 @@ TCP_SIZE = 65535
 
 # Header flags (RFC 1035 section 4.1.1).
 QR, AA, TC, RD = 0x8000, 0x0400, 0x0200, 0x0100
-OPCODE_MASK = 0x7800
+OPCODE_MASK, NOTIFY = 0x7800, 0x2000
 #: The cookie option's code (RFC 7873 section 4).
 COOKIE = 10
 # EDNS(0) flag: DNSSEC records wanted; echoed (RFC 3225 section 3).
 DO = 0x8000
 
-NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, BADVERS = 0, 1, 2, 3, 4, 5, 6, 16
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, NOTAUTH, BADVERS = 0, 1, 2, 3, 4, 5, 6, 9, 16
 RCODE_NAMES = {
     NOERROR: "NOERROR",
     FORMERR: "FORMERR",
@@ -38,6 +38,7 @@ RCODE_NAMES = {
     NOTIMP: "NOTIMP",
     REFUSED: "REFUSED",
     YXDOMAIN: "YXDOMAIN",
+    NOTAUTH: "NOTAUTH",
     BADVERS: "BADVERS",
 }
 
@@ -120,6 +121,13 @@ class Reply:
     scope: int = 0
 
 
+def is_notify(packet: bytes) -> bool:
+    """Whether the packet says that a zone has changed (RFC 1996)."""
+    if len(packet) < HEADER_SIZE:
+        return False
+    return bool(struct.unpack_from("!H", packet, 2)[0] & (QR | OPCODE_MASK) == NOTIFY)
+
+
 def parse(packet: bytes) -> Query:
     """Read a query. Raises NoReplyError, or QueryError with FORMERR or NOTIMP."""
     if len(packet) < HEADER_SIZE or packet[2] & 0x80:
@@ -133,7 +141,7 @@ def parse(packet: bytes) -> Query:
     try:
         name, at, qtype, qclass = names.ROOT, HEADER_SIZE, 0, IN
         if questions:
-            name, at = _question_name(packet)
+            name, at = question_name(packet)
             qtype, qclass = struct.unpack_from("!2H", packet, at)
             at += 4
         question_end = at
@@ -157,7 +165,7 @@ def parse(packet: bytes) -> Query:
     return Query(packet[:2], bool(flags & RD), question, name, qtype, qclass, edns)
 
 
-def _question_name(packet: bytes) -> tuple[bytes, int]:
+def question_name(packet: bytes) -> tuple[bytes, int]:
     """Read the name after the header. There is nothing before it that it could point to."""
     at = HEADER_SIZE
     while length := packet[at]:

@@ -15,6 +15,7 @@ from unmoor.dns.counters import Counts, Event
 from unmoor.dns.datagrams import MAX_PACKET, Datagrams
 from unmoor.dns.limit import RateLimit, limited
 from unmoor.dns.listeners import ANY_ADDRESS, Pair
+from unmoor.dns.notices import Notices
 from unmoor.dns.options import Options
 from unmoor.dns.snapshot import Snapshot
 from unmoor.dns.tcp import Connections, Limits
@@ -40,7 +41,7 @@ class Worker:
     A reload starts a new worker on the same sockets, which stands by, and retires this one: between two
     packets this one stops, and only then the new one begins. None is lost, since what has arrived stays in
     the sockets; and no client that was answered by the new one is answered by this one afterwards.
-    `workers` is how many there are.
+    `workers` is how many there are; `notices` takes the NOTIFYs that primaries send.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Worker:
         pairs: Iterable[Pair],
         parent: socket.socket,
         predecessor: socket.socket,
+        notices: socket.socket | None = None,
     ) -> None:
         self._parent = parent
         self._predecessor = predecessor
@@ -61,7 +63,7 @@ class Worker:
         self._any_address = document.any_address
         limits = Limits.of(document, workers, _descriptors_left(self._pairs))
         options = Options(document)
-        answer = answerer(snapshot, counts, options)
+        answer = answerer(snapshot, counts, options, Notices(snapshot.sources, notices))
         self._connections = Connections(limits, answer, counts, self._watch, self._unwatch)
         self._drains: list[Callable[[int], None]] = []
         if document.rate_limit:

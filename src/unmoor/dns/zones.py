@@ -1,4 +1,4 @@
-"""A zone's static records: read by dnspython from a zone file, kept ready to be sent, and looked up."""
+"""A zone's static records: from a zone file or a transfer, kept ready to be sent, and looked up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from io import StringIO
 
 import dns.exception
 import dns.name
+import dns.node
 import dns.rdata
 import dns.rdataset
 import dns.rdatatype
@@ -16,6 +17,7 @@ import dns.tokenizer
 import dns.transaction
 import dns.zone
 import dns.zonefile
+from dns.node import NodeKind
 
 from unmoor.dns import names, wire
 from unmoor.dns.names import WireName
@@ -24,11 +26,12 @@ from unmoor.dns.wire import RRset
 #: The records of one name by type; empty for a name that only has names below it.
 Node = dict[int, RRset]
 
-_NAME_FIELDS = {wire.NS: "target", wire.CNAME: "target", wire.PTR: "target"}
+#: Types whose data is a name that may be compressed (RFC 3597 section 4).
+_NAMES = frozenset((wire.NS, wire.CNAME, wire.PTR))
 
 
 class ZoneFileError(Exception):
-    """A zone file that cannot be served: `line` (0 if unknown), why, and the fix."""
+    """A zone that cannot be served: `line` of its file (0 if unknown), why, and the fix."""
 
     def __init__(self, line: int, why: str, fix: str) -> None:
         super().__init__(why)
@@ -40,6 +43,7 @@ class Zone:
     """A zone, ready for look-ups. `nodes` holds every name that exists, empty non-terminals as well.
 
     `cuts` are the names below the apex that own NS (delegations) or DNAME: what is below them is not ours.
+    `missing` says why a zone cannot be answered for, an extended error (RFC 8914); 0 in one that can.
     """
 
     apex: bytes
@@ -48,6 +52,7 @@ class Zone:
     soa: RRset
     negative_soa: RRset
     records: int = field(default=0)
+    missing: int = 0
 
     @property
     def serial(self) -> int:
@@ -73,13 +78,24 @@ class Zone:
 
 def read(text: str, apex: bytes) -> Zone:
     """Read a zone file. Raises ZoneFileError for the first thing that is wrong with it."""
-    origin = dns.name.from_wire(apex, 0)[0]
+    return of(apex, rrsets(_read_records(text, dns.name.from_wire(apex, 0)[0])))
+
+
+def rrsets(nodes: Iterable[tuple[dns.name.Name, dns.node.Node]]) -> Iterator[RRset]:
+    """Give the records of dnspython's nodes as we keep them."""
+    for name, node in nodes:
+        owner = name.to_wire() or names.ROOT
+        for each in node:
+            rtype = int(each.rdtype)
+            yield RRset(owner, rtype, each.ttl, tuple(pieces(rtype, _wire(rdata)) for rdata in each))
+
+
+def of(apex: bytes, records: Iterable[RRset]) -> Zone:
+    """Make a zone of its records, one set for each owner and type. Raises ZoneFileError."""
     nodes: dict[bytes, Node] = {}
     count = 0
-    for owner, rdataset in _read_records(text, origin):
-        key = names.fold(owner)
-        rrset = RRset(owner, int(rdataset.rdtype), rdataset.ttl, tuple(_pieces(each) for each in rdataset))
-        nodes.setdefault(key, {})[rrset.rtype] = rrset
+    for rrset in records:
+        nodes.setdefault(names.fold(rrset.owner), {})[rrset.rtype] = rrset
         count += len(rrset.rdatas)
     top = nodes.get(apex, {})
     for rtype, kind in ((wire.SOA, "SOA"), (wire.NS, "NS")):
@@ -98,8 +114,31 @@ def read(text: str, apex: bytes) -> Zone:
     return Zone(apex, nodes, cuts, soa, _negative(soa), count)
 
 
+def dark(apex: bytes, why: int) -> Zone:
+    """Make a zone of which nothing is known; `why` is an extended error's code (RFC 8914 section 4)."""
+    nothing = RRset(apex, wire.SOA, 0, ())
+    return Zone(apex, {}, frozenset(), nothing, nothing, missing=why)
+
+
 class _SecondRecordError(Exception):
     """A second record of a type that may stand only once at a name, such as CNAME."""
+
+
+def refuse_contradictions(
+    transaction: dns.transaction.Transaction, name: dns.name.Name, rdataset: dns.rdataset.Rdataset
+) -> None:
+    """Refuse what dnspython would take for a replacement, in a transfer. Raises ZoneFileError."""
+    shown = name.to_text(omit_final_dot=True)
+    node, kind = transaction.get_node(name), NodeKind.classify_rdataset(rdataset)
+    if node and {node.classify(), kind} == {NodeKind.CNAME, NodeKind.REGULAR}:
+        why = f"has a CNAME beside other records at {shown} (RFC 1034 section 3.6.2)"
+        raise ZoneFileError(0, why, "keep either the CNAME or the others")
+    if rdataset.rdtype == dns.rdatatype.SOA:  # replaced at each step of an incremental transfer
+        return
+    try:
+        _refuse_second(transaction, name, rdataset)
+    except _SecondRecordError as error:
+        raise ZoneFileError(0, str(error), "keep one of them") from None
 
 
 def _refuse_second(
@@ -124,7 +163,7 @@ class _Lines(dns.tokenizer.Tokenizer):
         return super().get(want_leading, want_comment)
 
 
-def _read_records(text: str, origin: dns.name.Name) -> Iterator[tuple[bytes, dns.rdataset.Rdataset]]:
+def _read_records(text: str, origin: dns.name.Name) -> Iterator[tuple[dns.name.Name, dns.node.Node]]:
     zone = dns.zone.Zone(origin, relativize=False)
     tokens = _Lines(StringIO(text), "zone")
     try:
@@ -149,20 +188,17 @@ def _read_records(text: str, origin: dns.name.Name) -> Iterator[tuple[bytes, dns
     except dns.exception.DNSException as error:
         why = re.sub(r"^zone:\d+: ", "", str(error))
         raise ZoneFileError(tokens.line, why, "correct the line; see RFC 1035 section 5") from None
-    for name, node in zone.nodes.items():
-        for rdataset in node:
-            yield name.to_wire() or names.ROOT, rdataset
+    yield from zone.nodes.items()
 
 
-def _pieces(rdata: dns.rdata.Rdata) -> tuple[bytes, ...]:
-    """Record data, with the names that may be compressed set apart (RFC 3597 section 4)."""
-    if rdata.rdtype in _NAME_FIELDS:
-        return (WireName(getattr(rdata, _NAME_FIELDS[rdata.rdtype]).to_wire()),)
-    data = _wire(rdata)
-    if rdata.rdtype == wire.MX:
+def pieces(rtype: int, data: bytes) -> tuple[bytes, ...]:
+    """Record data in wire form, with the names that may be compressed set apart (RFC 3597 section 4)."""
+    if rtype in _NAMES:
+        return (WireName(data),)
+    if rtype == wire.MX:
         return data[:2], WireName(data[2:])
-    if rdata.rdtype == wire.SOA:
-        primary = len(rdata.mname.to_wire())  # type: ignore[attr-defined]  # the type says that it is SOA
+    if rtype == wire.SOA:
+        primary = names.end(data)
         return WireName(data[:primary]), WireName(data[primary:-20]), data[-20:]
     return (data,)
 

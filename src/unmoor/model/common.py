@@ -124,6 +124,11 @@ def validate(kind: type[D], data: Any, place: str) -> D:
         raise InvalidInputError(problems_of(error, lambda _path: place)) from None
 
 
+#: Keys whose values, and what is below them, no error shows.
+_SECRETS = frozenset(
+    ("tsig_keys", "cookie_secret", "sticky_key", "dns_tsig_keys", "dns_cookie_secret", "dns_sticky_key")
+)
+
 _WHYS = {"extra_forbidden": "is not a known key", "missing": "is missing"}
 _FIXES = {
     "extra_forbidden": "remove the key, or correct its spelling",
@@ -150,6 +155,8 @@ def problems_of(error: ValidationError, locate: Callable[[tuple[int | str, ...]]
         why, colon, hint = message.partition(": ")
         fix = hint if colon else _FIXES.get(item["type"], "correct the value")
         shown = "" if item["type"] == "missing" else json.dumps(item["input"], default=str)
+        if any(part in _SECRETS for part in path):
+            shown = ""
         if len(shown) > LONGEST_SHOWN:
             shown = shown[: LONGEST_SHOWN - 3] + "..."
         yield Problem(locate(path), ".".join(map(str, path)), shown, why, fix)

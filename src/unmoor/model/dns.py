@@ -99,12 +99,35 @@ class Hostnames(Document):
     names: tuple[str, ...] = Field(description="Names relative to the zone, or absolute with a final dot.")
 
 
+class TsigKey(Document):
+    """A secret shared with a primary: transfers and NOTIFY are signed with it (RFC 8945)."""
+
+    algorithm: Literal["hmac-sha1", "hmac-sha224", "hmac-sha256", "hmac-sha384", "hmac-sha512"] = Field(
+        "hmac-sha256", description="Both sides must use the same."
+    )
+    secret: str = Field(description="In base64, as tsig-keygen and keymgr print it; keep it in a vault.")
+
+
+class Primary(Document):
+    """A server that zones are transferred from (RFC 5936)."""
+
+    address: IPv4Address | IPv6Address
+    port: int = Field(53, ge=1, le=65535)
+    tsig_key: str = Field("", description="One of tsig_keys: what is not signed with it is refused.")
+
+
 class Zone(Document):
     """SOA, NS and static records, and the hostnames answered by policy."""
 
     name: str = Field(description="The zone's apex, as in 'example.com'.")
-    records: str = Field(description="The static records, as the text of a zone file (RFC 1035 section 5).")
+    records: str = Field(
+        "",
+        description="The static records, as the text of a zone file (RFC 1035 section 5).",
+    )
     source: str = Field("", description="The file the records were read from; errors name it.")
+    primaries: tuple[Primary, ...] = Field(
+        (), description="Servers to transfer the static records from, instead of `records`."
+    )
     hostnames: tuple[Hostnames, ...] = ()
 
 
@@ -113,6 +136,30 @@ class RegistryFile(Document):
 
     path: str = Field(min_length=1, description="Where the file lies on the edge.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Its digest, as sha256sum prints it.")
+
+
+class Members(Document):
+    """How the member zones of a catalog are served."""
+
+    primaries: tuple[Primary, ...] = Field(
+        (), description="Servers to transfer the zones from; without any, those of the catalog."
+    )
+    hostnames: tuple[Hostnames, ...] = Field(
+        (), description="Names registered in each of the zones, relative to it: '@', 'www'."
+    )
+
+
+class Catalog(Document):
+    """A catalog zone (RFC 9432): which further zones there are."""
+
+    name: str = Field(description="The catalog's own name, as in 'catalog.example'.")
+    primaries: tuple[Primary, ...] = Field(min_length=1, description="Servers to transfer it from.")
+    members: Members = Members()
+    groups: dict[str, Members] = Field(
+        default_factory=dict,
+        description="For member zones whose property `group` is the key (RFC 9432 section 4.3.2), instead "
+        "of `members`. Of several groups the first that stands here counts.",
+    )
 
 
 class DnsDocument(Document):
@@ -132,6 +179,11 @@ class DnsDocument(Document):
     zones: tuple[Zone, ...] = ()
     registry: RegistryFile | None = Field(
         None, description="Hostnames beside those of the zones; where both have a name, the zones' counts."
+    )
+    catalogs: tuple[Catalog, ...] = ()
+    tsig_keys: dict[str, TsigKey] = Field(default_factory=dict, description="By name, as the primary has it.")
+    transfer_limit: int = Field(
+        1_000_000, ge=1, description="Records that a transferred zone may have; a larger one is refused."
     )
     pools: dict[Label, Pool] = Field(default_factory=dict)
     policies: tuple[Policy, ...] = ()

@@ -18,7 +18,17 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from unmoor.errors import Problem, UnmoorError
 from unmoor.model.common import Document, Label, Prefix, parse_ports, problems_of
-from unmoor.model.dns import DnsDocument, Hostnames, Policy, Pool, RegistryFile, Zone
+from unmoor.model.dns import (
+    Catalog,
+    DnsDocument,
+    Hostnames,
+    Policy,
+    Pool,
+    Primary,
+    RegistryFile,
+    TsigKey,
+    Zone,
+)
 from unmoor.model.edge import Binding, EdgeDocument, Service, ServiceBody
 
 Key = tuple[int | str, ...]
@@ -50,10 +60,15 @@ EDGES_GROUP = "edges"
 
 
 class ZoneFiles(Document):
-    """A zone of the inventory: its name and the files that hold its content."""
+    """A zone of the inventory: its name, and where its content comes from."""
 
     name: str = Field(description="The zone's apex, as in 'example.com'.")
-    records_file: str = Field(description="Zone file of the static records, below the inventory's directory.")
+    records_file: str | None = Field(
+        None, description="Zone file of the static records, below the inventory's directory; or `primaries`."
+    )
+    primaries: tuple[Primary, ...] = Field(
+        (), description="Servers that the edges transfer the static records from, the preferred one first."
+    )
     hostnames_file: str | None = Field(
         None, description="CSV file of the hostnames: a column `name`, and one column for each tag."
     )
@@ -67,6 +82,10 @@ class Variables(Document):
     pools: dict[Label, Pool] = Field(min_length=1, description="Addresses in use by DNS, by name.")
     policies: tuple[Policy, ...] = Field(min_length=1, description="Ordered; the first that matches answers.")
     zones: tuple[ZoneFiles, ...] = Field(min_length=1, description="Zones served.")
+    catalogs: tuple[Catalog, ...] = Field((), description="Catalog zones (RFC 9432), as in dns.json.")
+    tsig_keys: dict[str, TsigKey] = Field(
+        default_factory=dict, description="As tsig_keys of dns.json; keep it in a vault."
+    )
     dns_unicast: tuple[IPv4Address | IPv6Address, ...] = Field(
         (), description="The edge's own addresses on which its DNS server answers; gates ask there."
     )
@@ -300,6 +319,8 @@ def _compile_host(
             listen=listen,
             any_address=bool(variables.dns_service),
             zones=zones,
+            catalogs=variables.catalogs,
+            tsig_keys=variables.tsig_keys,
             pools=variables.pools,
             policies=variables.policies,
             registry=registry
@@ -437,19 +458,32 @@ def _check_policies(source: Source, variables: Variables, pops: tuple[str, ...])
 
 
 def _read_zone(source: Source, number: int, zone: ZoneFiles) -> Zone:
-    path = source.directory / zone.records_file
-    records = ""
-    try:
-        records = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        source.problem(
-            ("zones", number, "records_file"), zone.records_file, str(reason), f"write the zone file {path}"
-        )
+    records = _read_records(source, number, zone) if zone.records_file else ""
+    if bool(zone.records_file) == bool(zone.primaries):
+        why = "has both a records_file and primaries" if zone.primaries else "has no records"
+        fix = "give it either a records_file, or primaries to transfer them from"
+        source.problem(("zones", number), zone.name, why, fix)
     hostnames: tuple[Hostnames, ...] = ()
     if zone.hostnames_file:
         hostnames = _read_hostnames(source, number, source.directory / zone.hostnames_file)
-    return Zone(name=zone.name, records=records, source=zone.records_file, hostnames=hostnames)
+    return Zone(
+        name=zone.name,
+        records=records,
+        source=zone.records_file or "",
+        primaries=zone.primaries,
+        hostnames=hostnames,
+    )
+
+
+def _read_records(source: Source, number: int, zone: ZoneFiles) -> str:
+    path = source.directory / (zone.records_file or "")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        key = ("zones", number, "records_file")
+        source.problem(key, zone.records_file, str(reason), f"write the zone file {path}")
+        return ""
 
 
 def _read_hostnames(source: Source, number: int, path: Path) -> tuple[Hostnames, ...]:
