@@ -43,7 +43,11 @@ def everything() -> Local:
             "match": free | {"clients": ["198.51.100.0/25"]},
             "answer": {"pool": "near", "ttl": 5},
         },
-        {"name": "free", "match": free, "answer": {"pool": "free", "ttl": 30, "https": https}},
+        {
+            "name": "free",
+            "match": free,
+            "answer": {"pool": "free", "ttl": 30, "https": https, "svcb": {"alpn": ["dot"]}},
+        },
         {
             "name": "rest",
             "answer": {"pool": "business", "ttl": 60, "strategy": "sticky", "sticky_by": "client"},
@@ -63,7 +67,7 @@ def everything() -> Local:
 
 
 LOCAL = everything()
-OPTIONS = Options(LOCAL.snapshot.document, 15.0)
+OPTIONS = Options(LOCAL.snapshot.document)
 CAREFUL = _careful(LOCAL.snapshot, LOCAL.counts, OPTIONS)
 #: Over the limit from the first packet on: every other one is truncated, the rest get silence.
 LIMITED = limited(LOCAL.answer, RateLimit(0), OPTIONS, LOCAL.counts)

@@ -30,7 +30,7 @@ NAMES = (
     "other.example.org",
     ".",
 )
-TYPES = ("A", "AAAA", "ANY", "SOA", "HTTPS", "TXT", "DS", "PTR", "AXFR", "TYPE65280")
+TYPES = ("A", "AAAA", "ANY", "SOA", "HTTPS", "SVCB", "TXT", "DS", "PTR", "AXFR", "TYPE65280")
 OPTIONS: dict[str, tuple[dns.edns.Option, ...]] = {
     "cookie": (dns.edns.GenericOption(10, b"12345678"),),
     "cookie of ours, wrong": (dns.edns.GenericOption(10, b"12345678" + b"\1\0\0\0" + bytes(12)),),
