@@ -36,7 +36,7 @@ lint: setup ## Formatting, style, types, playbooks, shell and C
 
 .PHONY: unit
 unit: setup ## Tests that need nothing but Python
-	pytest -q -n 2 tests/unit
+	pytest -q -n 2 tests/unit tests/fuzz
 
 .PHONY: netns
 netns: setup ## Tests on the real kernel, each in a fresh network namespace
@@ -68,7 +68,7 @@ lock: setup ## Write the lock files anew
 	    pyproject.toml --group dev -o requirements/dev.txt
 
 .PHONY: setup
-setup: debian .venv/.installed ## Debian packages and the virtual environment
+setup: debian peers .venv/.installed ## Debian packages and the virtual environment
 
 # Installs what a list of Debian packages names and this computer has not.
 define install
@@ -86,6 +86,10 @@ endef
 .PHONY: debian
 debian:
 	@$(call install,requirements/debian.txt)
+
+.PHONY: peers
+peers: | debian
+	@tools/peers fetch
 
 .venv/.installed: requirements/dev.txt pyproject.toml | debian
 	@echo "making the virtual environment .venv"

@@ -1,0 +1,145 @@
+"""What a packet is thrown at, and what must be true of whatever comes back.
+
+The answering half without sockets: parse, answer, write, for each way that a packet may come in. All pools
+have one address of a family, so that the hot path and the careful path must say the same to the octet.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import dns.message
+from dns_support import Local, document
+
+from unmoor.dns import wire
+from unmoor.dns.answering import _careful
+from unmoor.dns.limit import RateLimit, limited
+from unmoor.dns.options import Options
+
+HEADER = 12
+REVERSE = "$TTL 600\n@ SOA ns.example.net. h.example.net. 1 2 3 4 5\n@ NS ns.example.net.\n"
+
+#: Where a packet comes from, and the most octets that its reply may have.
+WAYS = (("198.51.100.7", wire.EDNS_SIZE), ("2001:db8::7", wire.EDNS_SIZE), ("203.0.113.7", wire.TCP_SIZE))
+
+
+def everything() -> Local:
+    """Serve a document that uses all that changes replies."""
+    data = document(tell_name=True, tell_version=True, cookie_secret="0f" * 16, sticky_key="secret")
+    data["pools"] = {
+        "free": {
+            "ipv4": ["198.18.0.1/32"],
+            "ipv6": ["2001:db8::1/128"],
+            "ptr": "ip-{address}.pool.example.com",
+        },
+        "near": {"ipv4": ["198.18.0.2/32"]},
+        "business": {"ipv4": ["198.18.0.3/32"], "ipv6": ["2001:db8::3/128"]},
+    }
+    free = {"tags": {"account_type": "free"}}
+    https = {"alpn": ["h3", "h2"], "port": 8443}
+    data["policies"] = [
+        {
+            "name": "near",
+            "match": free | {"clients": ["198.51.100.0/25"]},
+            "answer": {"pool": "near", "ttl": 5},
+        },
+        {
+            "name": "free",
+            "match": free,
+            "answer": {"pool": "free", "ttl": 30, "https": https, "svcb": {"alpn": ["dot"]}},
+        },
+        {
+            "name": "rest",
+            "answer": {"pool": "business", "ttl": 60, "strategy": "sticky", "sticky_by": "client"},
+        },
+    ]
+    data["zones"][0]["hostnames"].append({"tags": {"account_type": "free"}, "names": ["*.shop"]})
+    data["zones"] += [
+        {"name": "18.198.in-addr.arpa", "records": REVERSE},
+        {"name": "8.b.d.0.1.0.0.2.ip6.arpa", "records": REVERSE},
+        {
+            "name": "plain.example",
+            "records": "$TTL 60\n@ SOA ns.example.net. h 1 2 3 4 5\n@ NS ns.example.net.\n",
+            "hostnames": [{"tags": {"account_type": "paid"}, "names": [f"p{at}" for at in range(5)]}],
+        },
+    ]
+    return Local(data)
+
+
+LOCAL = everything()
+OPTIONS = Options(LOCAL.snapshot.document)
+CAREFUL = _careful(LOCAL.snapshot, LOCAL.counts, OPTIONS)
+#: Over the limit from the first packet on: every other one is truncated, the rest get silence.
+LIMITED = limited(LOCAL.answer, RateLimit(0), OPTIONS, LOCAL.counts)
+
+
+def one(packet: bytes, thorough: bool = False) -> None:
+    """Throw a packet at every way in. Raises AssertionError, or what the answering half raised.
+
+    With `thorough`, dnspython reads the replies as well.
+    """
+    for address, limit in WAYS:
+        reply = LOCAL.answer(packet, limit, address)
+        if reply != CAREFUL(packet, limit, address):
+            # A minute may have gone by in between, and with it a cookie's time.
+            again = LOCAL.answer(packet, limit, address)
+            assert again == CAREFUL(packet, limit, address), "the two paths differ"
+        check(packet, reply, limit, thorough)
+    refused = LIMITED(packet, wire.EDNS_SIZE, WAYS[0][0])
+    assert refused is None or len(refused) <= max(len(packet), HEADER) + 200
+
+
+def check(packet: bytes, reply: bytes | None, limit: int, thorough: bool) -> None:
+    """Hold a reply, or silence, to what must be true of every one."""
+    if len(packet) < HEADER or packet[2] & 0x80:
+        assert reply is None, "an answer to a response, or to less than a header (RFC 1035 section 7.3)"
+        return
+    assert reply is not None, "silence to a query"
+    assert reply[:2] == packet[:2], "another id"
+    assert reply[2] & 0x80, "no response"
+    assert not (reply[2] ^ packet[2]) & 0x79, "another opcode or RD"
+    assert reply[3] & 0xF != wire.SERVFAIL, "a defect of ours"
+    assert not reply[3] & 0xF0, "RA, Z, AD or CD"
+    assert len(reply) <= limit, "longer than may be sent"
+    assert well_formed(reply, packet), "malformed"
+    if thorough:
+        dns.message.from_wire(reply)
+        assert limit == wire.TCP_SIZE or len(reply) <= _what_it_takes(packet), "longer than the asker takes"
+
+
+def _what_it_takes(packet: bytes) -> int:
+    """How much its sender takes over UDP, as another parser reads it."""
+    try:
+        query = dns.message.from_wire(packet)
+    except Exception:  # not even a message: a bare error
+        return wire.CLASSIC_SIZE
+    return max(wire.CLASSIC_SIZE, query.payload) if query.edns >= 0 else wire.CLASSIC_SIZE
+
+
+def well_formed(reply: bytes, packet: bytes) -> bool:
+    """Whether counts and lengths are right, names end and point backwards, and the question is echoed."""
+    questions, *counts = struct.unpack_from("!4H", reply, 4)
+    at = HEADER
+    for _ in range(questions):
+        at = _after_name(reply, at) + 4
+    if reply[HEADER:at] != packet[HEADER:at]:
+        return False
+    for _ in range(sum(counts)):
+        at = _after_name(reply, at)
+        at += 10 + struct.unpack_from("!H", reply, at + 8)[0]
+    return at == len(reply)
+
+
+def _after_name(reply: bytes, at: int) -> int:
+    end, total = 0, 0
+    while length := reply[at]:
+        if length >= 0xC0:
+            target = struct.unpack_from("!H", reply, at)[0] & 0x3FFF
+            assert HEADER <= target < at, "a pointer that does not point backwards"
+            end, at = end or at + 2, target
+            continue
+        assert length < 64, "a label of an unknown type"
+        at += 1 + length
+        total += 1 + length
+        assert total < 255, "a name that is too long"
+    return end or at + 1
