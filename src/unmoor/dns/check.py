@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from dataclasses import field as member
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,7 +28,7 @@ class Inspection:
     hostnames: dict[bytes, Registered]
     enrolled: Enrolled | None = None
     #: Hostnames that clash with a transferred zone's records, by the zone. Not the document's fault alone.
-    clashes: dict[bytes, dict[bytes, Problem]] = field(default_factory=dict)
+    clashes: dict[bytes, dict[bytes, Problem]] = member(default_factory=dict)
 
     def registered(self, name: bytes) -> Registered | None:
         """What is known of a hostname, of the document or of its registry."""
