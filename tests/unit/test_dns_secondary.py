@@ -29,6 +29,7 @@ from unmoor.commands.dns import cli
 from unmoor.dns import names, transfer, zones
 from unmoor.dns.change import describe_change
 from unmoor.dns.copies import Key, Store, expire, refresh
+from unmoor.dns.counters import Counts
 from unmoor.dns.notices import Notices
 from unmoor.model.dns import Primary as PrimaryDocument
 from unmoor.model.dns import TsigKey
@@ -380,8 +381,6 @@ def test_a_notify_with_a_wrong_signature(key: str, secret: str, error: int) -> N
     message = dns.message.make_query(NAME, "SOA")
     message.set_opcode(dns.opcode.NOTIFY)
     message.use_tsig(dns.tsig.Key(key, secret, "hmac-sha256"))
-    from unmoor.dns.counters import Counts
-
     wire = notices.answer(message.to_wire(), "127.0.0.9", Counts.private())
     assert wire is not None
     reply = dns.message.from_wire(wire, keyring=False)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from unmoor.commands import registry
+from unmoor.commands.dns_export import export
 from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, load
 
@@ -43,6 +44,7 @@ def cli() -> None:
 
 
 cli.add_command(registry.cli, "registry")
+cli.add_command(export)
 
 
 @cli.command()

@@ -54,21 +54,21 @@ class Sticky:
     """
 
     def __init__(self, mix: Mix, records: int, key: bytes, by_client: bool) -> None:
-        self._mix = mix
+        self.mix = mix
         self._records = min(records, mix.size)
         self._key = key
-        self._by_client = by_client
+        self.by_client = by_client
 
     def addresses(self, name: bytes, client: Subnet) -> Sequence[bytes]:
         """Hash what the answers stick to, together with a count until there are enough addresses."""
-        who = repr(tuple(client.as_sticky())).encode() if self._by_client else name
+        who = repr(tuple(client.as_sticky())).encode() if self.by_client else name
         chosen: dict[bytes, None] = {}
         for count in range(self._records * _PATIENCE):
             digest = hashlib.blake2b(count.to_bytes(4, "big") + who, key=self._key, digest_size=48).digest()
             # Scaled, not reduced: with 192 bits for at most 2**128 addresses no address is favoured by
             # more than one in 2**64.
-            share = int.from_bytes(digest[:24], "big") * self._mix.total >> 192
-            drawer = self._mix.pick(share)
+            share = int.from_bytes(digest[:24], "big") * self.mix.total >> 192
+            drawer = self.mix.pick(share)
             chosen[drawer.at(int.from_bytes(digest[24:], "big") * drawer.size >> 192)] = None
             if len(chosen) == self._records:
                 break
@@ -76,7 +76,7 @@ class Sticky:
 
     def scope(self, client: Subnet) -> int:
         """As much of it as answers stick to."""
-        return client.as_sticky().length if self._by_client else 0
+        return client.as_sticky().length if self.by_client else 0
 
 
 class Pinned:

@@ -1,0 +1,75 @@
+"""`unmoor dns export`: policies as zone files for any other server."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+
+import click
+
+from unmoor.errors import UnmoorError
+from unmoor.model import DnsDocument, load
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default="/etc/unmoor/dns.json",
+    show_default=True,
+    help="The document.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="Directory: one file for each zone."
+)
+@click.option(
+    "--addresses", type=click.IntRange(1, 1000), default=8, show_default=True, help="Of each family."
+)
+@click.option("--seed", type=click.IntRange(0), help="The same seed gives the same files.  [default: drawn]")
+@click.option("--pop", help="The PoP that answers, instead of the document's own.")
+@click.option("--serial", type=click.IntRange(0, 2**32 - 1), help="Of each SOA, instead of the zone's own.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default="/var/lib/unmoor-dns",
+    show_default=True,
+    help="Directory of the copies of transferred zones.",
+)
+def export(
+    config: Path,
+    output: Path,
+    addresses: int,
+    seed: int | None,
+    pop: str | None,
+    serial: int | None,
+    state: Path,
+) -> None:
+    """Write zone files in which each hostname has some addresses of its policy's pool.
+
+    For servers that know no policies: they answer with all addresses of a name, until the next export.
+    """
+    from unmoor.dns.catalog import expand  # noqa: PLC0415 - dnspython is loaded only where it is needed
+    from unmoor.dns.catalog import load as load_members  # noqa: PLC0415
+    from unmoor.dns.copies import Store, current  # noqa: PLC0415
+    from unmoor.dns.export import Export  # noqa: PLC0415
+    from unmoor.dns.snapshot import build  # noqa: PLC0415
+
+    document = load(DnsDocument, config)
+    if pop:
+        document = document.model_copy(update={"pop": pop})
+    store = Store(state)
+    document, keys = expand(document, load_members(store.members()))
+    counters = {policy.name: at for at, policy in enumerate(document.policies)}
+    snapshot = build(document, str(config), counters, current(store, keys.values(), time.time()))
+    drawn = secrets.randbits(64) if seed is None else seed
+    work = Export(snapshot, addresses, drawn, serial)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnmoorError(f"{output}: cannot be made: {error.strerror}") from None
+    click.echo(f"seed {drawn}, PoP {document.pop}")
+    for each in work.write(output):
+        click.echo(f"{each.path}: {each.names} names, {each.records} records, {each.size:,} octets")
+    for warning in work.warnings:
+        click.echo(f"warning: {warning}", err=True)
