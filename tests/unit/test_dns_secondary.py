@@ -559,3 +559,25 @@ def test_changes_are_told_without_secrets(primary: Primary) -> None:
         "tsig_keys: changed",
         f"zone {NAME}: primaries 127.0.0.1 port {primary.port} -> 127.0.0.2 port 53",
     ]
+
+
+def test_explain_knows_the_copies(tmp_path: Path, primary: Primary) -> None:
+    path = tmp_path / "dns.json"
+    path.write_text(json.dumps(document(zones=with_zone(zone_of(primary, "host")))))
+
+    def said(name: str, rtype: str) -> str:
+        command = ["explain", name, rtype, "--config", str(path), "--state", str(tmp_path)]
+        return CliRunner().invoke(cli, command, catch_exceptions=False).output
+
+    before = said("host.example.org", "A")
+    assert "is a registered hostname with account_type=free" in before
+    assert "the zone is transferred, and there is no copy of it yet" in before
+    assert "reply, as it would be now: SERVFAIL" in before
+    store, key = Store(tmp_path), Key(APEX)
+    store.offer(key, zones.read(zone_text(3, "x TXT theirs"), key.apex))
+    store.accept(key)
+    assert "host.example.org. 30 IN A 198.18." in said("host.example.org", "A")
+    assert '"theirs"' in said("x.example.org", "TXT")
+    (file,) = tmp_path.glob("*.zone")
+    os.utime(file, (0, 0))
+    assert "its copy has expired" in said("x.example.org", "TXT")

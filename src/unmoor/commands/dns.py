@@ -38,6 +38,15 @@ _config_option = click.option(
 )
 
 
+_state_option = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default="/var/lib/unmoor-dns",
+    show_default=True,
+    help="Directory of the copies of transferred zones.",
+)
+
+
 @click.group()
 def cli() -> None:
     """The authoritative DNS randomizer: policies answer with a fresh address of a pool."""
@@ -74,13 +83,18 @@ def check(file: Path, everything: bool) -> None:
 @_config_option
 @click.option("--pop", help="The PoP that answers, instead of the document's own.")
 @click.option("--client", help="Address or network of the client, or of its resolver.")
+@_state_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def explain(name: str, qtype: str, config: Path, pop: str | None, client: str | None, as_json: bool) -> None:
+def explain(
+    name: str, qtype: str, config: Path, pop: str | None, client: str | None, state: Path, as_json: bool
+) -> None:
     """Say which policy answers a query for NAME, why, and with what.
 
     Reads the document, not the server: it shows what a document would do before it is in force.
     """
-    from unmoor.dns.explain import explain  # noqa: PLC0415 - dnspython is loaded only where it is needed
+    from unmoor.dns.catalog import served  # noqa: PLC0415 - dnspython is loaded only where it is needed
+    from unmoor.dns.copies import Store  # noqa: PLC0415
+    from unmoor.dns.explain import explain  # noqa: PLC0415
 
     try:
         network = ip_network(client, strict=False) if client else None
@@ -88,21 +102,13 @@ def explain(name: str, qtype: str, config: Path, pop: str | None, client: str | 
         raise UnmoorError(
             f"--client {client} is no address; write one, or a network, as 198.51.100.0/24"
         ) from None
-    found = explain(load(DnsDocument, config), str(config), name, qtype, pop, network)
+    document, copies = served(load(DnsDocument, config), Store(state), time.time())
+    found = explain(document, str(config), name, qtype, pop, network, copies)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
     else:
         for line in found.lines():
             click.echo(line)
-
-
-_state_option = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default="/var/lib/unmoor-dns",
-    show_default=True,
-    help="Directory of the copies of transferred zones.",
-)
 
 
 @cli.command()

@@ -49,19 +49,17 @@ def export(
 
     For servers that know no policies: they answer with all addresses of a name, until the next export.
     """
-    from unmoor.dns.catalog import expand  # noqa: PLC0415 - dnspython is loaded only where it is needed
-    from unmoor.dns.catalog import load as load_members  # noqa: PLC0415
-    from unmoor.dns.copies import Store, current  # noqa: PLC0415
+    from unmoor.dns.catalog import served  # noqa: PLC0415 - dnspython is loaded only where it is needed
+    from unmoor.dns.copies import Store  # noqa: PLC0415
     from unmoor.dns.export import Export  # noqa: PLC0415
     from unmoor.dns.snapshot import build  # noqa: PLC0415
 
     document = load(DnsDocument, config)
     if pop:
         document = document.model_copy(update={"pop": pop})
-    store = Store(state)
-    document, keys = expand(document, load_members(store.members()))
+    document, copies = served(document, Store(state), time.time())
     counters = {policy.name: at for at, policy in enumerate(document.policies)}
-    snapshot = build(document, str(config), counters, current(store, keys.values(), time.time()))
+    snapshot = build(document, str(config), counters, copies)
     drawn = secrets.randbits(64) if seed is None else seed
     work = Export(snapshot, addresses, drawn, serial)
     try:

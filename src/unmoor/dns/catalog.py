@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from unmoor.dns import names, wire
-from unmoor.dns.copies import Key
+from unmoor.dns.copies import Key, Store, current
 from unmoor.dns.zones import Zone
 from unmoor.model import DnsDocument
 from unmoor.model import Zone as ZoneDocument
@@ -191,6 +191,12 @@ def expand(document: DnsDocument, members: Iterable[Member]) -> tuple[DnsDocumen
         keys[member.apex] = member.key
     keys.pop(b"", None)
     return document.model_copy(update={"zones": document.zones + tuple(added)}) if added else document, keys
+
+
+def served(document: DnsDocument, store: Store, now: float) -> tuple[DnsDocument, dict[bytes, Zone]]:
+    """Give the document as it is served at `now`: with member zones, and copies of transferred ones."""
+    whole, keys = expand(document, load(store.members()) if document.catalogs else ())
+    return whole, current(store, keys.values(), now)
 
 
 def _wire(text: str) -> bytes:

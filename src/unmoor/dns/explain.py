@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import dns.message
 import dns.rdatatype
 
 from unmoor.dns import https, names, wire
-from unmoor.dns.check import inspect
+from unmoor.dns.check import NO_COPIES, inspect
 from unmoor.dns.clients import Subnet
+from unmoor.dns.copies import INVALID_DATA, NOT_READY
 from unmoor.dns.hostnames import Registered
 from unmoor.dns.lookup import Resolver
 from unmoor.dns.policies import matchers
 from unmoor.dns.pools import ranges_in_use
 from unmoor.dns.snapshot import compiled
 from unmoor.dns.wire import Query
+from unmoor.dns.zones import Zone
 from unmoor.errors import UnmoorError
 from unmoor.model import DnsDocument, Policy, Prefix
+
+_MISSING = {NOT_READY: "there is no copy of it yet", INVALID_DATA: "its copy has expired"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Explanation:
     source: str | None
     rcode: str
     reply: tuple[str, ...]
+    #: Why the zone is not answered for, whatever a policy says; None if it is.
+    missing: str | None = None
 
     def lines(self) -> Iterator[str]:
         """The same for people."""
@@ -56,12 +62,20 @@ class Explanation:
             yield f"  {number:>3}  {each.policy:<{width}}  {verdict}"
         if self.source:
             yield self.source
+        if self.missing:
+            yield f"the zone is transferred, and {self.missing}"
         yield f"reply, as it would be now: {self.rcode}"
         yield from (f"  {record}" for record in self.reply)
 
 
 def explain(
-    document: DnsDocument, place: str, name: str, qtype: str, pop: str | None, client: Prefix | None
+    document: DnsDocument,
+    place: str,
+    name: str,
+    qtype: str,
+    pop: str | None,
+    client: Prefix | None,
+    copies: Mapping[bytes, Zone] = NO_COPIES,
 ) -> Explanation:
     """Follow a query through `document`, as it would be answered at `pop` for `client`.
 
@@ -73,7 +87,7 @@ def explain(
     except (ValueError, dns.rdatatype.UnknownRdatatype) as error:
         raise UnmoorError(f"cannot ask for {name} {qtype}: {error}") from None
     counters = {policy.name: at for at, policy in enumerate(document.policies)}
-    inspection = inspect(document, place)
+    inspection = inspect(document, place, copies)
     snapshot = compiled(inspection, document, counters)
     resolver = Resolver(snapshot)
     who = Subnet.of(client) if client else Subnet(4, 0, 0)
@@ -83,7 +97,8 @@ def explain(
     aliases = [names.fold(each.rdatas[0][0]) for each in reply.answer if each.rtype == wire.CNAME != rtype]
     decided = aliases[-1] if aliases else asked
     zone = snapshot.zone_of(decided)
-    source = resolver.source_of(zone, decided) if zone else None
+    missing = zone.missing if zone else 0
+    source = decided if missing else resolver.source_of(zone, decided) if zone else None
     registered = inspection.registered(source or b"")
     # HTTPS and SVCB records follow the policies of the addresses that they hint at.
     decisive = "A" if rtype in https.TYPES else dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))
@@ -98,6 +113,7 @@ def explain(
         _source(document, answering, rtype),
         wire.RCODE_NAMES[reply.rcode],
         tuple(str(each) for section in message.sections[1:] for rrset in section for each in _split(rrset)),
+        _MISSING.get(missing),
     )
 
 

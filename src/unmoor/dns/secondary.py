@@ -412,7 +412,7 @@ def _check(followed: Followed, store: Store, limit: int) -> Outcome:
 def _ask(followed: Followed, source: Source, store: Store, limit: int) -> Outcome:
     """Bring the zone up to date from one primary. Raises TransferError, OSError."""
     apex, ours = followed.key.apex, None if followed.expired else followed.serial
-    serial = transfer.ask_serial(source, apex)
+    serial = transfer.ask_serial(source, apex, over_tcp=followed.is_catalog)
     if serial == followed.serial:
         return Outcome(source)
     if ours is not None and not transfer.is_newer(serial, ours):

@@ -71,15 +71,20 @@ def is_newer(serial: int, than: int) -> bool:
     return bool(dns.serial.Serial(serial) > than)
 
 
-def ask_serial(source: Source, apex: bytes) -> int:
-    """Ask a primary for its zone's serial. Raises TransferError."""
+def ask_serial(source: Source, apex: bytes, over_tcp: bool = False) -> int:
+    """Ask a primary for its zone's serial. Raises TransferError.
+
+    Catalogs are asked for `over_tcp`: some servers tell of them only to who might transfer them.
+    """
     query = dns.message.make_query(dns.name.from_wire(apex, 0)[0], dns.rdatatype.SOA)
     query.flags &= ~dns.flags.RD
     _sign(query, source)
     try:
-        reply, _ = dns.query.udp_with_fallback(
-            query, str(source.address), QUESTION_TIMEOUT, source.port, ignore_unexpected=True
-        )
+        where = (str(source.address), QUESTION_TIMEOUT, source.port)
+        if over_tcp:
+            reply = dns.query.tcp(query, *where)
+        else:
+            reply, _ = dns.query.udp_with_fallback(query, *where, ignore_unexpected=True)
     except (dns.exception.DNSException, OSError, EOFError, ValueError) as error:
         raise TransferError(_why(error)) from None
     _check_signed(reply, source)
