@@ -36,6 +36,8 @@ from figures import RESULTS, Figure, beside, read, show, write
 from load import Latency, Round
 from peers import FEATURES, FIRST_PORT, Server
 
+from unmoor.dns.registry import sha256_of
+
 #: What each peer's ratio should be (the first word of its name).
 GOALS = {"knot": 0.45, "bind": 1.0, "pdns": 20.0}
 SMALL = 20_000
@@ -107,7 +109,7 @@ def own(directory: Path, count: int, registry: Path | None) -> Iterator[Server]:
     yield peers.ours("unmoor, nothing switched on", directory / "bare", FIRST_PORT + 1, count)
     if registry:
         yield peers.ours("unmoor, 20,000 names", directory / "small", FIRST_PORT + 2, SMALL, **FEATURES)
-        more = FEATURES | {"registry": {"path": str(registry.resolve())}}
+        more = FEATURES | {"registry": {"path": str(registry.resolve()), "sha256": sha256_of(registry)}}
         yield peers.ours("unmoor, registry", directory / "registry", FIRST_PORT + 3, 0, **more)
 
 

@@ -266,7 +266,9 @@ def test_csv_json_and_gzip_say_the_same(tmp_path: Path) -> None:
         assert content(open_registry(tmp_path / "out")) == expected, file
 
 
-@pytest.mark.parametrize("data", [CSV.encode(), JSON.encode(), gzip.compress(CSV.encode())])
+@pytest.mark.parametrize(
+    "data", [CSV.encode(), JSON.encode(), gzip.compress(CSV.encode())], ids=["csv", "json", "gzip"]
+)
 def test_standard_input(tmp_path: Path, data: bytes) -> None:
     words = ["dns", "registry", "build", "-", *ZONE_OPTIONS, "-o", str(tmp_path / "out")]
     subprocess.run(
@@ -286,6 +288,7 @@ BAD = [
     ("bücher.example.com,free,", "bücher.example.com is not ASCII"),
     (r"a\255.example.com,free,", "has the octet 255"),
     (r"a\25.example.com,free,", "has a broken escape"),
+    ("\x1b[2J.example.org,free,", "\\027[2J.example.org is in none of the zones"),
     ("b.example.com,free", "has 2 fields, not 3"),
     ('"b.example.com,free,', "is no line of CSV"),
     ("www.example.com,free,", "www.example.com is registered twice, first in line 2"),

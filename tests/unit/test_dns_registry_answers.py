@@ -225,6 +225,7 @@ def test_policies_are_checked_against_the_registry(tmp_path: Path) -> None:
         (lambda path: path.write_bytes(b"UNMOORRG\xff\0\0\0" + bytes(200)), "has the format 255"),
         (lambda path: path.write_text("name\n"), "is not a registry"),
     ],
+    ids=["missing", "cut", "flipped", "too new", "no registry"],
 )
 def test_a_registry_that_cannot_be_served_is_one_problem(tmp_path: Path, spoil: Any, why: str) -> None:
     registry = in_registry(tmp_path, [("www.example.com", FREE)])

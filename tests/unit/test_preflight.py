@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from unmoor.dns import names
+from unmoor.dns.registry_build import build
+from unmoor.dns.registry_list import BadLines, Line
+
 ROOT = Path(__file__).resolve().parents[2]
 #: Lines of a terminal: ten problems with their fixes, and what Ansible says around them.
 SCREEN = 40
 EDGES = "group_vars/edges.yml"
+NAMES = "registry/hostnames.csv"
 
 
 def preflight(inventory: Path) -> subprocess.CompletedProcess[str]:
@@ -53,6 +58,18 @@ def test_the_example_passes() -> None:
 
 
 CASES: dict[str, tuple[str, str, str, list[str]]] = {
+    "a registry that is not there": (
+        EDGES,
+        NAMES,
+        "registry/none.csv",
+        ["unmoor_dns_registry = registry/none.csv", "No such file", "fix: write the list, or build"],
+    ),
+    "a zone file that clashes with the registry": (
+        "zones/unmoor.test.zone",
+        "mail    IN A",
+        "reg0001 IN A 198.18.0.1\nmail    IN A",
+        ["unmoor_dns_registry = reg0001.unmoor.test: is in the registry, and has a static address"],
+    ),
     "a pool outside of its prefix": (
         EDGES,
         "ipv4: [198.18.0.0/20]",
@@ -166,6 +183,36 @@ def test_bad_input(inventory: Path, file: str, old: str, new: str, said: list[st
     assert done.returncode != 0, shown
     for text in said:
         assert text in shown, shown
+    assert "Traceback" not in shown
+    assert len(shown.splitlines()) <= SCREEN, shown
+
+
+def test_a_list_with_bad_lines_of_a_registry(inventory: Path) -> None:
+    replace(inventory, NAMES, "reg0002.unmoor.test,", "REG0001.unmoor.test,")
+    replace(inventory, NAMES, "reg0003.unmoor.test,", "reg0003.unmoor.example,")
+    done = preflight(inventory)
+    shown = done.stdout + done.stderr
+    assert done.returncode != 0, shown
+    assert f"{NAMES}:3: reg0001.unmoor.test is registered twice, first in line 2" in shown
+    assert f"{NAMES}:4: reg0003.unmoor.example is in none of the zones" in shown
+    assert "unmoor_dns_registry = registry/hostnames.csv: 2 bad lines; nothing was written" in shown
+    assert len(shown.splitlines()) <= SCREEN, shown
+
+
+def test_a_registry_that_was_built_before(inventory: Path) -> None:
+    built = inventory / "built.registry"
+    lines = [Line(1, "", "host.unmoor.test", frozenset({("account", "free")}))]
+    build(lines, [names.from_text("unmoor.test")], built, BadLines("list"))
+    replace(inventory, EDGES, NAMES, built.name)
+    done = preflight(inventory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = built.read_bytes()
+    built.write_bytes(data[:100] + bytes((data[100] ^ 1,)) + data[101:])
+    done = preflight(inventory)
+    shown = done.stdout + done.stderr
+    assert done.returncode != 0, shown
+    assert "unmoor_dns_registry = built.registry" in shown
+    assert "is damaged: its checksum is wrong" in shown
     assert "Traceback" not in shown
     assert len(shown.splitlines()) <= SCREEN, shown
 

@@ -34,17 +34,12 @@ def _settings(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
         if before != after:
             yield f"{key}: {before} -> {after}"
     if old.registry != new.registry:
-        yield f"registry: {_registry(old)} -> {_registry(new)}"
+        yield f"registry: {old.registry or 'none'} -> {new.registry or 'none'}"
     if old.listen != new.listen:
         yield f"listen: {_row(old.listen)} -> {_row(new.listen)}"
     for key in ("sticky_key", "cookie_secret", "tsig_keys"):
         if getattr(old, key) != getattr(new, key):  # secrets: what they were and are stays unsaid
             yield f"{key}: changed"
-
-
-def _registry(document: DnsDocument) -> str:
-    found = document.registry
-    return f"{found.path} (SHA-256 {found.sha256[:12]})" if found else "none"
 
 
 def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:

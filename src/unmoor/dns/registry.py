@@ -39,8 +39,8 @@ HEADER_SIZE = _PREAMBLE.size + _FIELDS.size
 
 #: Marks the beginning of an entry; no name and no kind holds it.
 MARK = b"\xff"
-#: What stands before a name of each length.
-HEADS = tuple(MARK + bytes((size - 1,)) for size in range(1, names.MAX_NAME + 1))
+#: What stands before a name of each length; before none, what stands nowhere.
+HEADS = (MARK + MARK, *(MARK + bytes((size - 1,)) for size in range(1, names.MAX_NAME + 1)))
 #: Octets of a kind, and the kind of a name that exists only because there are names below it (RFC 8020).
 KIND_SIZE = 2
 INTERIOR = b"\xfe\xfe"
@@ -138,17 +138,17 @@ class Registry:
         """
         offsets, find, mapped, heads, kind_size = self.offsets, self._map.find, self._map, HEADS, KIND_SIZE
         prime, shift, number = self.header.prime, HASH_BITS - self.header.bits, int.from_bytes
-        longest = names.MAX_NAME
 
         def found(name: bytes) -> T | None:
-            size = len(name)
-            if not 0 < size <= longest:
+            try:
+                entry = heads[len(name)] + name
+            except IndexError:  # longer than any name
                 return None
             bucket = number(name, "little") % prime >> shift
-            at = find(heads[size - 1] + name, offsets[bucket], offsets[bucket + 1])
+            at = find(entry, offsets[bucket], offsets[bucket + 1])
             if at < 0:
                 return None
-            at += size + 2
+            at += len(entry)
             return meaning(mapped[at : at + kind_size])
 
         return found

@@ -68,7 +68,8 @@ class BadLines:
     def add(self, number: int, error: BadLineError) -> None:
         """Note what is wrong with the line of this number."""
         self.count += 1
-        value = error.value.encode(errors="backslashreplace").decode()
+        # What stands in a file may be anything: a terminal's commands, or no text at all.
+        value = "".join(each if each.isprintable() else f"\\{ord(each):03}" for each in error.value[:60])
         if len(self._first) < self.SHOWN:
             place = f"{self.place}:{number}"
             self._first.append(Problem(place, "", "", f"{value or 'the line'} {error.why}", error.fix))

@@ -137,6 +137,9 @@ class RegistryFile(Document):
     path: str = Field(min_length=1, description="Where the file lies on the edge.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Its digest, as sha256sum prints it.")
 
+    def __str__(self) -> str:
+        return f"{self.path} (SHA-256 {self.sha256[:12]})"
+
 
 class Members(Document):
     """How the member zones of a catalog are served."""
