@@ -87,7 +87,7 @@ def explain(
     except (ValueError, dns.rdatatype.UnknownRdatatype) as error:
         raise UnmoorError(f"cannot ask for {name} {qtype}: {error}") from None
     counters = {policy.name: at for at, policy in enumerate(document.policies)}
-    inspection = inspect(document, place, copies)
+    inspection = inspect(document, place, copies=copies)
     snapshot = compiled(inspection, document, counters)
     resolver = Resolver(snapshot)
     who = Subnet.of(client) if client else Subnet(4, 0, 0)
