@@ -7,6 +7,12 @@ from collections.abc import Iterable, Iterator
 from unmoor.model import DnsDocument, Policy, Pool, Zone
 from unmoor.model.dns import Primary
 
+#: Settings that are one value each, and no secret.
+_SETTINGS = (
+    *("pop", "edge", "port", "any_address", "workers", "rate_limit", "tell_name", "tell_version"),
+    *("tcp_connections", "tcp_per_client", "tcp_idle", "transfer_limit"),
+)
+
 
 def describe_change(old: DnsDocument, new: DnsDocument) -> list[str]:
     """Say what differs, one line for each thing: nothing for equal documents."""
@@ -20,16 +26,7 @@ def describe_change(old: DnsDocument, new: DnsDocument) -> list[str]:
 
 
 def _settings(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    for key in (
-        "pop",
-        "edge",
-        "port",
-        "workers",
-        "rate_limit",
-        "tell_name",
-        "tell_version",
-        "transfer_limit",
-    ):
+    for key in _SETTINGS:
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
             yield f"{key}: {before} -> {after}"

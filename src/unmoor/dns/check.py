@@ -14,7 +14,7 @@ from unmoor.dns import enrolled, hostnames, names, policies, pools, reach, rever
 from unmoor.dns.copies import NOT_READY
 from unmoor.dns.enrolled import Enrolled
 from unmoor.dns.hostnames import Registered
-from unmoor.dns.policies import Subject
+from unmoor.dns.policies import Classifier, Subject
 from unmoor.errors import Problem
 from unmoor.model import Answer, DnsDocument, Match, Policy, Pool
 
@@ -29,6 +29,20 @@ class Inspection:
     enrolled: Enrolled | None = None
     #: Hostnames that clash with a transferred zone's records, by the zone. Not the document's fault alone.
     clashes: dict[bytes, dict[bytes, Problem]] = member(default_factory=dict)
+    document: DnsDocument | None = None
+
+    def tells_alike(self, document: DnsDocument) -> bool:
+        """Whether zones and hostnames of `document` are these, and its policies tell them apart as here.
+
+        Copies of transferred zones come and go without the document: with one of them, it is not so.
+        """
+        return (
+            self.document is not None
+            and not self.problems
+            and self.document.zones == document.zones
+            and not any(zone.primaries for zone in document.zones)
+            and Classifier(self.document.policies).asks_alike(Classifier(document.policies))
+        )
 
     def registered(self, name: bytes) -> Registered | None:
         """What is known of a hostname, of the document or of its registry."""
@@ -63,17 +77,42 @@ def inspect(
     place: str,
     registry: Path | None = None,
     copies: Mapping[bytes, zones.Zone] = NO_COPIES,
+    known: Inspection | None = None,
 ) -> Inspection:
     """Read the whole document; its problems, and what else was read on the way.
 
     `registry` is where the registry lies here, if not where the document says. `copies` are the zones that
-    are transferred; those that are not among them are there, and unknown.
+    are transferred; those that are not among them are there, and unknown. Zones and hostnames that are as
+    in `known`, which had no problems, are not read again.
     """
     found: list[Problem] = [*_listen(document, place), *_pools(document, place), *_policies(document, place)]
     found += transfers.problems(document, place)
     apexes, apex_problems = _apexes(document, place)
     found += apex_problems
     found += _pointers(document, apexes.values(), place)
+    if known and known.tells_alike(document):
+        registered, read, transferred = known.hostnames, known.zones, dict[bytes, zones.Zone]()
+    else:
+        registered, read, transferred, problems = _names(document, apexes, copies, place)
+        found += problems
+    seen, registry_problems = enrolled.load(document, place, registry)
+    found += registry_problems
+    if seen:
+        own = {apex: zone for apex, zone in read.items() if apex not in transferred}
+        found += enrolled.problems(seen, apexes, own, place)
+    clashes = dict(_clashes(transferred, registered, seen, place))
+    inspection = Inspection((), read, registered, seen, clashes, document)
+    found += _name_servers(inspection, apexes, document, place)
+    if inspection.count:
+        found += reach.problems(document, inspection.subjects(), place)
+    return replace(inspection, problems=tuple(found))
+
+
+def _names(
+    document: DnsDocument, apexes: Mapping[int, bytes], copies: Mapping[bytes, zones.Zone], place: str
+) -> tuple[dict[bytes, Registered], dict[bytes, zones.Zone], dict[bytes, zones.Zone], list[Problem]]:
+    """Read hostnames and zones; gives those, all zones, the transferred ones among them, and problems."""
+    found: list[Problem] = []
     read: dict[bytes, zones.Zone] = {}
     transferred: dict[bytes, zones.Zone] = {}
     for index, apex in apexes.items():
@@ -97,17 +136,7 @@ def inspect(
     for name, each in registered.items():
         if each.apex in read:
             read[each.apex].add_name(name)
-    seen, registry_problems = enrolled.load(document, place, registry)
-    found += registry_problems
-    if seen:
-        own = {apex: zone for apex, zone in read.items() if apex not in transferred}
-        found += enrolled.problems(seen, apexes, own, place)
-    clashes = dict(_clashes(transferred, registered, seen, place))
-    inspection = Inspection((), read, registered, seen, clashes)
-    found += _name_servers(inspection, apexes, document, place)
-    if inspection.count:
-        found += reach.problems(document, inspection.subjects(), place)
-    return replace(inspection, problems=tuple(found))
+    return registered, read, transferred, found
 
 
 def _clashes(

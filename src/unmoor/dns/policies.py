@@ -35,6 +35,10 @@ class Classifier:
         self._by_zone = any(policy.match.zones for policy in policies)
         self._subjects: dict[tuple[frozenset[tuple[str, str]], frozenset[bytes], bytes], Subject] = {}
 
+    def asks_alike(self, other: Classifier) -> bool:
+        """Whether both give every hostname an equal subject."""
+        return (self.wanted, self._by_zone) == (other.wanted, other._by_zone)
+
     def subject(self, tags: frozenset[tuple[str, str]], name: bytes, apex: bytes) -> Subject:
         """The subject of a hostname in wire form that carries `tags`, in the zone `apex`."""
         return self._subject(tags, self._of_interest(name), apex)

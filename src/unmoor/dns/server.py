@@ -25,7 +25,7 @@ import unmoor
 from unmoor.dns import catalog, control, cookies, copies, listeners, names, notify, upgrade, worker
 from unmoor.dns.catalog import Member
 from unmoor.dns.change import describe_change
-from unmoor.dns.check import NO_COPIES
+from unmoor.dns.check import NO_COPIES, Inspection
 from unmoor.dns.copies import Key, Store
 from unmoor.dns.counters import Table
 from unmoor.dns.listeners import Endpoint, Pair
@@ -104,6 +104,8 @@ class Server:
         # Member zones of catalogs, as they were when a snapshot was last made with them.
         self._members: list[Member] = []
         self._document = load(DnsDocument, config)
+        # What the newest snapshot was made of.
+        self._found: Inspection | None = None
         self._snapshot = self._first(self._document)
         # Ours alone from here: a second server must fail before it has taken a share of the queries.
         self._control = self._predecessor.control if self._predecessor else control.listen(control_path)
@@ -336,7 +338,9 @@ class Server:
         if keys or document.catalogs:
             self._store.check()
         zones = {**copies.current(self._store, keys.values(), time.time()), **offers}
-        return build(whole, str(self._config), counters, zones, give_way)
+        snapshot = build(whole, str(self._config), counters, zones, give_way, self._found)
+        self._found = snapshot.found
+        return snapshot
 
     def _first(self, document: DnsDocument) -> Snapshot:
         """Compile the document that we begin with: what primaries sent must not keep us from it."""

@@ -114,6 +114,8 @@ class Snapshot:
     registered: Callable[[bytes], Target | None] | None = None
     #: Who may say that a zone or a catalog has changed.
     sources: Mapping[bytes, Sequence[Source]] = field(default_factory=dict)
+    #: What it was made of; a later one need not read again what is the same.
+    found: Inspection | None = None
 
     @property
     def count(self) -> int:
@@ -142,15 +144,17 @@ def build(
     counters: Mapping[str, int],
     copies: Mapping[bytes, Zone] = NO_COPIES,
     give_way: bool = False,
+    known: Inspection | None = None,
 ) -> Snapshot:
     """Compile a document. `counters` says where each policy's answers are counted, `copies` are the zones
-    that are transferred, as far as they are here.
+    that are transferred, as far as they are here, and `known` is what an earlier snapshot was made of: what
+    has not changed since is not read again.
 
     Raises InvalidInputError with everything that is wrong; `place` is what the problems call the document.
     Raises ClashError if nothing else is wrong than hostnames that clash with transferred records, unless
     these hostnames are to `give_way`.
     """
-    return compiled(inspect(document, place, copies=copies), document, counters, give_way)
+    return compiled(inspect(document, place, copies=copies, known=known), document, counters, give_way)
 
 
 def compiled(
@@ -170,7 +174,9 @@ def compiled(
         for name, each in found.hostnames.items()
         if name not in unserved and each.apex not in dark
     }
-    snapshot = Snapshot(document, found.zones, targets, named(document), sources=_sources(document))
+    snapshot = Snapshot(
+        document, found.zones, targets, named(document), sources=_sources(document), found=found
+    )
     if found.enrolled is None:
         return snapshot
     delegated = {cut for apex in found.clashes for cut in found.zones[apex].cuts}

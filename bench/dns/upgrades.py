@@ -1,0 +1,96 @@
+"""20 times a new release takes the server over under 20,000 queries a second: `python bench/dns/upgrades.py`.
+
+The releases are two programs of the same code. `rows()` gives the results as rows of bench/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ours import report, row
+from reloads import RATE, Client, Seen, generation
+
+from unmoor.dns.control import ask
+
+
+def programs(directory: Path) -> list[Path]:
+    """Two releases."""
+    found = []
+    for name in ("one", "two"):
+        program = directory / name
+        program.write_text(f"#!{sys.executable}\nfrom unmoor.commands import main\nmain()\n")
+        program.chmod(0o755)
+        found.append(program)
+    return found
+
+
+def measure(upgrades: int, rate: int) -> tuple[Seen, list[float]]:
+    """Upgrade to and fro; what the client saw, and how long each took, seconds."""
+    took = []
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        releases = programs(directory)
+        control, config, log = directory / "control.sock", directory / "dns.json", directory / "log"
+        config.write_text(json.dumps(generation(1)))
+        with log.open("w") as stream:
+            first = subprocess.Popen(
+                [str(releases[0]), "dns", "serve", "--config", str(config), "--control", str(control)],
+                stderr=stream,
+            )
+        while "serving" not in log.read_text():
+            if first.poll() is not None:
+                raise SystemExit(log.read_text())
+            time.sleep(0.05)
+        client = Client(rate)
+        client.start()
+        try:
+            for number in range(upgrades):
+                before = time.monotonic()
+                reply = ask(control, "upgrade", str(releases[(number + 1) % 2]))
+                took.append(time.monotonic() - before)
+                if not reply.done:
+                    raise SystemExit("\n".join(reply.lines))
+        finally:
+            client.enough.set()
+            client.join()
+            os.kill(ask(control, "status").data["pid"], signal.SIGTERM)
+            while control.exists():
+                time.sleep(0.05)
+    return client.seen, took
+
+
+def rows(upgrades: int = 20, rate: int = RATE) -> list[dict[str, Any]]:
+    """Measure; give the rows of the results."""
+    seen, took = measure(upgrades, rate)
+    wrong, reached = seen.lost + seen.mixed, seen.answered / seen.seconds
+    what = f"{upgrades} new releases under {rate:,} q/s: "
+    return [
+        row(f"{what}queries lost or wrong", wrong, "", "<= 0", wrong == 0),
+        row(f"{what}answered", seen.answered, ""),
+        row(f"{what}answered a second", reached, "1/s", f">= {0.95 * rate:.0f}", reached >= 0.95 * rate),
+        row(f"{what}an upgrade, median", statistics.median(took), "s"),
+        row(f"{what}an upgrade, longest", max(took), "s"),
+        row(f"{what}latency, longest", max(seen.latencies) * 1000, "ms"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--upgrades", type=int, default=20)
+    parser.add_argument("--rate", type=int, default=RATE)
+    chosen = parser.parse_args()
+    sys.exit(report("dns-upgrades", rows(chosen.upgrades, chosen.rate)))
+
+
+if __name__ == "__main__":
+    main()
