@@ -364,6 +364,29 @@ def test_a_server_that_stops_takes_the_unfinished_upgrade_with_it(server: Upgrad
     eventually(lambda: not any(str(slow.program) in line and "--resume" in line for line in commands()))
 
 
+def test_what_runs_is_not_what_the_link_leads_to_later(tmp_path: Path) -> None:
+    first, second = Release(tmp_path, "1.0"), Release(tmp_path, "2.0")
+    current = tmp_path / "current"
+    current.symlink_to("1.0")
+    server = Upgradable(tmp_path, document(port=free_port()), program=f"{current}/bin/unmoor").wait()
+    try:
+        assert server.status()["program"] == str(first.program)
+        current.unlink()
+        current.symlink_to("2.0")
+        done = subprocess.run(
+            [f"{current}/bin/unmoor", "dns", "upgrade", "--control", str(server.control)],
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert server.status()["program"] == str(second.program)
+        assert server.status()["release"] == "2.0"
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize("program", ["", "unmoor", "/nowhere/unmoor", "/usr"])
 def test_what_is_no_program_is_refused(server: Upgradable, program: str) -> None:
     from unmoor.dns.control import ask
@@ -375,7 +398,7 @@ def test_what_is_no_program_is_refused(server: Upgradable, program: str) -> None
 
 
 def test_a_server_that_is_too_old_is_told_apart(tmp_path: Path) -> None:
-    first = Release(tmp_path, "1.0").replace("dns/server.py", '            "program": _program(),\n', "")
+    first = Release(tmp_path, "1.0").replace("dns/server.py", '            "program": _PROGRAM,\n', "")
     server = Upgradable(tmp_path, document(port=free_port()), program=str(first.program)).wait()
     try:
         done = Release(tmp_path, "2.0").upgrade(server)

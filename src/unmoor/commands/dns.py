@@ -201,7 +201,7 @@ def _show(data: dict[str, Any]) -> None:
         click.echo(f"{title}:")
         for name, count in data[title].items():
             click.echo(f"  {name:<24} {count:>14,}")
-    for name, state in data["transfers"].items():
+    for name, state in data.get("transfers", {}).items():  # a server of an older release says less
         click.echo(_transfer(name, state))
     if data["refused"]:
         click.echo(f"the last reload was refused: {data['refused']}")

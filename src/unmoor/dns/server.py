@@ -39,6 +39,10 @@ from unmoor.model import DnsDocument, load
 
 log = logging.getLogger(__name__)
 
+#: Where the release that runs stands; nothing when it was started in another way. Found out at once: later
+#: the link that it was started by may lead to another release.
+_PROGRAM = str(Path(sys.argv[0]).resolve()) if Path(sys.argv[0]).is_absolute() else ""
+
 #: The most workers that a document can ask for.
 MAX_PLACES = 256
 #: Seconds that a worker may take to begin, or to retire.
@@ -602,7 +606,7 @@ class Server:
             "pop": document.pop,
             "edge": document.edge,
             "release": unmoor.__version__,
-            "program": _program(),
+            "program": _PROGRAM,
             "pid": os.getpid(),
             "generation": self._generation,
             "uptime": round(time.monotonic() - self._started, 1),
@@ -621,11 +625,6 @@ class Server:
             "refused": self._refused,
             "transfers": dict(sorted(self._transfers.state.items())),
         }
-
-
-def _program() -> str:
-    """Where the release that runs stands; nothing when it was started in another way."""
-    return str(Path(sys.argv[0]).resolve()) if Path(sys.argv[0]).is_absolute() else ""
 
 
 def _workers(count: int) -> str:
