@@ -55,6 +55,7 @@ def programs(document: EdgeDocument, pins: Pins, code: bytes, baseline: bytes) -
         yield {
             "ours": stack.enter_context(libbpf.opened(pins.current / "dispatch")),
             "baseline": bpf.program_fd("baseline"),
+            "least": bpf.program_fd("least"),
             "empty": bpf.program_fd("empty"),
         }
 
