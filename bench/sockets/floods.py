@@ -15,7 +15,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import truediv
@@ -39,6 +39,7 @@ PORTS = {"connect": 8080, "udp": 80, "tcp": 80}
 KINDS = tuple(PORTS)
 _HERE = Path(__file__).parent
 _CLIENT, _SERVER, _TARGET = "198.51.100.2", "198.51.100.1", "198.18.3.3"
+Condition = Callable[[], AbstractContextManager[None]]
 _DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0
 _SO_ATTACH_FILTER = 26
 
@@ -83,9 +84,32 @@ def compare(pins: Pins, code: bytes) -> dict[str, Rates]:
 
     And both floods with a plain listener for each address (`plain tcp`, `plain udp`), beside one for all.
     """
-    with tempfile.TemporaryDirectory() as directory, veth_pair() as client, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as directory, veth_pair() as client:
         flood = f"{directory}/flood"
         run("clang", "-O2", "-o", flood, str(_HERE / "flood.c"))
+
+        def rate(kind: str) -> float:
+            command = ("ip", "netns", "exec", client, flood, kind, _CLIENT, _TARGET, str(PORTS[kind]))
+            return float(run(*command, str(MILLISECONDS)))
+
+        with _prepared(pins, code, flood) as ours:
+            found = {kind: _pairs(ours, nullcontext, partial(rate, kind), TURNS) for kind in KINDS}
+        _check(pins)
+        generation.unload(pins)
+        for kind in ("tcp", "udp"):
+            found[f"plain {kind}"] = _pairs(
+                partial(_listeners, kind, _addresses(PLAIN)),
+                partial(_listeners, kind, [""]),
+                partial(rate, kind),
+                PLAIN_TURNS,
+            )
+    return found
+
+
+@contextmanager
+def _prepared(pins: Pins, code: bytes, flood: str) -> Iterator[Condition]:
+    """Everything is loaded and registered; the program runs while the condition that is yielded holds."""
+    with ExitStack() as stack:
         tcp = stack.enter_context(socket.create_server(("", PORTS["tcp"]), backlog=16))
         udp = stack.enter_context(_sink(""))
         acceptor = stack.enter_context(socket.create_server(("", PORTS["connect"]), backlog=1024))
@@ -100,44 +124,37 @@ def compare(pins: Pins, code: bytes) -> dict[str, Rates]:
             with libbpf.closing(libbpf.attach(program, namespace.fileno())):
                 yield
 
-        def rate(kind: str) -> float:
-            command = ("ip", "netns", "exec", client, flood, kind, _CLIENT, _TARGET, str(PORTS[kind]))
-            return float(run(*command, str(MILLISECONDS)))
-
-        found = {kind: _pairs(ours, partial(rate, kind), TURNS) for kind in KINDS}
+        yield ours
         with libbpf.closing(libbpf.attach(program, namespace.fileno())) as link:
             libbpf.pin(link, pins.link)
-        _check(pins)
-        generation.unload(pins)
-        for kind in ("tcp", "udp"):
-            found[f"plain {kind}"] = _pairs(partial(_plain, kind), partial(rate, kind), PLAIN_TURNS)
-    return found
 
 
-def _pairs(
-    condition: Callable[[], AbstractContextManager[None]], rate: Callable[[], float], turns: int
-) -> Rates:
+def _pairs(one: Condition, none: Condition, rate: Callable[[], float], turns: int) -> Rates:
+    def measure(condition: Condition) -> float:
+        with condition():
+            return rate()
+
     pairs = []
     for turn in range(turns):
         if turn % 2:
-            none = rate()
-        with condition():
-            one = rate()
-        if not turn % 2:
-            none = rate()
-        pairs.append((one, none))
+            pairs.append((measure(one), measure(none)))
+        else:
+            pairs.append((measure(none), measure(one))[::-1])
     ones, nones = zip(*pairs, strict=True)
     return Rates(
         statistics.median(ones), statistics.median(nones), statistics.median(map(truediv, ones, nones))
     )
 
 
+def _addresses(count: int) -> list[str]:
+    return [f"198.18.{number >> 8}.{number & 255}" for number in range(count)]
+
+
 @contextmanager
-def _plain(kind: str) -> Iterator[None]:
-    """A socket of its own for each address of the prefix, on one port."""
+def _listeners(kind: str, addresses: list[str]) -> Iterator[None]:
+    """A socket of its own for each address, on one port."""
     with ExitStack() as sockets:
-        for number in range(PLAIN):
-            address = f"198.18.{number >> 8}.{number & 255}"
+        for address in addresses:
             sockets.enter_context(
                 _sink(address) if kind == "udp" else socket.create_server((address, PORTS[kind]), backlog=16)
             )

@@ -212,10 +212,16 @@ def main() -> None:
     isolate()
     with tempfile.TemporaryDirectory() as directory:
         code, baseline = lookups.compile_both(Path(directory))
-    results = list(look_up(code, baseline, COUNTS[:3] if quick else COUNTS))
-    generation.unload(PINS)
-    results += replace(code, 4000 if quick else 40_000, 3 if quick else 7)
-    results += flood(code)
+    results = []
+    for part in (
+        look_up(code, baseline, COUNTS[:3] if quick else COUNTS),
+        replace(code, 4000 if quick else 40_000, 4 if quick else 8),
+        flood(code),
+    ):
+        for each in part:
+            results.append(each)
+            print(f"{each.value:10.3f} {each.unit:<4} {each.name.strip()}", file=sys.stderr)
+        generation.unload(PINS)
     show(results)
     if not quick:
         RESULTS.parent.mkdir(exist_ok=True)

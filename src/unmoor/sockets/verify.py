@@ -62,8 +62,10 @@ def prove(program: int, batches: int, questions: int, record: Record, proof: Ite
     asked = 0
     room = ROOM * QUESTION.size
     with mmap.mmap(questions, room) as memory, mmap.mmap(batches, mmap.PAGESIZE) as batch:
+        wanted: dict[str | None, int] = {label: number + 1 for label, number in record.services.items()}
+        wanted[None] = 0
         for claim in proof:
-            data = _questions(claim, record.services)
+            data = _questions(claim, wanted)
             for start in range(0, len(data), room):
                 part = data[start : start + room]
                 memory[: len(part)] = part
@@ -184,10 +186,8 @@ def _neighbourhoods(rules: Sequence[Rule]) -> Iterator[tuple[int, list[Rule]]]:
         yield port, touching
 
 
-def _questions(claim: Claim, services: Mapping[str, int]) -> bytes:
+def _questions(claim: Claim, wanted: Mapping[str | None, int]) -> bytes:
     """`struct question` of the first, the middle and the last address of each stretch."""
-    wanted: dict[str | None, int] = {label: number + 1 for label, number in services.items()}
-    wanted[None] = 0
     firsts, lasts, takers = zip(*claim.stretches, strict=True)
     middles = [(first + last) // 2 for first, last in zip(firsts, lasts, strict=True)]
     addresses = [*firsts, *middles, *lasts]
