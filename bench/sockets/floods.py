@@ -29,11 +29,11 @@ from unmoor.sockets.protocol import Request
 from unmoor.sockets.registry import Peer, Registry
 from unmoor.sockets.status import read_status
 
-TURNS = 31
-MILLISECONDS = 250
+TURNS = 101
+MILLISECONDS = 100
 #: A plain listener for each address of a /20: so many, and so many turns with and without them.
 PLAIN = 4096
-PLAIN_TURNS = 7
+PLAIN_TURNS = 11
 #: Where each kind of load goes.
 PORTS = {"connect": 8080, "udp": 80, "tcp": 80}
 KINDS = tuple(PORTS)

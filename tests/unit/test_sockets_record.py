@@ -84,8 +84,9 @@ def test_any_document_can_be_packed(own: list[Any], others: list[list[Any] | Non
 @given(LISTS, LISTS)
 def test_the_difference_of_two_documents(some: list[Any], others: list[Any]) -> None:
     one, other = (Packed.of(edge(prefixes=prefixes)) for prefixes in (some, others))
-    added = rules.missing(one.rules, other.rules)
-    assert set(added) == set(one.edge.bindings()) - set(other.edge.bindings())
+    added, removed = rules.difference(one.rules, other.rules)
+    before, after = set(other.edge.bindings()), set(one.edge.bindings())
+    assert (set(added), set(removed)) == (after - before, before - after)
     assert len(added) == len(list(added)) == len(set(added))
 
 

@@ -37,7 +37,7 @@ from unmoor.sockets.layout import (
 from unmoor.sockets.packed import Packed
 from unmoor.sockets.pins import ACCOUNT, PROGRAMS, SHARED, TABLE, Pins, own, remove
 from unmoor.sockets.record import Record, decode
-from unmoor.sockets.rules import Lines, Rule, missing
+from unmoor.sockets.rules import Lines, Rule, difference
 from unmoor.sockets.verify import ROOM, claims, prove, rehearse
 
 #: Where a thread's own network namespace is found.
@@ -181,8 +181,7 @@ def _difference(running: Record | None, wanted: _Wanted, code: bytes | None) -> 
         return Change(Lines(wanted.rules), Lines(), code is not None, True)
     same = running.document == wanted.document
     return Change(
-        Lines() if same else missing(wanted.rules, running.rules),
-        Lines() if same else missing(running.rules, wanted.rules),
+        *((Lines(), Lines()) if same else difference(wanted.rules, running.rules)),
         code is not None and running.program != digest(code),
         not same or running.interfaces != wanted.interfaces,
     )
