@@ -2,7 +2,7 @@
 
 One source address, 10,000 source ports; a listener that never accepts, a UDP socket whose filter drops
 everything. The figure is packets per second of the sender's processor time, which handles the packet on the
-receiving side of a veth pair as well; medians of turns, so only ratios mean anything.
+receiving side of a veth pair as well; only ratios mean anything, of turns that follow one another at once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import statistics
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from operator import truediv
 from pathlib import Path
 
 import tables
@@ -26,13 +29,17 @@ from unmoor.sockets.protocol import Request
 from unmoor.sockets.registry import Peer, Registry
 from unmoor.sockets.status import read_status
 
-TURNS = 15
-MILLISECONDS = 400
+TURNS = 101
+MILLISECONDS = 100
+#: A plain listener for each address of a /20: so many, and so many turns with and without them.
+PLAIN = 4096
+PLAIN_TURNS = 11
 #: Where each kind of load goes.
 PORTS = {"connect": 8080, "udp": 80, "tcp": 80}
 KINDS = tuple(PORTS)
 _HERE = Path(__file__).parent
 _CLIENT, _SERVER, _TARGET = "198.51.100.2", "198.51.100.1", "198.18.3.3"
+Condition = Callable[[], AbstractContextManager[None]]
 _DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0
 _SO_ATTACH_FILTER = 26
 
@@ -54,51 +61,113 @@ def veth_pair() -> Iterator[str]:
         run("ip", "-n", name, "addr", "add", f"{_CLIENT}/24", "dev", "bench1")
         run("ip", "-n", name, "link", "set", "bench1", "up")
         run("ip", "-n", name, "route", "add", "198.18.0.0/20", "via", _SERVER)
-        run("ip", "route", "add", "local", "198.18.0.0/20", "dev", "lo")
+        run("ip", "route", "replace", "local", "198.18.0.0/20", "dev", "lo")
         yield name
     finally:
         run("ip", "netns", "del", name)
 
 
-def compare(pins: Pins, code: bytes) -> dict[str, tuple[float, float]]:
-    """For floods of SYN and UDP, and for whole connections: rates (with our program, without any)."""
-    rates: dict[str, dict[str, list[float]]] = {kind: {"ours": [], "none": []} for kind in KINDS}
-    with tempfile.TemporaryDirectory() as directory, veth_pair() as client, ExitStack() as stack:
+@dataclass(frozen=True)
+class Rates:
+    """Packets or connections per second of processor time, with something and without; medians of turns.
+
+    A turn is a pair, one right after the other, and `ratio` is the median of the pairs' ratios.
+    """
+
+    one: float
+    none: float
+    ratio: float
+
+
+def compare(pins: Pins, code: bytes) -> dict[str, Rates]:
+    """Floods of SYN and UDP, and whole connections: with our program, beside none.
+
+    And both floods with a plain listener for each address (`plain tcp`, `plain udp`), beside one for all.
+    """
+    with tempfile.TemporaryDirectory() as directory, veth_pair() as client:
         flood = f"{directory}/flood"
         run("clang", "-O2", "-o", flood, str(_HERE / "flood.c"))
+
+        def rate(kind: str) -> float:
+            command = ("ip", "netns", "exec", client, flood, kind, _CLIENT, _TARGET, str(PORTS[kind]))
+            return float(run(*command, str(MILLISECONDS)))
+
+        with _prepared(pins, code, flood) as ours:
+            found = {kind: _pairs(ours, nullcontext, partial(rate, kind), TURNS) for kind in KINDS}
+        _check(pins)
+        generation.unload(pins)
+        for kind in ("tcp", "udp"):
+            found[f"plain {kind}"] = _pairs(
+                partial(_listeners, kind, _addresses(PLAIN)),
+                partial(_listeners, kind, [""]),
+                partial(rate, kind),
+                PLAIN_TURNS,
+            )
+    return found
+
+
+@contextmanager
+def _prepared(pins: Pins, code: bytes, flood: str) -> Iterator[Condition]:
+    """Everything is loaded and registered; the program runs while the condition that is yielded holds."""
+    with ExitStack() as stack:
         tcp = stack.enter_context(socket.create_server(("", PORTS["tcp"]), backlog=16))
-        udp = stack.enter_context(_sink())
+        udp = stack.enter_context(_sink(""))
         acceptor = stack.enter_context(socket.create_server(("", PORTS["connect"]), backlog=1024))
         stack.callback(_start(flood, acceptor).kill)
         _load(pins, code, tcp, udp, acceptor)
         program = stack.enter_context(libbpf.opened(pins.current / "dispatch"))
         namespace = stack.enter_context(generation.OWN_NETNS.open("rb"))
         pins.link.unlink()  # detached; from here on only while it is measured
-        for turn in range(TURNS):
-            for kind, found in rates.items():
-                command = ("ip", "netns", "exec", client, flood, kind, _CLIENT, _TARGET, str(PORTS[kind]))
-                for name in ("ours", "none") if turn % 2 else ("none", "ours"):
-                    with ExitStack() as attached:
-                        if name == "ours":
-                            link = libbpf.attach(program, namespace.fileno())
-                            attached.enter_context(libbpf.closing(link))
-                        found[name].append(float(run(*command, str(MILLISECONDS))))
+
+        @contextmanager
+        def ours() -> Iterator[None]:
+            with libbpf.closing(libbpf.attach(program, namespace.fileno())):
+                yield
+
+        yield ours
         with libbpf.closing(libbpf.attach(program, namespace.fileno())) as link:
             libbpf.pin(link, pins.link)
-        _check(pins)
-        generation.unload(pins)
-    return {
-        kind: (statistics.median(found["ours"]), statistics.median(found["none"]))
-        for kind, found in rates.items()
-    }
 
 
-def _sink() -> socket.socket:
+def _pairs(one: Condition, none: Condition, rate: Callable[[], float], turns: int) -> Rates:
+    def measure(condition: Condition) -> float:
+        with condition():
+            return rate()
+
+    pairs = []
+    for turn in range(turns):
+        if turn % 2:
+            pairs.append((measure(one), measure(none)))
+        else:
+            pairs.append((measure(none), measure(one))[::-1])
+    ones, nones = zip(*pairs, strict=True)
+    return Rates(
+        statistics.median(ones), statistics.median(nones), statistics.median(map(truediv, ones, nones))
+    )
+
+
+def _addresses(count: int) -> list[str]:
+    return [f"198.18.{number >> 8}.{number & 255}" for number in range(count)]
+
+
+@contextmanager
+def _listeners(kind: str, addresses: list[str]) -> Iterator[None]:
+    """A socket of its own for each address, on one port."""
+    with ExitStack() as sockets:
+        for address in addresses:
+            sockets.enter_context(
+                _sink(address) if kind == "udp" else socket.create_server((address, PORTS[kind]), backlog=16)
+            )
+        yield
+
+
+def _sink(address: str) -> socket.socket:
     sock = socket.socket(type=socket.SOCK_DGRAM)
     program = ctypes.create_string_buffer(_DROP_ALL)
     filter_program = struct.pack("@HP", 1, ctypes.addressof(program))  # struct sock_fprog
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
-    sock.bind(("", PORTS["udp"]))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address, PORTS["udp"]))
     return sock
 
 

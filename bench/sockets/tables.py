@@ -12,9 +12,9 @@ PORTS = (80, 8080, 8880, 2052, 2082, 2086, 2095, 443, 2053, 2083, 2087, 2096, 84
 _BASES = {4: (int(IPv4Address("198.18.0.0")), 17), 6: (int(IPv6Address("2001:db8::")), 84)}
 
 
-def thirteen() -> EdgeDocument:
+def thirteen(ports: tuple[int, ...] = PORTS) -> EdgeDocument:
     """A /20 and a /44 on the usual 13 ports."""
-    return _document([ip_network("198.18.0.0/20")], [ip_network("2001:db8::/44")], PORTS)
+    return _document([ip_network("198.18.0.0/20")], [ip_network("2001:db8::/44")], ports)
 
 
 def floods() -> EdgeDocument:

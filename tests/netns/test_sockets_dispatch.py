@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from contextlib import ExitStack, suppress
 
 import pytest
 from sockets_support import PREFIXES, UNMOOR, Bed, ask, listener, make_local, refuses, run
@@ -113,6 +114,57 @@ def test_all_members_of_a_reuseport_group_get_connections(bed: Bed) -> None:
     assert all(accepted)
     for each in [*clients, *servers]:
         each.close()
+
+
+def test_all_members_of_a_reuseport_group_get_datagrams(bed: Bed) -> None:
+    bed.load({"label": "dns", "ports": [53], "protocols": ["udp"]})
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(3)]
+        for server in servers:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            server.bind(("127.0.0.1", servers[0].getsockname()[1]))
+            server.setblocking(False)
+        bed.register("dns", servers[0])
+        for number in range(100):
+            with socket.socket(type=socket.SOCK_DGRAM) as client:
+                client.sendto(b"hello", (f"198.18.1.{number}", 53))
+        heard = [0] * len(servers)
+        for number, server in enumerate(servers):
+            with suppress(BlockingIOError):
+                while server.recv(100):
+                    heard[number] += 1
+        assert sum(heard) == 100
+        assert all(heard)
+    assert bed.count("dns", "udp").counters["lookups"] == 100
+
+
+def test_a_thousand_services_and_a_hundred_thousand_bindings(bed: Bed) -> None:
+    # Each service has 50 prefixes of each family to itself, and one port of its own at all of them.
+    services = []
+    for number in range(1000):
+        ipv4 = [
+            f"198.{18 + (number >> 9)}.{number >> 1 & 255}.{(number & 1) * 128 + 2 * each}/32"
+            for each in range(50)
+        ]
+        ipv6 = [f"2001:db8:{number:x}:{each:x}::/64" for each in range(50)]
+        services.append({"label": f"s{number}", "ports": [1000 + number], "prefixes": ipv4 + ipv6})
+    change = bed.load(*services)
+    assert len(change.added) == 100_000
+    make_local("198.18.0.0/15", "2001:db8::/32")
+    with listener(says="first") as first, listener(says="last") as last, listener("::1", says="six") as six:
+        bed.register("s0", first)
+        bed.register("s999", last, six)
+        assert ask("198.18.0.98", 1000) == "first 198.18.0.98 1000"
+        assert ask("198.19.243.128", 1999) == "last 198.19.243.128 1999"
+        assert ask("2001:db8:3e7:31::9", 1999) == "six 2001:db8:3e7:31::9 1999"
+        assert refuses("198.18.0.98", 1999)
+        assert refuses("198.18.0.128", 1001)
+        before = bed.count("s1").counters["misses"]
+        assert before == 1
+        # Another thousand of them: ids are kept for the generation before.
+        assert len(bed.load(*services[:999]).removed) == 100
+        assert ask("198.18.0.98", 1000) == "first 198.18.0.98 1000"
+        assert bed.count("s1").counters["misses"] == before
 
 
 def test_the_next_member_takes_over_where_one_goes(bed: Bed) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from unmoor.errors import UnmoorError
 from unmoor.model import EdgeDocument
 from unmoor.sockets import generation, libbpf, table
 from unmoor.sockets import verify as verification
+from unmoor.sockets.compiler import compile_program
 from unmoor.sockets.layout import LEAF
 from unmoor.sockets.packed import Packed
 from unmoor.sockets.pins import Pins
@@ -40,7 +42,7 @@ def bed(netns: None, pins: Pins, code: bytes) -> Iterator[Bed]:
 
 
 STEPS: list[tuple[Any, str]] = [
-    *((libbpf, name) for name in ("pin", "freeze", "switch", "attach", "update", "create_map")),
+    *((libbpf, name) for name in ("pin", "freeze", "switch", "attach", "update", "create_map", "run_test")),
     *((Path, name) for name in ("mkdir", "rename", "unlink", "rmdir", "chmod")),
 ]
 
@@ -232,6 +234,31 @@ def test_a_wrong_port_is_found(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(UnmoorError, match=rf"nothing was switched: tcp .* port {at // 2} must reach"):
             bed.load(*NEW)
         assert live(bed) == "old"
+
+
+def test_a_program_that_is_wrong_is_not_switched_in(bed: Bed, tmp_path: Path) -> None:
+    """The table is right, and so are `prove` and `explain`; only `dispatch` is not."""
+    source = (files("unmoor.sockets") / "dispatch.bpf.c").read_text()
+    for number, (right, wrong) in enumerate(
+        (
+            ("return run(ctx, 0);", "return run(ctx, 0) | SK_PASS;"),
+            ("return run(ctx, 0);", "return run(ctx, 0) & SK_DROP;"),
+            ("return run(ctx, 0);", "return run(ctx, 1);"),
+            ("bpf_ntohl(ctx->local_ip4) << 32", "ctx->local_ip4 << 32"),
+            ("count->lookups++;", "count->lookups += 2;"),
+        )
+    ):
+        assert right in source
+        (tmp_path / "wrong.bpf.c").write_text(source.replace(right, wrong))
+        output = tmp_path / f"{number}.o"
+        compile_program(output, source=tmp_path / "wrong.bpf.c")
+        with pytest.raises(UnmoorError, match="the new program is wrong, nothing was switched: tcp"):
+            generation.load(document(*NEW), output.read_bytes(), bed.pins)
+        assert live(bed) == "old"
+    # What the copy of the program was asked is counted nowhere.
+    before = bed.count("web").counters["lookups"]
+    bed.load(*NEW)
+    assert bed.count("web").counters["lookups"] == before
 
 
 def test_a_proof_goes_on_after_a_signal(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,8 +37,8 @@ from unmoor.sockets.layout import (
 from unmoor.sockets.packed import Packed
 from unmoor.sockets.pins import ACCOUNT, PROGRAMS, SHARED, TABLE, Pins, own, remove
 from unmoor.sockets.record import Record, decode
-from unmoor.sockets.rules import Lines, missing
-from unmoor.sockets.verify import ROOM, Prover
+from unmoor.sockets.rules import Lines, Rule, difference
+from unmoor.sockets.verify import ROOM, claims, prove, rehearse
 
 #: Where a thread's own network namespace is found.
 OWN_NETNS = Path("/proc/thread-self/ns/net")
@@ -47,6 +47,8 @@ OWN_NETNS = Path("/proc/thread-self/ns/net")
 _READ_TRIES = 20
 _READ_PAUSE = 0.01
 
+#: The maps that a load writes and freezes.
+_WRITTEN = ("ports", "nodes", "leaves")
 _GROUPS = MAX_SERVICES * GROUPS_PER_SERVICE
 #: (size of a value, entries) of the shared maps.
 _SHAPES = {
@@ -179,8 +181,7 @@ def _difference(running: Record | None, wanted: _Wanted, code: bytes | None) -> 
         return Change(Lines(wanted.rules), Lines(), code is not None, True)
     same = running.document == wanted.document
     return Change(
-        Lines() if same else missing(wanted.rules, running.rules),
-        Lines() if same else missing(running.rules, wanted.rules),
+        *((Lines(), Lines()) if same else difference(wanted.rules, running.rules)),
         code is not None and running.program != digest(code),
         not same or running.interfaces != wanted.interfaces,
     )
@@ -222,22 +223,10 @@ def _build(wanted: _Wanted, code: bytes, namespace: int, pins: Pins, earlier: li
     compiled = table.build(wanted.rules, record.services, record.interfaces, record.counted)
     with ExitStack() as stack:
         shared = _shared(pins, stack)
-        bpf = stack.enter_context(
-            libbpf.open_object(
-                code,
-                entries={
-                    "nodes": len(compiled.nodes) // NODE.size,
-                    "leaves": len(compiled.leaves) // LEAF.size,
-                    "questions": ROOM,
-                },
-                shared=shared,
-                initial={".rodata": ANY_ROOTS.pack(*compiled.any_roots)},
-            )
-        )
-        for name in ("ports", "nodes", "leaves"):
+        bpf = stack.enter_context(_loaded(code, compiled, shared))
+        for name in _WRITTEN:
             _fill(bpf.map_fd(name), getattr(compiled, name))
-        prover = Prover(bpf.program_fd("prove"), bpf.map_fd("batches"), bpf.map_fd("questions"))
-        prover.verify(record, wanted.rules)
+        _prove(bpf, record, wanted.rules, code, compiled)
         for name in SHARED:
             if name not in shared:
                 libbpf.pin(bpf.map_fd(name), pins.root / name)
@@ -267,6 +256,33 @@ def _build(wanted: _Wanted, code: bytes, namespace: int, pins: Pins, earlier: li
             _fill(fd, data)
             libbpf.pin(fd, pins.new / "record")
         own(pins.new / "record", 0o640)
+
+
+def _loaded(
+    code: bytes, compiled: table.Table, shared: Mapping[str, int], without: Sequence[str] = ()
+) -> AbstractContextManager[libbpf.BpfObject]:
+    return libbpf.open_object(
+        code,
+        entries={
+            "nodes": len(compiled.nodes) // NODE.size,
+            "leaves": len(compiled.leaves) // LEAF.size,
+            "questions": ROOM,
+        },
+        shared=shared,
+        initial={".rodata": ANY_ROOTS.pack(*compiled.any_roots)},
+        without=without,
+    )
+
+
+def _prove(
+    bpf: libbpf.BpfObject, record: Record, rules: Sequence[Rule], code: bytes, compiled: table.Table
+) -> None:
+    """Look everything up in the new table. Raises UnmoorError when any of it is wrong."""
+    proof = list(claims(rules))
+    prove(bpf.program_fd("prove"), bpf.map_fd("batches"), bpf.map_fd("questions"), record, proof)
+    own_table = {name: bpf.map_fd(name) for name in (*_WRITTEN, "questions")}
+    with _loaded(code, compiled, own_table, without=("explain", "prove")) as copy:
+        rehearse(copy.program_fd("dispatch"), copy.map_fd("counters"), record, proof)
 
 
 def _shared(pins: Pins, stack: ExitStack) -> dict[str, int]:

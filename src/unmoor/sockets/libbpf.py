@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import (
     POINTER,
@@ -188,6 +188,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__reuse_fd": (c_int, (c_void_p, c_int)),
     "bpf_map__fd": (c_int, (c_void_p,)),
     "bpf_program__fd": (c_int, (c_void_p,)),
+    "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
     "bpf_link_create": (c_int, (c_int, c_int, c_int, c_void_p)),
     "bpf_link_update": (c_int, (c_int, c_int, c_void_p)),
     "bpf_link_detach": (c_int, (c_int,)),
@@ -274,6 +275,10 @@ class BpfObject:
         """Use the existing map `fd` in place of the object's own. Raises OSError when shapes differ."""
         _check(_library().bpf_map__reuse_fd(self._map(name), fd), name)
 
+    def leave_out(self, program: str) -> None:
+        """Do not load this program of the object."""
+        _check(_library().bpf_program__set_autoload(self._program(program), False), program)
+
     def load(self) -> None:
         """Create maps and programs. Raises UnmoorError with the verifier's last words."""
         result = _library().bpf_object__load(self._pointer)
@@ -288,12 +293,15 @@ class BpfObject:
 
     def program_fd(self, name: str) -> int:
         """The descriptor of a program; the object's, closed with it."""
-        found = _library().bpf_object__find_program_by_name(self._pointer, name.encode())
+        return _check(_library().bpf_program__fd(self._program(name)), name)
+
+    def _program(self, name: str) -> int:
+        found: int | None = _library().bpf_object__find_program_by_name(self._pointer, name.encode())
         if not found:
             raise UnmoorError(
                 f"the BPF object has no program {name!r}; compile it anew: unmoor sockets compile"
             )
-        return _check(_library().bpf_program__fd(found), name)
+        return found
 
 
 @contextmanager
@@ -303,10 +311,16 @@ def open_object(
     entries: Mapping[str, int],
     shared: Mapping[str, int],
     initial: Mapping[str, bytes],
+    without: Iterable[str] = (),
 ) -> Iterator[BpfObject]:
-    """Load `code` with maps of these sizes, shared maps and initial values; close it at the end."""
+    """Load `code` with maps of these sizes, shared maps and initial values; close it at the end.
+
+    The programs named in `without` are left out.
+    """
     bpf = BpfObject(code)
     try:
+        for name in without:
+            bpf.leave_out(name)
         for name, count in entries.items():
             bpf.resize(name, count)
         for name, fd in shared.items():

@@ -120,21 +120,28 @@ class Lines(Sequence[Binding]):
     __hash__ = None  # type: ignore[assignment]  # compares by content, as a list does
 
 
-def missing(some: Iterable[Rule], others: Iterable[Rule]) -> Lines:
-    """The bindings of `some` that `others` lack."""
-    present: dict[Rule, list[Keys]] = defaultdict(list)
-    for rule in others:
-        present[rule._replace(keys=())].append(rule.keys)
-    wanted: dict[Rule, list[Keys]] = defaultdict(list)
-    for rule in some:
-        wanted[rule._replace(keys=())].append(rule.keys)
+def difference(wanted: Iterable[Rule], running: Iterable[Rule]) -> tuple[Lines, Lines]:
+    """The bindings of `wanted` that `running` lacks, and those of `running` that `wanted` lacks."""
+    here, there = _by_signature(wanted), _by_signature(running)
     # Thirteen ports at the same prefixes are compared once.
-    known: dict[tuple[tuple[int, ...], tuple[int, ...]], Keys] = {}
-    found = []
-    for rule, lists in wanted.items():
-        besides = present.get(rule, [])
-        same = tuple(map(id, lists)), tuple(map(id, besides))
+    known: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Keys, Keys]] = {}
+    added: list[Rule] = []
+    removed: list[Rule] = []
+    for rule in here | there:
+        ours, others = here.get(rule, []), there.get(rule, [])
+        same = tuple(map(id, ours)), tuple(map(id, others))
         if same not in known:
-            known[same] = tuple(sorted(set().union(*lists).difference(*besides)))
-        found.append(rule._replace(keys=known[same]))
-    return Lines(rule for rule in found if rule.keys)
+            one, other = set[Key]().union(*ours), set[Key]().union(*others)
+            known[same] = tuple(sorted(one - other)), tuple(sorted(other - one))
+        for lines, keys in zip((added, removed), known[same], strict=True):
+            if keys:
+                lines.append(rule._replace(keys=keys))
+    return Lines(added), Lines(removed)
+
+
+def _by_signature(rules: Iterable[Rule]) -> dict[Rule, list[Keys]]:
+    """Lists of keys by the rest of their rules."""
+    found: dict[Rule, list[Keys]] = defaultdict(list)
+    for rule in rules:
+        found[rule._replace(keys=())].append(rule.keys)
+    return dict(found)

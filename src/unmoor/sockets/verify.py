@@ -6,7 +6,9 @@ address are looked up. So the first, the last and a middle address of each prefi
 neighbours outside. `precedence` says, without a look at the table, what must come out.
 
 The look-ups are made in the kernel, by test runs of the program `prove`: it takes one question after another
-from a map and chooses by the lines that `dispatch` is made of.
+from a map and chooses by the lines that `dispatch` is made of. Then `dispatch` itself is asked some, as
+packets: a copy of it that has the new table but sockets and counters of its own, since it counts what it is
+asked.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import mmap
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
@@ -22,7 +24,7 @@ from typing import NamedTuple
 from unmoor.errors import UnmoorError
 from unmoor.model import Protocol
 from unmoor.sockets import libbpf
-from unmoor.sockets.layout import BATCH, PROTOCOLS, QUESTION
+from unmoor.sockets.layout import BATCH, COUNTERS_STRUCT, KEY, PROTOCOLS, QUESTION, group
 from unmoor.sockets.lookup import context
 from unmoor.sockets.precedence import Stretch, stretches
 from unmoor.sockets.record import Record
@@ -37,6 +39,11 @@ _WORDS = QUESTION.size // 8
 _PACKET = context("tcp", IPv4Address("127.0.0.1"), 1)
 
 
+#: At most about so many look-ups of `dispatch` itself, spread over everything that must be true.
+REHEARSED = 128
+_DROP, _PASS = 0, 1
+
+
 class Claim(NamedTuple):
     """What must be true at some ports, for packets of one protocol and family from one interface."""
 
@@ -47,42 +54,76 @@ class Claim(NamedTuple):
     stretches: Sequence[Stretch]
 
 
-class Prover:
-    """The program `prove` of a generation that is loaded, and its maps, given by their descriptors."""
+def prove(program: int, batches: int, questions: int, record: Record, proof: Iterable[Claim]) -> int:
+    """Look all of it up by the program `prove`, given with its maps; returns how many look-ups agreed.
 
-    def __init__(self, program: int, batches: int, questions: int) -> None:
-        self._program, self._batches, self._questions = program, batches, questions
+    Raises UnmoorError, naming one of them, when any does not.
+    """
+    asked = 0
+    room = ROOM * QUESTION.size
+    with mmap.mmap(questions, room) as memory, mmap.mmap(batches, mmap.PAGESIZE) as batch:
+        wanted: dict[str | None, int] = {label: number + 1 for label, number in record.services.items()}
+        wanted[None] = 0
+        for claim in proof:
+            data = _questions(claim, wanted)
+            for start in range(0, len(data), room):
+                part = data[start : start + room]
+                memory[: len(part)] = part
+                for port in claim.ports:
+                    _ask(program, batch, claim, port, part, record)
+                    asked += len(part) // QUESTION.size
+    return asked
 
-    def verify(self, record: Record, rules: Sequence[Rule]) -> int:
-        """Look up all that follows from the rules of a record; returns how many look-ups agreed.
 
-        Raises UnmoorError, naming one of them, when any does not.
-        """
-        asked = 0
-        room = ROOM * QUESTION.size
-        with mmap.mmap(self._questions, room) as questions, mmap.mmap(self._batches, mmap.PAGESIZE) as batch:
-            for claim in claims(rules):
-                data = _questions(claim, record.services)
-                for start in range(0, len(data), room):
-                    part = data[start : start + room]
-                    questions[: len(part)] = part
-                    for port in claim.ports:
-                        self._ask(claim, port, part, batch, record)
-                        asked += len(part) // QUESTION.size
-        return asked
+def _ask(program: int, batch: mmap.mmap, claim: Claim, port: int, questions: bytes, record: Record) -> None:
+    count = len(questions) // QUESTION.size
+    place = PROTOCOLS.index(claim.protocol) << 16 | port
+    ifindex = record.interfaces.get(claim.interface, 0)
+    BATCH.pack_into(batch, 0, place, claim.family == 6, ifindex, 0, count, 0, 0, 0)
+    asked = 0
+    while asked < count:
+        with suppress(InterruptedError):  # by a signal; what was asked is known
+            libbpf.run_test(program, _PACKET, count - asked)
+        asked, _, wrong, first, found = BATCH.unpack_from(batch)[3:]
+    if wrong:
+        raise UnmoorError(_complaint(claim, port, questions, (wrong, first, found), record))
 
-    def _ask(self, claim: Claim, port: int, questions: bytes, batch: mmap.mmap, record: Record) -> None:
-        count = len(questions) // QUESTION.size
-        place = PROTOCOLS.index(claim.protocol) << 16 | port
-        ifindex = record.interfaces.get(claim.interface, 0)
-        BATCH.pack_into(batch, 0, place, claim.family == 6, ifindex, 0, count, 0, 0, 0)
-        asked = 0
-        while asked < count:
-            with suppress(InterruptedError):  # by a signal; what was asked is known
-                libbpf.run_test(self._program, _PACKET, count - asked)
-            asked, _, wrong, first, found = BATCH.unpack_from(batch)[3:]
-        if wrong:
-            raise UnmoorError(_complaint(claim, port, questions, (wrong, first, found), record))
+
+def rehearse(dispatch: int, counters: int, record: Record, proof: Iterable[Claim]) -> int:
+    """Ask a copy of `dispatch` without sockets: what is bound must be refused, and counted for its service.
+
+    Returns how many look-ups agreed. Raises UnmoorError when one does not.
+    """
+    questions = list(_rehearsal(proof))
+    for claim, port, number, taker in questions:
+        address = IPv4Address(number) if claim.family == 4 else IPv6Address(number)
+        at = None if taker is None else group(record.services[taker], claim.protocol, claim.family)
+        before = 0 if at is None else _lookups(counters, at)
+        verdict = libbpf.run_test(dispatch, context(claim.protocol, address, port)).verdict
+        counted = 0 if at is None else _lookups(counters, at) - before
+        if (verdict, counted) != ((_PASS, 0) if at is None else (_DROP, 1)):
+            raise UnmoorError(
+                f"the new program is wrong, nothing was switched: {claim.protocol} {address} port {port} "
+                f"must reach {'no service' if taker is None else repr(taker)}; please report this"
+            )
+    return len(questions)
+
+
+def _rehearsal(proof: Iterable[Claim]) -> Iterator[tuple[Claim, int, int, str | None]]:
+    """Some stretches of each claim, at some of its ports: the claim, a port, an address, who takes it."""
+    # A packet of a test run comes in by no interface.
+    asked = [(claim, port) for claim in proof if not claim.interface for port in claim.ports]
+    asked = asked[:: 1 + len(asked) // REHEARSED]
+    for number, (claim, port) in enumerate(asked):
+        share = max(1, REHEARSED // len(asked))
+        step = 1 + len(claim.stretches) // share
+        for first, last, taker in claim.stretches[number % step :: step]:
+            yield claim, port, (first + last) // 2, taker
+
+
+def _lookups(counters: int, number: int) -> int:
+    value = libbpf.lookup(counters, KEY.pack(number), COUNTERS_STRUCT.size * libbpf.possible_cpus()) or b""
+    return sum(each[0] for each in COUNTERS_STRUCT.iter_unpack(value))
 
 
 def _complaint(
@@ -145,10 +186,8 @@ def _neighbourhoods(rules: Sequence[Rule]) -> Iterator[tuple[int, list[Rule]]]:
         yield port, touching
 
 
-def _questions(claim: Claim, services: Mapping[str, int]) -> bytes:
+def _questions(claim: Claim, wanted: Mapping[str | None, int]) -> bytes:
     """`struct question` of the first, the middle and the last address of each stretch."""
-    wanted: dict[str | None, int] = {label: number + 1 for label, number in services.items()}
-    wanted[None] = 0
     firsts, lasts, takers = zip(*claim.stretches, strict=True)
     middles = [(first + last) // 2 for first, last in zip(firsts, lasts, strict=True)]
     addresses = [*firsts, *middles, *lasts]

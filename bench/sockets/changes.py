@@ -1,0 +1,141 @@
+"""(c) How long it takes to replace a table by another, and what clients notice of it."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import floods
+import tables
+
+from unmoor import model
+from unmoor.model import EdgeDocument
+from unmoor.sockets import generation
+from unmoor.sockets.pins import Pins
+from unmoor.sockets.protocol import Request
+from unmoor.sockets.registry import Peer, Registry
+
+CLIENTS, REPLACEMENTS, UPGRADES = 10, 200, 50
+_COMMAND = (sys.executable, "-c", "from unmoor.commands import main; main()", "sockets", "load")
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """To replace a table: in memory, from its file, by the whole command; `cpu` is of the first."""
+
+    memory: float
+    file: float
+    command: float
+    cpu: float
+
+
+def replace(
+    make: Callable[[int], EdgeDocument], pins: Pins, code: bytes, directory: Path, turns: int
+) -> Seconds:
+    """Medians of so many turns, in which two tables take each other's place."""
+    program, paths = directory / "dispatch.o", []
+    program.write_bytes(code)
+    for seed in (1, 2):
+        paths.append(directory / f"edge{seed}.json")
+        paths[-1].write_text(make(seed).model_dump_json(), encoding="utf-8")
+    documents = [model.load(EdgeDocument, path) for path in paths]
+
+    def in_memory(turn: int) -> None:
+        change = generation.load(documents[turn % 2], code, pins)
+        if len(change.added) < 1000:
+            raise RuntimeError("that was no replacement")
+
+    def from_file(turn: int) -> None:
+        generation.load(model.load(EdgeDocument, paths[turn % 2]), code, pins)
+
+    def command(turn: int) -> None:
+        arguments = ["--config", paths[turn % 2], "--object", program, "--pins", pins.root]
+        subprocess.run([*_COMMAND, *map(str, arguments)], check=True, capture_output=True)
+
+    in_memory(1)
+    cpu: list[float] = []
+    memory = _median(in_memory, turns, cpu)
+    gc.disable()  # as the command does
+    file = _median(from_file, turns)
+    gc.enable()
+    found = Seconds(memory, file, _median(command, turns), statistics.median(cpu))
+    generation.unload(pins)
+    return found
+
+
+def _median(act: Callable[[int], None], turns: int, cpu: list[float] | None = None) -> float:
+    times = []
+    for turn in range(turns + turns % 2):  # even, so that the last table is that of before
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        act(turn)
+        times.append(time.perf_counter() - begin)
+        if cpu is not None:
+            cpu.append(time.process_time() - begin_cpu)
+    return statistics.median(times)
+
+
+def failures(pins: Pins, code: bytes) -> tuple[int, int]:
+    """Connections made by clients while tables and programs change, and how many of them went wrong."""
+    floods.run("ip", "route", "replace", "local", "198.18.0.0/20", "dev", "lo")
+    wrong: list[str] = []
+    made = [0] * CLIENTS
+    stopping = threading.Event()
+
+    def hammer(number: int) -> None:
+        while not stopping.is_set():
+            address = f"198.18.{number}.{made[number] % 256}"
+            try:
+                with socket.create_connection((address, 80), timeout=5) as client:
+                    if client.recv(100) != address.encode():
+                        wrong.append("misdirected")
+            except OSError as error:
+                wrong.append(str(error))
+            made[number] += 1
+
+    documents = [tables.thirteen(), tables.thirteen(ports=tables.PORTS[:7])]
+    with _server(pins, documents[0], code), ExitStack() as stack:
+        threads = [threading.Thread(target=hammer, args=(number,)) for number in range(CLIENTS)]
+        stack.callback(lambda: [thread.join() for thread in threads])
+        stack.callback(stopping.set)
+        for thread in threads:
+            thread.start()
+        for turn in range(REPLACEMENTS):
+            generation.load(documents[(turn + 1) % 2], code, pins)
+        for turn in range(UPGRADES):
+            generation.load(documents[0], code + bytes(1 + turn % 2), pins)
+    generation.unload(pins)
+    return sum(made), len(wrong)
+
+
+@contextmanager
+def _server(pins: Pins, document: EdgeDocument, code: bytes) -> Iterator[None]:
+    """Tells each client the address that it dialled."""
+    generation.load(document, code, pins)
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as server:
+        Registry(pins).handle(Request("register", "web"), [server.fileno()], Peer(0, 0, frozenset()))
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                with client:
+                    client.sendall(client.getsockname()[0].encode())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
