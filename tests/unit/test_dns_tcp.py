@@ -15,6 +15,7 @@ import dns.message
 import dns.query
 import pytest
 from dns_support import Local, document, model, running
+from test_dns_server import framed, read_framed
 
 from unmoor.dns import tcp
 from unmoor.dns.tcp import Connections, Limits
@@ -22,10 +23,6 @@ from unmoor.errors import InvalidInputError
 
 QUERY = b"\x12\x34\0\0\0\1\0\0\0\0\0\0\5host0\7example\3com\0\0\1\0\1"
 IDLE = 15
-
-
-def framed(packet: bytes) -> bytes:
-    return struct.pack("!H", len(packet)) + packet
 
 
 class Bench:
@@ -200,16 +197,6 @@ def test_a_connection_of_another_release_that_cannot_be_read_is_closed(bench: Be
 # -- over the running server -----------------------------------------------------------------------------
 
 
-def read_answer(client: socket.socket) -> bytes:
-    data = b""
-    while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
-        more = client.recv(4096)
-        if not more:
-            raise EOFError
-        data += more
-    return data[2:]
-
-
 def test_five_thousand_connections_and_a_reload_in_their_midst(tmp_path: Path) -> None:
     with running(tmp_path, tcp_connections=6000, listen=["127.0.0.1"]) as server, ExitStack() as stack:
         clients = []
@@ -221,13 +208,13 @@ def test_five_thousand_connections_and_a_reload_in_their_midst(tmp_path: Path) -
             for client in clients:
                 client.sendall(framed(QUERY))
             for client in clients:
-                assert read_answer(client)[2:4] == b"\x84\0"
+                assert read_framed(client)[2:4] == b"\x84\0"
             server.write({**server.data, "tell_name": not server.data.get("tell_name", False)})
             assert server.reload().done
         for client in clients:
             client.sendall(framed(QUERY))
         for client in clients:
-            assert read_answer(client)[:2] == QUERY[:2]
+            assert read_framed(client)[:2] == QUERY[:2]
         assert server.status()["restarts"] == 0
 
 
@@ -255,7 +242,7 @@ def test_who_floods_one_connection_holds_up_nobody(tmp_path: Path) -> None:
                 assert door.recv(4096)[:2] == QUERY[:2]
                 with socket.create_connection(("127.0.0.1", server.port), 5) as other:
                     other.sendall(framed(QUERY))
-                    assert read_answer(other)[:2] == QUERY[:2]
+                    assert read_framed(other)[:2] == QUERY[:2]
         enough.set()
         threads[0].join()
         flood.shutdown(socket.SHUT_WR)

@@ -261,7 +261,7 @@ def test_systemd_learns_who_the_server_is(tmp_path: Path, monkeypatch: pytest.Mo
 
 # -- what is broken --------------------------------------------------------------------------------------
 
-BUILD = "        return build("
+BUILD = "        snapshot = build("
 OFFER = "        for place in predecessor.offer("
 BEGIN = "            self._adopt(started[place])\n        totals"
 KEY = "raise KeyError(7)"
@@ -333,7 +333,7 @@ def test_a_release_that_is_slow_is_waited_for_and_others_are_served(
     server: Upgradable, tmp_path: Path
 ) -> None:
     slow = Release(tmp_path, "2.0").replace(
-        "dns/server.py", "        return build(", "        time.sleep(2)\n        return build("
+        "dns/server.py", "        snapshot = build(", "        time.sleep(2)\n        snapshot = build("
     )
     asking = threading.Thread(target=slow.upgrade, args=(server,))
     asking.start()
@@ -354,7 +354,7 @@ def test_a_release_that_is_slow_is_waited_for_and_others_are_served(
 
 def test_a_server_that_stops_takes_the_unfinished_upgrade_with_it(server: Upgradable, tmp_path: Path) -> None:
     slow = Release(tmp_path, "2.0").replace(
-        "dns/server.py", "        return build(", "        time.sleep(60)\n        return build("
+        "dns/server.py", "        snapshot = build(", "        time.sleep(60)\n        snapshot = build("
     )
     asking = threading.Thread(target=slow.upgrade, args=(server,))
     asking.start()

@@ -306,13 +306,12 @@ class Server:
             self._vacant.add(place)
 
     def _retire(self, process: Process, inheritance: socket.socket) -> None:
-        """Have a worker stop, and send its connections to who reads `inheritance`; then it is gone."""
+        """Have a worker stop, and send its connections to who reads `inheritance`; then it can be buried."""
         with suppress(OSError):
             socket.send_fds(process.channel, [worker.RETIRE], [inheritance.fileno()])
             if _hear(process) != worker.RETIRED:
                 log.error("worker %d (pid %d) did not retire; killing it", process.place, process.pid)
                 os.kill(process.pid, signal.SIGKILL)
-        self._bury(process)
 
     def _bury(self, process: Process) -> int:
         """Wait for a worker's end, which is brought about if it does not come; gives its exit status."""
@@ -436,8 +435,11 @@ class Server:
         for process in going:
             self._abandon(process)
             self._retire(process, inheritances.get(process.place, heir))
-            if process.place in inheritances:
-                begin(process.place)
+            try:
+                if process.place in inheritances:
+                    begin(process.place)
+            finally:  # its end takes a while, in which the place is served already
+                self._bury(process)
         for place in inheritances.keys() - {process.place for process in going}:
             begin(place)
 
