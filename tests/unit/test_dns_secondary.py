@@ -24,9 +24,11 @@ import pytest
 from click.testing import CliRunner
 from dns_primary import SECRET, Primary, Records, zone_text
 from dns_support import Running, document, free_port, model, running
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unmoor.commands.dns import cli
-from unmoor.dns import names, transfer, zones
+from unmoor.dns import names, transfer, wire, zones
 from unmoor.dns.change import describe_change
 from unmoor.dns.copies import Key, Store, expire, refresh
 from unmoor.dns.counters import Counts
@@ -381,12 +383,38 @@ def test_a_notify_with_a_wrong_signature(key: str, secret: str, error: int) -> N
     message = dns.message.make_query(NAME, "SOA")
     message.set_opcode(dns.opcode.NOTIFY)
     message.use_tsig(dns.tsig.Key(key, secret, "hmac-sha256"))
-    wire = notices.answer(message.to_wire(), "127.0.0.9", Counts.private())
-    assert wire is not None
-    reply = dns.message.from_wire(wire, keyring=False)
+    said = notices.answer(message.to_wire(), "127.0.0.9", Counts.private())
+    assert said is not None
+    reply = dns.message.from_wire(said, keyring=False)
     assert reply.rcode() == dns.rcode.NOTAUTH
     assert reply.tsig is not None
     assert (reply.tsig[0].error, reply.tsig[0].mac) == (error, b"")
+
+
+def signed_notify() -> bytes:
+    message = dns.message.make_query(NAME, "SOA", id=7)
+    message.set_opcode(dns.opcode.NOTIFY)
+    message.use_tsig(dns.tsig.Key("transfer.key", SECRET, "hmac-sha256"))
+    return message.to_wire()
+
+
+@given(st.binary(max_size=12), st.integers(0, 160), st.integers(0, 160), st.integers(0, 200))
+def test_whatever_passes_for_a_notify(noise: bytes, start: int, stop: int, size: int) -> None:
+    """Octets changed, cut out, put in, or cut off: never NOERROR, and never anything but a reply."""
+    packet = signed_notify()
+    spoilt = (packet[:start] + noise + packet[stop:])[:size]
+    if spoilt[2:] == packet[2:] or not wire.is_notify(spoilt):  # the identifier is not signed (RFC 8945)
+        return
+    named = PrimaryDocument(address="127.0.0.9", tsig_key="transfer.key")
+    notices = Notices({APEX: transfer.sources([named], {"transfer.key": TsigKey(secret=SECRET)})}, None)
+    try:
+        reply = notices.answer(spoilt, "127.0.0.9", Counts.private())
+    except wire.QueryError:
+        return
+    assert reply is not None
+    said = dns.message.from_wire(reply, keyring=False)
+    assert said.rcode() in (dns.rcode.NOTAUTH, dns.rcode.REFUSED)
+    assert said.id == int.from_bytes(spoilt[:2], "big")
 
 
 def test_a_fresh_server_without_its_primary(tmp_path: Path, primary: Primary) -> None:
