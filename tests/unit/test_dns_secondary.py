@@ -26,6 +26,7 @@ from dns_primary import SECRET, Primary, Records, zone_text
 from dns_support import Running, document, free_port, model, running
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_dns_upgrade import Release, Upgradable
 
 from unmoor.commands.dns import cli
 from unmoor.dns import names, transfer, wire, zones
@@ -539,6 +540,25 @@ def test_the_process_that_transfers_is_replaced_when_it_dies(tmp_path: Path, pri
         assert server.stop() == 0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_new_release_takes_the_copies_over(tmp_path: Path, primary: Primary) -> None:
+    primary.set(NAME, zone_text(1, "x TXT one"))
+    data = document(port=free_port(), zones=with_zone(zone_of(primary)))
+    server = Upgradable(tmp_path, data, program=str(Release(tmp_path, "1.0").program)).wait()
+    try:
+        eventually(lambda: answer(server, "x.example.org"), '"one"')
+        old = transferring(server)
+        done = Release(tmp_path, "2.0").upgrade(server)
+        assert done.returncode == 0, done.stderr
+        assert answer(server, "x.example.org") == '"one"'
+        with pytest.raises(ProcessLookupError):
+            os.kill(old, 0)
+        primary.set(NAME, zone_text(2, "x TXT two"))
+        assert primary.notify(NAME, server.port).rcode() == 0
+        eventually(lambda: answer(server, "x.example.org"), '"two"')
+    finally:
+        server.stop()
 
 
 def transferring(server: Running) -> int:
