@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -207,6 +208,22 @@ def test_a_primary_that_is_not_there() -> None:
     gone.close()
     with pytest.raises(transfer.TransferError, match=r"cannot be reached|in time"):
         transfer.fetch(source(gone), APEX, None, 100)
+
+
+def test_a_primary_is_not_kept_waiting_while_we_read() -> None:
+    """Eight megabytes are taken off its hands before we have read any; then they are all there, in order."""
+    data = bytes(range(256)) * 32768
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as ours:
+        ours.connect(listener.getsockname())
+        theirs, _ = listener.accept()
+        with theirs, transfer._Ahead(ours) as stream:
+            theirs.settimeout(20)
+            theirs.sendall(data)
+            theirs.close()
+            until = time.monotonic() + 20
+            assert stream.read(len(data), until) == data
+            with pytest.raises(EOFError):
+                stream.read(1, until)
 
 
 def test_serials_wrap() -> None:
