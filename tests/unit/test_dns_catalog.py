@@ -16,6 +16,7 @@ from test_dns_secondary import answer, eventually
 
 from unmoor.dns import catalog, names, zones
 from unmoor.dns.catalog import Entry, Member, merge, parse
+from unmoor.dns.check import problems
 
 CATALOG = "catalog.example"
 
@@ -172,6 +173,25 @@ def test_merging_settles(
     assert len({member.apex for member in members}) == len(members)
     assert {member.name for member in members} == (c.keys() | d.keys()) - {"own.example", "one.catalog"}
     assert catalog.load(catalog.dump(members)) == members
+
+
+def test_policies_for_hostnames_of_members_are_reached() -> None:
+    policies = [
+        {"name": "members", "match": {"tags": {"of": "members"}}, "answer": {"pool": "free", "ttl": 1}},
+        {"name": "some", "match": {"suffixes": ["m.example"]}, "answer": {"pool": "free", "ttl": 1}},
+        {"name": "rest", "answer": {"pool": "free", "ttl": 1}},
+    ]
+    hostnames = [{"tags": {"of": "members"}, "names": ["www"]}]
+    catalogs = [
+        {"name": CATALOG, "primaries": [{"address": "127.0.0.9"}], "members": {"hostnames": hostnames}}
+    ]
+    assert problems(model(document(policies=policies, catalogs=catalogs)), "") == []
+    said = [str(problem) for problem in problems(model(document(policies=policies)), "")]
+    assert ["can never match" in line for line in said] == [True, True]
+    shadowed = [policies[2], *policies[:1]]
+    said = [str(problem) for problem in problems(model(document(policies=shadowed, catalogs=catalogs)), "")]
+    assert len(said) == 1
+    assert "rest takes every query first, such as www.member.catalog.example A" in said[0]
 
 
 # -- a server that follows -------------------------------------------------------------------------------

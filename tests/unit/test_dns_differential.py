@@ -19,6 +19,7 @@ import dns.rdatatype
 import dns.zone
 import peers
 import pytest
+from dns_peers import KNOT, NSD
 from dns_support import ZONE, Local, document, free_port
 
 # Policies are nobody else's: only the zone file's records are compared.
@@ -68,31 +69,15 @@ class Peer:
 
 
 CONFIGS = {
-    "knotd": """
-server:
-  rundir: {directory}
-  user: root:root
-  listen: 127.0.0.1@{port}
-  udp-workers: 1
-  tcp-workers: 1
-  background-workers: 1
-database:
-  storage: {directory}/db
+    "knotd": KNOT
+    + """
 zone:
   - domain: example.com
     storage: {directory}
     file: example.com.zone
 """,
-    "nsd": """
-server:
-  ip-address: 127.0.0.1@{port}
-  zonesdir: {directory}
-  zonelistfile: {directory}/zone.list
-  xfrdfile: {directory}/xfrd.state
-  xfrdir: {directory}
-  pidfile: {directory}/nsd.pid
-  username: root
-  server-count: 1
+    "nsd": NSD
+    + """
   minimal-responses: yes
   refuse-any: yes
 remote-control:

@@ -18,6 +18,7 @@ from dns_primary import zone_text
 from dns_support import Local, document
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_dns_registry_answers import in_registry
 
 from unmoor.commands.dns import cli
 from unmoor.dns import export, names, zones
@@ -238,6 +239,34 @@ def test_a_transferred_zone_with_and_without_a_copy(tmp_path: Path) -> None:
     assert len(found.get_rdataset("h.example.org.", "A")) == 8
 
 
+def test_names_of_a_registry(tmp_path: Path) -> None:
+    entries = [
+        ("a.example.com.", {"account_type": "free"}),
+        ("*.w.example.com.", {}),
+        ("a.b.example.com.", {}),
+    ]
+    data = document(policies=POLICIES)
+    data["zones"][0]["hostnames"] = [{"names": ["biz"]}]
+    data["registry"] = in_registry(tmp_path, entries)
+    zone = exported(tmp_path, data)
+    assert all(ip_address(each) in ip_network("198.18.0.0/20") for each in addresses(zone, "a"))
+    assert [len(addresses(zone, name)) for name in ("a", "*.w", "a.b", "biz", "b")] == [8, 8, 8, 8, 0]
+
+
+def test_many_zones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_OPEN_FILES", 2)
+    listed = [
+        {"name": f"z{number}.example", "records": zone_text(number), "hostnames": [{"names": ["a", "b"]}]}
+        for number in range(9)
+    ]
+    output, _ = run(tmp_path, document(zones=listed, policies=POLICIES[1:]))
+    for number in range(9):
+        zone = dns.zone.from_file(str(output / f"z{number}.example.zone"), relativize=False)
+        assert zone.get_soa().serial == number
+        assert len(zone.get_rdataset(f"b.z{number}.example.", "A")) == 8
+    assert len(list(output.iterdir())) == 9
+
+
 def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, _ = run(tmp_path, document(), "--seed", "1")
     before = (output / "example.com.zone").read_bytes()
@@ -251,7 +280,7 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cli, ["export", "--config", str(path), "--output", str(output), "--state", str(tmp_path)]
     )
     assert "cannot be written: No space left" in str(result.exception)
-    assert (output / "example.com.zone").read_bytes() == before
+    assert [(each.name, each.read_bytes()) for each in output.iterdir()] == [("example.com.zone", before)]
 
 
 # -- other servers ---------------------------------------------------------------------------------------

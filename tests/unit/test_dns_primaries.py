@@ -19,6 +19,7 @@ import dns.query
 import dns.rcode
 import pytest
 from click.testing import CliRunner
+from dns_peers import KNOT, NSD, PROGRAMS
 from dns_primary import SECRET, zone_text
 from dns_support import document, free_port, running
 from test_dns_secondary import KEYS, NAME, answer, eventually
@@ -26,22 +27,13 @@ from test_dns_secondary import KEYS, NAME, answer, eventually
 from unmoor.commands.dns import cli
 
 CATALOG = "catalog.example"
-PROGRAMS = {"knotd": ["-c"], "nsd": ["-d", "-c"], "named": ["-g", "-c"]}
 
 CONFIGS = {
-    "knotd": """
-server:
-  rundir: {directory}
-  user: root:root
-  listen: 127.0.0.1@{port}
-  udp-workers: 1
-  tcp-workers: 1
-  background-workers: 1
+    "knotd": KNOT
+    + """
 log:
   - target: stderr
     any: info
-database:
-  storage: {directory}/db
 key:
   - id: transfer.key
     algorithm: hmac-sha256
@@ -66,16 +58,8 @@ zone:
     file: {name}.zone
 {more}
 """,
-    "nsd": """
-server:
-  ip-address: 127.0.0.1@{port}
-  zonesdir: {directory}
-  zonelistfile: {directory}/zone.list
-  xfrdfile: {directory}/xfrd.state
-  xfrdir: {directory}
-  pidfile: {directory}/nsd.pid
-  username: root
-  server-count: 1
+    "nsd": NSD
+    + """
 remote-control:
   control-enable: no
 key:

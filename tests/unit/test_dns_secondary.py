@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -24,9 +25,12 @@ import pytest
 from click.testing import CliRunner
 from dns_primary import SECRET, Primary, Records, zone_text
 from dns_support import Running, document, free_port, model, running
+from hypothesis import example, given
+from hypothesis import strategies as st
+from test_dns_upgrade import Release, Upgradable
 
 from unmoor.commands.dns import cli
-from unmoor.dns import names, transfer, zones
+from unmoor.dns import names, transfer, wire, zones
 from unmoor.dns.change import describe_change
 from unmoor.dns.copies import Key, Store, expire, refresh
 from unmoor.dns.counters import Counts
@@ -206,6 +210,22 @@ def test_a_primary_that_is_not_there() -> None:
         transfer.fetch(source(gone), APEX, None, 100)
 
 
+def test_a_primary_is_not_kept_waiting_while_we_read() -> None:
+    """Eight megabytes are taken off its hands before we have read any; then they are all there, in order."""
+    data = bytes(range(256)) * 32768
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as ours:
+        ours.connect(listener.getsockname())
+        theirs, _ = listener.accept()
+        with theirs, transfer._Ahead(ours) as stream:
+            theirs.settimeout(20)
+            theirs.sendall(data)
+            theirs.close()
+            until = time.monotonic() + 20
+            assert stream.read(len(data), until) == data
+            with pytest.raises(EOFError):
+                stream.read(1, until)
+
+
 def test_serials_wrap() -> None:
     assert transfer.is_newer(5, 4)
     assert transfer.is_newer(1, 2**32 - 1)
@@ -381,12 +401,39 @@ def test_a_notify_with_a_wrong_signature(key: str, secret: str, error: int) -> N
     message = dns.message.make_query(NAME, "SOA")
     message.set_opcode(dns.opcode.NOTIFY)
     message.use_tsig(dns.tsig.Key(key, secret, "hmac-sha256"))
-    wire = notices.answer(message.to_wire(), "127.0.0.9", Counts.private())
-    assert wire is not None
-    reply = dns.message.from_wire(wire, keyring=False)
+    said = notices.answer(message.to_wire(), "127.0.0.9", Counts.private())
+    assert said is not None
+    reply = dns.message.from_wire(said, keyring=False)
     assert reply.rcode() == dns.rcode.NOTAUTH
     assert reply.tsig is not None
     assert (reply.tsig[0].error, reply.tsig[0].mac) == (error, b"")
+
+
+def signed_notify() -> bytes:
+    message = dns.message.make_query(NAME, "SOA", id=7)
+    message.set_opcode(dns.opcode.NOTIFY)
+    message.use_tsig(dns.tsig.Key("transfer.key", SECRET, "hmac-sha256"))
+    return message.to_wire()
+
+
+@example(b"\0", 102, 0, 115)  # what is wrong stands behind a signature that is wrong as well
+@given(st.binary(max_size=12), st.integers(0, 160), st.integers(0, 160), st.integers(0, 200))
+def test_whatever_passes_for_a_notify(noise: bytes, start: int, stop: int, size: int) -> None:
+    """Octets changed, cut out, put in, or cut off: never NOERROR, and never anything but a reply."""
+    packet = signed_notify()
+    spoilt = (packet[:start] + noise + packet[stop:])[:size]
+    if spoilt[2:] == packet[2:] or not wire.is_notify(spoilt):  # the identifier is not signed (RFC 8945)
+        return
+    named = PrimaryDocument(address="127.0.0.9", tsig_key="transfer.key")
+    notices = Notices({APEX: transfer.sources([named], {"transfer.key": TsigKey(secret=SECRET)})}, None)
+    try:
+        reply = notices.answer(spoilt, "127.0.0.9", Counts.private())
+    except wire.QueryError:
+        return
+    assert reply is not None
+    said = dns.message.from_wire(reply, keyring=False)
+    assert said.rcode() in (dns.rcode.NOTAUTH, dns.rcode.REFUSED)
+    assert said.id == int.from_bytes(spoilt[:2], "big")
 
 
 def test_a_fresh_server_without_its_primary(tmp_path: Path, primary: Primary) -> None:
@@ -510,6 +557,25 @@ def test_the_process_that_transfers_is_replaced_when_it_dies(tmp_path: Path, pri
         assert server.stop() == 0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_new_release_takes_the_copies_over(tmp_path: Path, primary: Primary) -> None:
+    primary.set(NAME, zone_text(1, "x TXT one"))
+    data = document(port=free_port(), zones=with_zone(zone_of(primary)))
+    server = Upgradable(tmp_path, data, program=str(Release(tmp_path, "1.0").program)).wait()
+    try:
+        eventually(lambda: answer(server, "x.example.org"), '"one"')
+        old = transferring(server)
+        done = Release(tmp_path, "2.0").upgrade(server)
+        assert done.returncode == 0, done.stderr
+        assert answer(server, "x.example.org") == '"one"'
+        with pytest.raises(ProcessLookupError):
+            os.kill(old, 0)
+        primary.set(NAME, zone_text(2, "x TXT two"))
+        assert primary.notify(NAME, server.port).rcode() == 0
+        eventually(lambda: answer(server, "x.example.org"), '"two"')
+    finally:
+        server.stop()
 
 
 def transferring(server: Running) -> int:

@@ -15,10 +15,10 @@ import click
 
 from unmoor.commands import registry
 from unmoor.commands.dns_export import export
+from unmoor.commands.dns_options import DEFAULT_CONFIG, config_option, state_option
 from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, load
 
-DEFAULT_CONFIG = Path("/etc/unmoor/dns.json")
 _CONTROL = "/run/unmoor-dns/control.sock"
 
 _control_option = click.option(
@@ -27,23 +27,6 @@ _control_option = click.option(
     default=_CONTROL,
     show_default=True,
     help="The server's control socket.",
-)
-
-_config_option = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="The document.",
-)
-
-
-_state_option = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default="/var/lib/unmoor-dns",
-    show_default=True,
-    help="Directory of the copies of transferred zones.",
 )
 
 
@@ -80,10 +63,10 @@ def check(file: Path, everything: bool) -> None:
 @cli.command()
 @click.argument("name")
 @click.argument("qtype", metavar="[TYPE]", default="A")
-@_config_option
+@config_option
 @click.option("--pop", help="The PoP that answers, instead of the document's own.")
 @click.option("--client", help="Address or network of the client, or of its resolver.")
-@_state_option
+@state_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(
     name: str, qtype: str, config: Path, pop: str | None, client: str | None, state: Path, as_json: bool
@@ -112,9 +95,9 @@ def explain(
 
 
 @cli.command()
-@_config_option
+@config_option
 @_control_option
-@_state_option
+@state_option
 @click.option("--resume", type=int, hidden=True, help="Descriptor of what the server before us leaves.")
 def serve(config: Path, control: Path, state: Path, resume: int | None) -> None:
     """Answer queries until SIGTERM; SIGHUP reloads."""

@@ -8,18 +8,13 @@ from pathlib import Path
 
 import click
 
+from unmoor.commands.dns_options import config_option, state_option
 from unmoor.errors import UnmoorError
 from unmoor.model import DnsDocument, load
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default="/etc/unmoor/dns.json",
-    show_default=True,
-    help="The document.",
-)
+@config_option
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="Directory: one file for each zone."
 )
@@ -29,13 +24,7 @@ from unmoor.model import DnsDocument, load
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same files.  [default: drawn]")
 @click.option("--pop", help="The PoP that answers, instead of the document's own.")
 @click.option("--serial", type=click.IntRange(0, 2**32 - 1), help="Of each SOA, instead of the zone's own.")
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default="/var/lib/unmoor-dns",
-    show_default=True,
-    help="Directory of the copies of transferred zones.",
-)
+@state_option
 def export(
     config: Path,
     output: Path,

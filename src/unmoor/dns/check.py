@@ -104,7 +104,7 @@ def inspect(
     inspection = Inspection((), read, registered, seen, clashes, document)
     found += _name_servers(inspection, apexes, document, place)
     if inspection.count:
-        found += reach.problems(document, inspection.subjects(), place)
+        found += reach.problems(document, inspection.subjects(), place, transfers.expected(document))
     return replace(inspection, problems=tuple(found))
 
 

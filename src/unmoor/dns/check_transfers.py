@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator
+from contextlib import suppress
 
 from unmoor.dns import names
+from unmoor.dns.policies import Classifier, Subject, tags_of
 from unmoor.errors import Problem
 from unmoor.model import DnsDocument
 from unmoor.model.dns import Members, Primary
@@ -41,6 +43,19 @@ def problems(document: DnsDocument, place: str) -> Iterator[Problem]:
         yield from _members(document, catalog.members, f"{key}.members", place)
         for group, members in catalog.groups.items():
             yield from _members(document, members, f"{key}.groups.{group}", place)
+
+
+def expected(document: DnsDocument) -> dict[Subject, bytes]:
+    """What policies can tell of the hostnames that member zones will have, each with an example."""
+    classifier = Classifier(document.policies)
+    found: dict[Subject, bytes] = {}
+    for catalog in document.catalogs:
+        for members in (catalog.members, *catalog.groups.values()):
+            for group in members.hostnames:
+                with suppress(ValueError, IndexError):
+                    name = names.from_text(group.names[0], names.from_text(f"member.{catalog.name}"))
+                    found[classifier.subject(tags_of(group.tags), name, names.ROOT)] = name
+    return found
 
 
 def _keys(document: DnsDocument, place: str) -> Iterator[Problem]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +23,7 @@ import dns.rdatatype
 from unmoor.dns import https, names, wire, zones
 from unmoor.dns.clients import Subnet
 from unmoor.dns.pools import Mix
+from unmoor.dns.registry import INTERIOR
 from unmoor.dns.selection import Random, Selector, Sticky, sticky_key
 from unmoor.dns.snapshot import Plan, Snapshot, Target
 from unmoor.dns.wire import RRset
@@ -33,6 +35,8 @@ _FAMILIES = {wire.A: ("A", socket.AF_INET), wire.AAAA: ("AAAA", socket.AF_INET6)
 _HINTS = ((wire.A, "ipv4hint"), (wire.AAAA, "ipv6hint"))
 #: What separates the static records from those of policies; the check reads both in their own way.
 _SEPARATOR = "; answers of policies\n"
+#: Zone files that are open at the same time; a document may have more zones than a process may open files.
+_OPEN_FILES = 200
 _LINE = re.compile(r"(\S*)\t(\d+)\tIN\t(A|AAAA|HTTPS|SVCB)\t(.+)\n")
 
 #: Writes the records of one name: its owner field, and its name in wire form. Returns the lines.
@@ -65,18 +69,39 @@ class Export:
         self.warnings: dict[str, None] = {}
 
     def write(self, directory: Path) -> Iterator[Exported]:
-        """Write one file for each zone, each whole or not at all, and read it again.
+        """Write one file for each zone, read it again, and put them in place when all are right.
 
         Raises UnmoorError if a file cannot be written, or is not what was to be written.
         """
-        for pool_name, pool in self._snapshot.document.pools.items():
+        for name, pool in self._snapshot.document.pools.items():
             if pool.ptr:
-                self._warn(f"pool {pool_name}: the names of its addresses (ptr) are not exported")
-        by_zone: dict[bytes, list[bytes]] = defaultdict(list)
-        for name in self._snapshot.hostnames:
-            zone = self._snapshot.zone_of(name)
-            if zone:
-                by_zone[zone.apex].append(name)
+                self._warn(f"pool {name}: the names of its addresses (ptr) are not exported")
+        parts = self._parts(directory)
+        opened: dict[bytes, _Part] = {}
+        try:
+            for part in parts.values():
+                part.write([*self._head(part.zone.apex), *_static(part.zone, self._serial), _SEPARATOR])
+                part.close()
+            for hostname, target in self._hostnames():
+                zone = self._snapshot.zone_of(hostname)
+                if zone is None or zone.missing:
+                    continue
+                part = opened.setdefault(zone.apex, parts[zone.apex])
+                part.add(self._writer(target)(_relative(hostname, zone.apex), hostname))
+                if len(opened) > _OPEN_FILES:
+                    opened.pop(next(iter(opened))).close()
+            for part in parts.values():
+                part.check()
+            yield from [part.finish() for part in parts.values()]
+        except OSError as error:
+            raise UnmoorError(f"{directory}: zone files cannot be written: {error.strerror}") from None
+        finally:
+            for part in parts.values():
+                part.give_up()
+
+    def _parts(self, directory: Path) -> dict[bytes, _Part]:
+        """A file to be for each zone. Raises UnmoorError where two would have the same name."""
+        parts: dict[bytes, _Part] = {}
         taken: set[Path] = set()
         for apex, zone in sorted(self._snapshot.zones.items()):
             if zone.missing:
@@ -86,32 +111,22 @@ class Export:
             if path in taken:
                 raise UnmoorError(f"{path} would hold two zones; rename one of them")
             taken.add(path)
-            try:
-                yield self._write_zone(zone, by_zone[apex], path)
-            except OSError as error:
-                raise UnmoorError(f"{path}: cannot be written: {error.strerror}") from None
+            parts[apex] = _Part(path, zone)
+        return parts
 
-    def _write_zone(self, zone: Zone, hostnames: list[bytes], path: Path) -> Exported:
-        fresh = path.with_name(f".{path.name}.part")
-        count = 0
-        with fresh.open("w", encoding="ascii") as file:
-            apex = names.to_text(zone.apex).rstrip(".") + "."
-            file.write(f"; PoP {self._snapshot.document.pop}, seed {self._seed}, ")
-            file.write(f"at most {self._addresses} addresses of a family for each name\n$ORIGIN {apex}\n")
-            file.writelines(_static(zone, self._serial))
-            file.write(_SEPARATOR)
-            for name in hostnames:
-                owner = _relative(name, zone.apex)
-                lines = self._writer(self._snapshot.hostnames[name])(owner, name)
-                file.writelines(lines)
-                count += len(lines)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        with fresh.open(encoding="ascii") as file:
-            _check(file, zone, len(hostnames), count, path)
-        fresh.replace(path)
-        return Exported(names.to_text(zone.apex), path, len(hostnames), count, size)
+    def _hostnames(self) -> Iterator[tuple[bytes, Target]]:
+        """Every hostname, of the document and of the registry, with what it leads to."""
+        own, registry, find = self._snapshot.hostnames, self._snapshot.registry, self._snapshot.registered
+        yield from own.items()
+        for name, kind in registry.entries() if registry else ():
+            target = find(name) if find and kind != INTERIOR and name not in own else None
+            if target:
+                yield name, target
+
+    def _head(self, apex: bytes) -> Iterator[str]:
+        yield f"; PoP {self._snapshot.document.pop}, seed {self._seed}, "
+        yield f"at most {self._addresses} addresses of a family for each name\n"
+        yield f"$ORIGIN {names.to_text(apex).rstrip('.')}.\n"
 
     def _warn(self, text: str) -> None:
         self.warnings.setdefault(text)
@@ -124,7 +139,7 @@ class Export:
 
     def _make_writer(self, target: Target) -> Writer:
         plans = {rtype: plan for rtype in _FAMILIES if (plan := self._plan(target, rtype))}
-        selectors = {rtype: self._selector(plan) for rtype, plan in plans.items()}
+        selectors = {rtype: self._selector(plan, f"{self._seed} {rtype}") for rtype, plan in plans.items()}
         services = list(_services(plans))
 
         def write(owner: str, name: bytes) -> list[str]:
@@ -152,9 +167,9 @@ class Export:
             self._warn(f"policy {name}: is for some clients only, and left out: all get what the others get")
         return None
 
-    def _selector(self, plan: Plan) -> Selector:
+    def _selector(self, plan: Plan, seed: str) -> Selector:
         """What chooses a name's addresses: as many as its pools have, up to those wanted."""
-        selector, key = plan.selector, sticky_key(str(self._seed), plan.policy)
+        selector, key = plan.selector, sticky_key(seed, plan.policy)
         if isinstance(selector, Random):
             mix = selector.drawer if isinstance(selector.drawer, Mix) else Mix([(selector.drawer, 1)])
             return Sticky(mix, self._addresses, key, by_client=False)
@@ -162,6 +177,68 @@ class Export:
             self._warn(f"policy {plan.policy}: is sticky by client; the addresses are drawn for all clients")
             return Sticky(selector.mix, self._addresses, key, by_client=False)
         return selector
+
+
+@dataclass(slots=True)
+class _Part:
+    """A zone file that is being written beside the one that is there."""
+
+    path: Path
+    zone: Zone
+    names: int = 0
+    records: int = 0
+    file: TextIO | None = None
+    begun: bool = False
+
+    @property
+    def fresh(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.part")
+
+    def add(self, lines: list[str]) -> None:
+        """Write the records of one name."""
+        self.write(lines)
+        self.names += 1
+        self.records += len(lines)
+
+    def write(self, lines: Iterable[str]) -> None:
+        if self.file is None:
+            self.file = self.fresh.open("a" if self.begun else "w", encoding="ascii")
+            self.begun = True
+        self.file.writelines(lines)
+
+    def close(self) -> None:
+        if self.file:
+            file, self.file = self.file, None
+            with file:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def check(self) -> None:
+        """Read it again: the static records by dnspython, the others line by line. Raises UnmoorError."""
+        self.close()
+        try:
+            with self.fresh.open(encoding="ascii") as file:
+                static = "".join(takewhile(lambda line: line != _SEPARATOR, file))
+                again = zones.read(static, self.zone.apex)
+                owners, count = _read_lines(file, self.zone.apex)
+        except (zones.ZoneFileError, ValueError) as error:
+            raise UnmoorError(f"{self.path}: was not written as it should be: {error}") from None
+        if (again.records, count) != (self.zone.records, self.records) or owners > self.names:
+            raise UnmoorError(f"{self.path}: was not written as it should be: it lacks records")
+
+    def finish(self) -> Exported:
+        """Put it in its place."""
+        size = self.fresh.stat().st_size
+        self.fresh.replace(self.path)
+        self.begun = False
+        return Exported(names.to_text(self.zone.apex), self.path, self.names, self.records, size)
+
+    def give_up(self) -> None:
+        """Leave nothing behind, if it was not finished."""
+        if self.begun:
+            with suppress(OSError):
+                self.close()
+            self.fresh.unlink(missing_ok=True)
 
 
 def _services(plans: dict[int, Plan]) -> Iterator[tuple[int, str, str, bool]]:
@@ -199,22 +276,6 @@ def _static(zone: Zone, serial: int | None) -> Iterator[str]:
         for rdata in rrset.rdatas:
             text = _rdata_text(kind, b"".join(rdata))
             yield f"{owner}\t{rrset.ttl}\tIN\t{dns.rdatatype.to_text(kind)}\t{text}\n"
-
-
-def _check(file: TextIO, zone: Zone, hostnames: int, records: int, path: Path) -> None:
-    """Read a file again: the static records by dnspython, the others line by line. Raises UnmoorError."""
-    static = []
-    for line in file:
-        if line == _SEPARATOR:
-            break
-        static.append(line)
-    try:
-        again = zones.read("".join(static), zone.apex)
-        owners, count = _read_lines(file, zone.apex)
-    except (zones.ZoneFileError, ValueError, OSError) as error:
-        raise UnmoorError(f"{path}: was not written as it should be: {error}") from None
-    if (again.records, count) != (zone.records, records) or owners > hostnames:
-        raise UnmoorError(f"{path}: was not written as it should be: it lacks records")
 
 
 def _read_lines(lines: Iterable[str], apex: bytes) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from types import MappingProxyType
 
 from unmoor.dns import names
 from unmoor.dns.clients import Subnet
@@ -43,22 +44,28 @@ class _Findings:
     both: dict[tuple[int, int], Example] = field(default_factory=dict)
 
 
-def problems(document: DnsDocument, subjects: Mapping[Subject, bytes], place: str) -> Iterator[Problem]:
+def problems(
+    document: DnsDocument,
+    subjects: Mapping[Subject, bytes],
+    place: str,
+    expected: Mapping[Subject, bytes] = MappingProxyType({}),
+) -> Iterator[Problem]:
     """Policies that no query reaches, that overlap though they claim not to, and names without a policy.
 
-    `subjects` are all that hostnames have, each with a hostname.
+    `subjects` are all that hostnames have, each with a hostname. `expected` are those of zones to come,
+    whose names are not known: any policy that is not taken by another may be meant for them.
     """
     ordered = matchers(document)
     findings = _Findings()
     claims = any(matcher.policy.exclusive for matcher in ordered)
-    for example, holding in _queries(document, ordered, subjects):
+    for example, holding in _queries(document, ordered, {**expected, **subjects}):
         for later in holding[1:]:
             findings.taken.setdefault(later, {}).setdefault(holding[0], example)
         findings.reached.update(holding[:1])
         for pair in combinations(holding, 2) if claims else ():
             findings.both.setdefault(pair, example)
     for index in range(len(ordered)):
-        if index not in findings.reached:
+        if index not in findings.reached and (index in findings.taken or not expected):
             yield _unreachable(index, ordered, findings.taken.get(index, {}), subjects, place)
     yield from _overlapping(ordered, findings, place)
     for subject, name in subjects.items():

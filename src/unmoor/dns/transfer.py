@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -34,6 +37,8 @@ from unmoor.model.dns import Primary, TsigKey
 QUESTION_TIMEOUT = 5.0
 MESSAGE_TIMEOUT = 15.0
 TRANSFER_TIMEOUT = 600.0
+#: Octets of a transfer that are received at once, and how many such pieces may wait to be read.
+_CHUNK, _CHUNKS_AHEAD = 65536, 1024
 
 
 class TransferError(Exception):
@@ -191,40 +196,80 @@ def _receive(source: Source, query: dns.message.Message, inbound: dns.xfr.Inboun
         door.connect((str(source.address), source.port))
         packet = query.to_wire()
         door.sendall(struct.pack("!H", len(packet)) + packet)
-        context: Any = None
-        done, first = False, True
-        while not done:
-            until = min(end, time.monotonic() + MESSAGE_TIMEOUT)
-            message = dns.message.from_wire(
-                _read(door, int.from_bytes(_read(door, 2, until), "big"), until),
-                keyring=query.keyring,
-                request_mac=query.mac,
-                xfr=True,
-                tsig_ctx=context,
-                multi=True,
-                one_rr_per_rrset=query.question[0].rdtype == dns.rdatatype.IXFR,
-            )
-            if message.id != query.id or not message.flags & dns.flags.QR or (first and not message.question):
-                raise TransferError("sends what is no reply to what was asked")
-            for rrset in message.answer:
-                if not rrset.name.is_subdomain(origin):
-                    outside = rrset.name.to_text(omit_final_dot=True)
-                    raise TransferError(f"sends a record outside the zone, of {outside}")
-            done, first, context = inbound.process_message(message), False, message.tsig_ctx
+        with _Ahead(door) as stream:
+            context: Any = None
+            done, first = False, True
+            while not done:
+                until = min(end, time.monotonic() + MESSAGE_TIMEOUT)
+                message = dns.message.from_wire(
+                    stream.read(int.from_bytes(stream.read(2, until), "big"), until),
+                    keyring=query.keyring,
+                    request_mac=query.mac,
+                    xfr=True,
+                    tsig_ctx=context,
+                    multi=True,
+                    one_rr_per_rrset=query.question[0].rdtype == dns.rdatatype.IXFR,
+                )
+                if message.id != query.id or not message.flags & dns.flags.QR:
+                    raise TransferError("sends what is no reply to what was asked")
+                if first and not message.question:
+                    raise TransferError("sends a reply without a question")
+                for rrset in message.answer:
+                    if not rrset.name.is_subdomain(origin):
+                        outside = rrset.name.to_text(omit_final_dot=True)
+                        raise TransferError(f"sends a record outside the zone, of {outside}")
+                done, first, context = inbound.process_message(message), False, message.tsig_ctx
 
 
-def _read(door: socket.socket, size: int, until: float) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        left = until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        door.settimeout(left)
-        chunk = door.recv(size - len(data))
-        if not chunk:
-            raise EOFError
-        data += chunk
-    return bytes(data)
+class _Ahead:
+    """Reads a connection as fast as it comes, whatever the reading of messages takes.
+
+    A primary that cannot go on sending for half a second (Knot, by default) closes the connection.
+    """
+
+    def __init__(self, door: socket.socket) -> None:
+        door.settimeout(None)
+        self._door = door
+        self._chunks: queue.Queue[bytes] = queue.Queue(_CHUNKS_AHEAD)
+        self._rest = bytearray()
+        self._over = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Ahead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        with suppress(OSError):  # wakes the thread where it waits for more
+            self._door.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+
+    def _run(self) -> None:
+        chunk = b"?"
+        while chunk and not self._over:
+            try:
+                chunk = self._door.recv(_CHUNK)
+            except OSError:
+                chunk = b""
+            while not self._over:
+                with suppress(queue.Full):
+                    self._chunks.put(chunk, timeout=0.1)
+                    break
+
+    def read(self, size: int, until: float) -> bytes:
+        """Give so many octets. Raises TimeoutError, or EOFError when there are no more."""
+        while len(self._rest) < size:
+            try:
+                chunk = self._chunks.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                raise TimeoutError from None
+            if not chunk:
+                raise EOFError
+            self._rest += chunk
+        data = bytes(self._rest[:size])
+        del self._rest[:size]
+        return data
 
 
 def _sign(query: dns.message.Message, source: Source) -> None:
