@@ -175,17 +175,22 @@ class Registry:
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Every name with its kind, interior ones as well, bucket by bucket."""
+        for piece in self.pieces():
+            for entry in piece:
+                yield entry[1:-KIND_SIZE], entry[-KIND_SIZE:]
+
+    def pieces(self) -> Iterator[list[bytes]]:
+        """Every entry as it stands in the file, without its mark, some thousand at a time."""
         at, end = HEADER_SIZE, self.offsets[-1]
         rest = b""
         while at < end:
             # A piece ends anywhere; what follows its last mark waits for the next one.
-            *whole, rest = (rest + self._map[at : min(at + _STRIDE, end)]).split(MARK)
+            whole = (rest + self._map[at : min(at + _STRIDE, end)]).split(MARK)
             at += _STRIDE
-            for entry in whole:
-                if entry:
-                    yield entry[1:-KIND_SIZE], entry[-KIND_SIZE:]
+            rest = whole.pop()
+            yield whole if at > HEADER_SIZE + _STRIDE else whole[1:]  # nothing stands before the first mark
         if rest:
-            yield rest[1:-KIND_SIZE], rest[-KIND_SIZE:]
+            yield [rest]
 
     def first_below(self, ancestor: bytes) -> bytes | None:
         """A hostname below a name, for a message: it may read the whole file."""
