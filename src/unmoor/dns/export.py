@@ -73,7 +73,7 @@ class Export:
             if pool.ptr:
                 self._warn(f"pool {pool_name}: the names of its addresses (ptr) are not exported")
         by_zone: dict[bytes, list[bytes]] = defaultdict(list)
-        for name in self._snapshot.hostnames:
+        for name in self._snapshot.served():
             zone = self._snapshot.zone_of(name)
             if zone:
                 by_zone[zone.apex].append(name)
@@ -102,7 +102,8 @@ class Export:
             file.write(_SEPARATOR)
             for name in hostnames:
                 owner = _relative(name, zone.apex)
-                lines = self._writer(self._snapshot.hostnames[name])(owner, name)
+                target = self._snapshot.target_of(name)
+                lines = self._writer(target)(owner, name) if target else []
                 file.writelines(lines)
                 count += len(lines)
             file.flush()
