@@ -173,7 +173,7 @@ class Registry:
         return [kind for kind in self.kinds.values() if kind.apex == apex]
 
     def populate(self) -> None:
-        """Enter all of it into this process's page tables, where the kernel can: not at each first look-up."""
+        """Enter all of it into the page tables of this process, so that no look-up has to."""
         with suppress(OSError):  # Linux below 5.14
             self._map.madvise(_POPULATE_READ)
 
