@@ -18,6 +18,7 @@ from unmoor.commands.dns import cli
 from unmoor.dns import names
 from unmoor.dns.change import describe_change
 from unmoor.dns.check import problems
+from unmoor.dns.export import Export
 from unmoor.dns.registry import sha256_of
 from unmoor.dns.registry_build import build
 from unmoor.dns.registry_list import BadLines, Line
@@ -234,6 +235,15 @@ def test_a_registry_that_cannot_be_served_is_one_problem(tmp_path: Path, spoil: 
     assert len(texts) == 1
     assert f"registry.path = {registry['path']}: " in texts[0]
     assert why in texts[0]
+
+
+def test_an_export_holds_the_names_of_both(tmp_path: Path) -> None:
+    entries = [("web.example.com", FREE), ("*.shop.example.com", BUSINESS), ("host0.example.com", BUSINESS)]
+    whole = Local(document(registry=in_registry(tmp_path, entries))).snapshot
+    (done,) = Export(whole, 1, 1).write(tmp_path)
+    owners = {line.split()[0] for line in done.path.read_text().splitlines() if "\tA\t" in line}
+    assert {"web", "*.shop", "host0", "host49", "deep.in.the.wood"} <= owners
+    assert done.names == 54
 
 
 def test_check_explain_and_the_words_of_a_change(tmp_path: Path) -> None:

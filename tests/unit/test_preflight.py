@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Lines of a terminal: ten problems with their fixes, and what Ansible says around them.
 SCREEN = 40
 EDGES = "group_vars/edges.yml"
-NAMES = "registry/hostnames.csv"
+NAMES = "zones/registry.csv"
 
 
 def preflight(inventory: Path) -> subprocess.CompletedProcess[str]:
@@ -61,8 +61,8 @@ CASES: dict[str, tuple[str, str, str, list[str]]] = {
     "a registry that is not there": (
         EDGES,
         NAMES,
-        "registry/none.csv",
-        ["unmoor_dns_registry = registry/none.csv", "No such file", "fix: write the list, or build"],
+        "zones/none.csv",
+        ["unmoor_dns_registry = zones/none.csv", "No such file", "fix: write the list, or build"],
     ),
     "a zone file that clashes with the registry": (
         "zones/unmoor.test.zone",
@@ -195,7 +195,7 @@ def test_a_list_with_bad_lines_of_a_registry(inventory: Path) -> None:
     assert done.returncode != 0, shown
     assert f"{NAMES}:3: reg0001.unmoor.test is registered twice, first in line 2" in shown
     assert f"{NAMES}:4: reg0003.unmoor.example is in none of the zones" in shown
-    assert "unmoor_dns_registry = registry/hostnames.csv: 2 bad lines; nothing was written" in shown
+    assert "unmoor_dns_registry = zones/registry.csv: 2 bad lines; nothing was written" in shown
     assert len(shown.splitlines()) <= SCREEN, shown
 
 

@@ -99,13 +99,17 @@ def _edits(
     kinds = _Kinds(old, changes, enrolment)
     staying: set[bytes] = set()
     if doubtful or kinds.without_example:
-        for count, (name, key) in enumerate(old.entries()):
-            if name[1 + name[0] :] in doubtful and name not in doubtful:
-                staying.add(name[1 + name[0] :])
-            if key in kinds.without_example and name not in changes.kinds:
-                kinds.exemplify(key, name)
-            if not count & 0xFFFF:
-                show("reading", count, len(old))
+        done = 0
+        for piece in old.pieces():
+            # What stands behind an entry's first label is the name above it.
+            below = [each for each in piece if each[2 + each[1] : -KIND_SIZE] in doubtful]
+            staying |= {
+                each[2 + each[1] : -KIND_SIZE] for each in below if each[1:-KIND_SIZE] not in doubtful
+            }
+            if kinds.without_example:
+                kinds.find_examples(piece, changes)
+            done += len(piece)
+            show("reading", done, len(old) + old.interior)
     for name, after in changes.kinds.items():
         if after is not None:
             staying |= doubtful.intersection(_above(old, name))
@@ -155,6 +159,13 @@ class _Kinds:
     def exemplify(self, key: bytes, name: bytes) -> None:
         self._examples[key] = name
         self.without_example.discard(key)
+
+    def find_examples(self, piece: Iterable[bytes], changes: Changes) -> None:
+        """Take examples, where they are missing, from entries that stay as they are."""
+        for each in piece:
+            name, key = each[1:-KIND_SIZE], each[-KIND_SIZE:]
+            if key in self.without_example and name not in changes.kinds:
+                self.exemplify(key, name)
 
     def afterwards(self) -> dict[bytes, Kind]:
         return {

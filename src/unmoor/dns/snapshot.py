@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -125,6 +125,15 @@ class Snapshot:
     def target_of(self, name: bytes) -> Target | None:
         """What a hostname leads to."""
         return self.hostnames.get(name) or (self.registered(name) if self.registered else None)
+
+    def served(self) -> Iterator[bytes]:
+        """Every hostname that leads somewhere, of the document and then of the registry; each once."""
+        yield from self.hostnames
+        if self.registry is None or self.registered is None:
+            return
+        for name, _ in self.registry.entries():
+            if name not in self.hostnames and self.registered(name):
+                yield name
 
     def exists(self, name: bytes) -> bool:
         """Whether it is a hostname, or has hostnames of the registry below it (the zones know the others)."""

@@ -59,6 +59,8 @@ class Worker:
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         document = snapshot.document
+        if snapshot.registry:
+            snapshot.registry.populate()
         self._pairs = tuple(pairs)
         self._any_address = document.any_address
         limits = Limits.of(document, workers, _descriptors_left(self._pairs))

@@ -109,8 +109,8 @@ class Variables(Document):
     dns_tell_version: bool = Field(False, description="As tell_version of dns.json.")
     dns_registry: str = Field(
         "",
-        description="Millions of hostnames beside those of the zones, below the inventory's directory: built "
-        "by `unmoor dns registry build`, or a list of whole names (CSV, JSON lines) to build from.",
+        description="Millions of hostnames beside those of the zones, in `zones/` of the inventory's "
+        "directory: built by `unmoor dns registry build`, or a list (CSV, JSON lines) to build from.",
     )
     probe_ca: str | None = Field(
         None,
