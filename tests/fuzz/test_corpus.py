@@ -16,7 +16,7 @@ FORMERR = 1
 
 def test_nothing_in_the_corpus_breaks_it() -> None:
     packets = corpus.read()
-    assert len(packets) > 100
+    assert len(packets) >= 100
     for packet in packets:
         try:
             harness.one(packet, thorough=True)
