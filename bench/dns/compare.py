@@ -18,13 +18,14 @@ have run on this machine.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +37,12 @@ from figures import RESULTS, Figure, beside, read, show, write
 from load import Latency, Round
 from peers import FEATURES, FIRST_PORT, Server
 
-from unmoor.dns.registry import sha256_of
-
-#: What each peer's ratio should be (the first word of its name).
-GOALS = {"knot": 0.45, "bind": 1.0, "pdns": 20.0}
-SMALL = 20_000
+OURS, BARE, SMALL, LARGE = "unmoor", "unmoor, bare", "unmoor, 20,000 names", "unmoor, registry"
+#: What the ratio to some of the others should be.
+GOALS = {peers.KNOT: 0.45, peers.KNOT_COOKIES: 0.45, peers.BIND: 1.0, peers.PDNS: 20.0}
+ONLY_COOKIES = (peers.KNOT_COOKIES,)
+ANSWER_COOKIES = (OURS, peers.KNOT_COOKIES, peers.BIND)
+FEWER = 20_000
 
 #: Results of other scripts, and the goals that these measure: unit and goal, shown while they are missing.
 ELSEWHERE = {
@@ -65,6 +67,7 @@ class Subject:
 
     server: Server
     pid: int
+    queries: Path
     rounds: list[Round] = field(default_factory=list)
     with_cookies: list[Round] = field(default_factory=list)
     latency: Latency | None = None
@@ -80,37 +83,48 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=2, help="of each load")
-    parser.add_argument("--registry", type=Path, help="of host0.example.com and so on, built: adds its row")
+    parser.add_argument(
+        "--registry",
+        type=Path,
+        nargs=2,
+        metavar=("DOCUMENT", "QUERIES"),
+        help="a dns.json that names a registry of 20 million hostnames, and queries for these: adds its row",
+    )
     parser.add_argument("--cores", type=int, nargs=2, default=(0, 1), help="of the server, of dnsperf")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
+        directory, (core, generator) = Path(name), chosen.cores
         servers = [*own(directory, chosen.names, chosen.registry), *peers.others(directory, chosen.names)]
-        queries = write_queries(directory / "queries", chosen.names)
-        fewer = write_queries(directory / "fewer", SMALL)
-        with running(servers, directory, chosen.cores[0]) as subjects:
+        with running(servers, directory, core, asked(directory, chosen)) as subjects:
             for number in range(chosen.rounds):
                 for each in subjects:
-                    measure(
-                        each, fewer if "20,000" in each.name else queries, chosen.cores[1], chosen.seconds
-                    )
+                    measure(each, generator, chosen.seconds)
                 print(f"round {number + 1} of {chosen.rounds} done", file=sys.stderr)
             for each in subjects:
-                half = statistics.median(one.rate for one in each.rounds) / 2
-                each.latency = load.latency(each.server, queries, chosen.cores[1], chosen.seconds, half)
+                measure_latency(each, generator, chosen.seconds)
             figures = [*report(subjects), *elsewhere()]
     show(figures)
     write(RESULTS / "dns.json", figures)
 
 
-def own(directory: Path, count: int, registry: Path | None) -> Iterator[Server]:
+def own(directory: Path, count: int, registry: list[Path] | None) -> Iterator[Server]:
     """Ours: all features, none, and as many names as the registry's row is compared with."""
-    yield peers.ours("unmoor", directory / "all", FIRST_PORT, count, **FEATURES)
-    yield peers.ours("unmoor, nothing switched on", directory / "bare", FIRST_PORT + 1, count)
+    yield peers.ours(OURS, directory / "all", FIRST_PORT, count, **FEATURES)
+    yield peers.ours(BARE, directory / "bare", FIRST_PORT + 1, count)
     if registry:
-        yield peers.ours("unmoor, 20,000 names", directory / "small", FIRST_PORT + 2, SMALL, **FEATURES)
-        more = FEATURES | {"registry": {"path": str(registry.resolve()), "sha256": sha256_of(registry)}}
-        yield peers.ours("unmoor, registry", directory / "registry", FIRST_PORT + 3, 0, **more)
+        yield peers.ours(SMALL, directory / "small", FIRST_PORT + 2, FEWER, **FEATURES)
+        # Its own port and workers would be another measurement.
+        more = json.loads(registry[0].read_text()) | FEATURES | peers.where(FIRST_PORT + 3)
+        yield peers.ours(LARGE, directory / "registry", FIRST_PORT + 3, 0, **more)
+
+
+def asked(directory: Path, chosen: argparse.Namespace) -> Callable[[str], Path]:
+    """Write the queries; which of them to ask a server."""
+    queries = write_queries(directory / "queries", chosen.names)
+    special = {SMALL: write_queries(directory / "fewer", FEWER)}
+    if chosen.registry:
+        special[LARGE] = chosen.registry[1]
+    return lambda name: special.get(name, queries)
 
 
 def write_queries(path: Path, count: int) -> Path:
@@ -121,7 +135,9 @@ def write_queries(path: Path, count: int) -> Path:
 
 
 @contextmanager
-def running(servers: list[Server], directory: Path, core: int) -> Iterator[list[Subject]]:
+def running(
+    servers: list[Server], directory: Path, core: int, queries: Callable[[str], Path]
+) -> Iterator[list[Subject]]:
     """All servers, up; gone afterwards."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -129,7 +145,10 @@ def running(servers: list[Server], directory: Path, core: int) -> Iterator[list[
             log = directory / f"log.{server.port}"
             processes.append(server.start(core, log))
             load.wait_until_it_serves(server, processes[-1], log)
-        yield [Subject(server, process.pid) for server, process in zip(servers, processes, strict=True)]
+        yield [
+            Subject(server, process.pid, queries(server.name))
+            for server, process in zip(servers, processes, strict=True)
+        ]
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -137,47 +156,58 @@ def running(servers: list[Server], directory: Path, core: int) -> Iterator[list[
             process.wait(30)
 
 
-def measure(each: Subject, queries: Path, core: int, seconds: int) -> None:
+def measure(each: Subject, core: int, seconds: int) -> None:
     """One round: without cookies, and with them where the server answers them."""
-    each.rounds.append(load.run(each.server, each.pid, queries, core, seconds, cookie=False))
-    if each.name == "unmoor" or "cookies" in each.name or each.name.startswith("bind"):
-        each.with_cookies.append(load.run(each.server, each.pid, queries, core, seconds, cookie=True))
+    if each.name not in ONLY_COOKIES:
+        each.rounds.append(load.run(each.server, each.pid, each.queries, core, seconds, cookie=False))
+    if each.name in ANSWER_COOKIES:
+        each.with_cookies.append(load.run(each.server, each.pid, each.queries, core, seconds, cookie=True))
+
+
+def measure_latency(each: Subject, core: int, seconds: int) -> None:
+    """At half of what it reached."""
+    if each.rounds:
+        half = statistics.median(one.rate for one in each.rounds) / 2
+        each.latency = load.latency(each.server, each.queries, core, seconds, half)
 
 
 def report(subjects: list[Subject]) -> Iterator[Figure]:
     """Ours beside each of the others."""
-    ours, bare, *rest = subjects
-    rest, registry = ([each for each in rest if each.name[:6] != "unmoor"]), rest[:2]
-    for each in rest:
-        goal = GOALS.get(each.name.split(",")[0])
-        yield ratio(f"one core, by CPU time, beside {each.name}", ours.rounds, each.rounds, "capacity", goal)
-    for each in rest:
-        goal = GOALS.get(each.name.split(",")[0])
-        yield ratio(f"queries a second, beside {each.name}", ours.rounds, each.rounds, "rate", goal)
+    by_name = {each.name: each for each in subjects}
+    ours, bare = by_name[OURS], by_name[BARE]
+    rest = [each for each in subjects if not each.name.startswith(OURS)]
+    plain = [each for each in rest if each.rounds]
+    for each in plain:
+        yield ratio(f"one core, by CPU time, beside {each.name}", ours.rounds, each, "capacity")
+    for each in plain:
+        yield ratio(f"queries a second, beside {each.name}", ours.rounds, each, "rate")
     for each in rest:
         if each.with_cookies:
             name = f"one core, by CPU time, a cookie in each query, beside {each.name}"
-            goal = GOALS.get(each.name.split(",")[0])
-            yield ratio(name, ours.with_cookies, each.with_cookies, "capacity", goal)
-    yield ratio("one core, by CPU time, beside nothing switched on", ours.rounds, bare.rounds, "capacity")
-    if registry[0].name.startswith("unmoor"):
-        small, large = registry
-        name = "one core, by CPU time, the registry's names beside 20,000 of the document"
-        yield ratio(name, large.rounds, small.rounds, "capacity", 0.85)
+            yield ratio(name, ours.with_cookies, each, "capacity")
+    yield ratio("one core, by CPU time, beside nothing switched on", ours.rounds, bare, "capacity")
+    name = "one core, by CPU time, the registry's names beside 20,000 of the document"
+    if LARGE in by_name:
+        yield ratio(name, by_name[LARGE].rounds, by_name[SMALL], "capacity", 0.85)
     else:
-        yield Figure("one core, by CPU time, 20 million names beside 20,000", None, "q/s", goal=">= 0.85")
-    yield from side_figures(ours, rest)
+        yield Figure(f"{name} (give --registry)", None, "q/s", goal=">= 0.85")
+    waited = statistics.median(one.waited for each in subjects for one in each.rounds)
+    yield Figure(
+        "time that others had the core (much: rates and latency mean little)",
+        100 * waited,
+        "%",
+    )
+    yield from side_figures(ours, plain)
 
 
-def ratio(
-    name: str, ours: list[Round], theirs: list[Round], what: str, at_least: float | None = None
-) -> Figure:
+def ratio(name: str, ours: list[Round], other: Subject, what: str, at_least: float | None = None) -> Figure:
     """The medians of both, and of the ratios within each round."""
-    mine, other = ([getattr(one, what) for one in rounds] for rounds in (ours, theirs))
-    middle = statistics.median(a / b for a, b in zip(mine, other, strict=True))
-    figure = beside(name, statistics.median(mine), "q/s", statistics.median(other))
-    goal, met = (f">= {at_least}", middle >= at_least) if at_least else ("", None)
-    return Figure(name, figure.value, "q/s", figure.baseline, middle, goal, met)
+    rounds = other.with_cookies if "a cookie in each query" in name else other.rounds
+    mine, theirs = ([getattr(one, what) for one in each] for each in (ours, rounds))
+    middle = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+    limit = at_least or GOALS.get(other.name)
+    goal, met = (f">= {limit}", middle >= limit) if limit else ("", None)
+    return Figure(name, statistics.median(mine), "q/s", statistics.median(theirs), middle, goal, met)
 
 
 def side_figures(ours: Subject, rest: list[Subject]) -> Iterator[Figure]:
