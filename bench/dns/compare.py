@@ -1,6 +1,6 @@
 """All figures of the DNS half, beside other servers, ratios first; writes bench/results/dns.json.
 
-    python bench/dns/compare.py [--names N] [--rounds N] [--seconds N] [--registry FILE]
+    python bench/dns/compare.py [--names N] [--rounds N] [--seconds N]
 
 All servers are up at once, each with one worker, all on one core; dnsperf on another asks one after the
 other, in rounds, so that a machine that drifts does so for all. What is compared is the ratio within a round;
@@ -18,14 +18,13 @@ have run on this machine.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,16 +36,16 @@ from figures import RESULTS, Figure, beside, read, show, write
 from load import Latency, Round
 from peers import FEATURES, FIRST_PORT, Server
 
-OURS, BARE, SMALL, LARGE = "unmoor", "unmoor, bare", "unmoor, 20,000 names", "unmoor, registry"
+OURS, BARE = "unmoor", "unmoor, bare"
 #: What the ratio to some of the others should be.
 GOALS = {peers.KNOT: 0.45, peers.KNOT_COOKIES: 0.45, peers.BIND: 1.0, peers.PDNS: 20.0}
 ONLY_COOKIES = (peers.KNOT_COOKIES,)
 ANSWER_COOKIES = (OURS, peers.KNOT_COOKIES, peers.BIND)
-FEWER = 20_000
 
 #: Results of other scripts, and the goals that these measure: unit and goal, shown while they are missing.
 ELSEWHERE = {
     "dns-registry": [
+        ("20 million names: one core, by CPU time, beside 20,000", "q/s", ">= 0.85"),
         ("20 million names: octets a name", "B", "<= 40"),
         ("20 million names: built in", "min", "<= 8"),
         ("20 million names: private memory of a worker", "MB", "<= 100"),
@@ -67,7 +66,6 @@ class Subject:
 
     server: Server
     pid: int
-    queries: Path
     rounds: list[Round] = field(default_factory=list)
     with_cookies: list[Round] = field(default_factory=list)
     latency: Latency | None = None
@@ -83,48 +81,26 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=2, help="of each load")
-    parser.add_argument(
-        "--registry",
-        type=Path,
-        nargs=2,
-        metavar=("DOCUMENT", "QUERIES"),
-        help="a dns.json that names a registry of 20 million hostnames, and queries for these: adds its row",
-    )
     parser.add_argument("--cores", type=int, nargs=2, default=(0, 1), help="of the server, of dnsperf")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory, (core, generator) = Path(name), chosen.cores
-        servers = [*own(directory, chosen.names, chosen.registry), *peers.others(directory, chosen.names)]
-        with running(servers, directory, core, asked(directory, chosen)) as subjects:
+        queries = write_queries(directory / "queries", chosen.names)
+        servers = [
+            peers.ours(OURS, directory / "all", FIRST_PORT, chosen.names, **FEATURES),
+            peers.ours(BARE, directory / "bare", FIRST_PORT + 1, chosen.names),
+            *peers.others(directory, chosen.names),
+        ]
+        with running(servers, directory, core) as subjects:
             for number in range(chosen.rounds):
                 for each in subjects:
-                    measure(each, generator, chosen.seconds)
+                    measure(each, queries, generator, chosen.seconds)
                 print(f"round {number + 1} of {chosen.rounds} done", file=sys.stderr)
             for each in subjects:
-                measure_latency(each, generator, chosen.seconds)
+                measure_latency(each, queries, generator, chosen.seconds)
             figures = [*report(subjects), *elsewhere()]
     show(figures)
     write(RESULTS / "dns.json", figures)
-
-
-def own(directory: Path, count: int, registry: list[Path] | None) -> Iterator[Server]:
-    """Ours: all features, none, and as many names as the registry's row is compared with."""
-    yield peers.ours(OURS, directory / "all", FIRST_PORT, count, **FEATURES)
-    yield peers.ours(BARE, directory / "bare", FIRST_PORT + 1, count)
-    if registry:
-        yield peers.ours(SMALL, directory / "small", FIRST_PORT + 2, FEWER, **FEATURES)
-        # Its own port and workers would be another measurement.
-        more = json.loads(registry[0].read_text()) | FEATURES | peers.where(FIRST_PORT + 3)
-        yield peers.ours(LARGE, directory / "registry", FIRST_PORT + 3, 0, **more)
-
-
-def asked(directory: Path, chosen: argparse.Namespace) -> Callable[[str], Path]:
-    """Write the queries; which of them to ask a server."""
-    queries = write_queries(directory / "queries", chosen.names)
-    special = {SMALL: write_queries(directory / "fewer", FEWER)}
-    if chosen.registry:
-        special[LARGE] = chosen.registry[1]
-    return lambda name: special.get(name, queries)
 
 
 def write_queries(path: Path, count: int) -> Path:
@@ -135,9 +111,7 @@ def write_queries(path: Path, count: int) -> Path:
 
 
 @contextmanager
-def running(
-    servers: list[Server], directory: Path, core: int, queries: Callable[[str], Path]
-) -> Iterator[list[Subject]]:
+def running(servers: list[Server], directory: Path, core: int) -> Iterator[list[Subject]]:
     """All servers, up; gone afterwards."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -145,10 +119,7 @@ def running(
             log = directory / f"log.{server.port}"
             processes.append(server.start(core, log))
             load.wait_until_it_serves(server, processes[-1], log)
-        yield [
-            Subject(server, process.pid, queries(server.name))
-            for server, process in zip(servers, processes, strict=True)
-        ]
+        yield [Subject(server, process.pid) for server, process in zip(servers, processes, strict=True)]
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -156,19 +127,19 @@ def running(
             process.wait(30)
 
 
-def measure(each: Subject, core: int, seconds: int) -> None:
+def measure(each: Subject, queries: Path, core: int, seconds: int) -> None:
     """One round: without cookies, and with them where the server answers them."""
     if each.name not in ONLY_COOKIES:
-        each.rounds.append(load.run(each.server, each.pid, each.queries, core, seconds, cookie=False))
+        each.rounds.append(load.run(each.server, each.pid, queries, core, seconds, cookie=False))
     if each.name in ANSWER_COOKIES:
-        each.with_cookies.append(load.run(each.server, each.pid, each.queries, core, seconds, cookie=True))
+        each.with_cookies.append(load.run(each.server, each.pid, queries, core, seconds, cookie=True))
 
 
-def measure_latency(each: Subject, core: int, seconds: int) -> None:
+def measure_latency(each: Subject, queries: Path, core: int, seconds: int) -> None:
     """At half of what it reached."""
     if each.rounds:
         half = statistics.median(one.rate for one in each.rounds) / 2
-        each.latency = load.latency(each.server, each.queries, core, seconds, half)
+        each.latency = load.latency(each.server, queries, core, seconds, half)
 
 
 def report(subjects: list[Subject]) -> Iterator[Figure]:
@@ -186,11 +157,6 @@ def report(subjects: list[Subject]) -> Iterator[Figure]:
             name = f"one core, by CPU time, a cookie in each query, beside {each.name}"
             yield ratio(name, ours.with_cookies, each, "capacity")
     yield ratio("one core, by CPU time, beside nothing switched on", ours.rounds, bare, "capacity")
-    name = "one core, by CPU time, the registry's names beside 20,000 of the document"
-    if LARGE in by_name:
-        yield ratio(name, by_name[LARGE].rounds, by_name[SMALL], "capacity", 0.85)
-    else:
-        yield Figure(f"{name} (give --registry)", None, "q/s", goal=">= 0.85")
     waited = statistics.median(one.waited for each in subjects for one in each.rounds)
     yield Figure(
         "time that others had the core (much: rates and latency mean little)",
@@ -200,12 +166,12 @@ def report(subjects: list[Subject]) -> Iterator[Figure]:
     yield from side_figures(ours, plain)
 
 
-def ratio(name: str, ours: list[Round], other: Subject, what: str, at_least: float | None = None) -> Figure:
+def ratio(name: str, ours: list[Round], other: Subject, what: str) -> Figure:
     """The medians of both, and of the ratios within each round."""
     rounds = other.with_cookies if "a cookie in each query" in name else other.rounds
     mine, theirs = ([getattr(one, what) for one in each] for each in (ours, rounds))
     middle = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
-    limit = at_least or GOALS.get(other.name)
+    limit = GOALS.get(other.name)
     goal, met = (f">= {limit}", middle >= limit) if limit else ("", None)
     return Figure(name, statistics.median(mine), "q/s", statistics.median(theirs), middle, goal, met)
 
