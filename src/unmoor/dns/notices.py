@@ -102,8 +102,14 @@ def _verified(packet: bytes, question: bytes, source: Source) -> tuple[int, byte
 
 
 def _tsig_error(packet: bytes, error: dns.rcode.Rcode) -> bytes:
-    """The TSIG record of a reply that cannot be signed (RFC 8945 section 5.3.2): no MAC, and why."""
-    message = dns.message.from_wire(packet, keyring=False)
+    """The TSIG record of a reply that cannot be signed (RFC 8945 section 5.3.2): no MAC, and why.
+
+    Raises wire.QueryError for a packet that is malformed behind its signature.
+    """
+    try:
+        message = dns.message.from_wire(packet, keyring=False)
+    except (dns.exception.DNSException, ValueError):
+        raise wire.QueryError(wire.FORMERR) from None
     if message.tsig is None:
         return b""
     asked = message.tsig[0]
