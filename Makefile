@@ -35,7 +35,7 @@ lint: setup ## Formatting, style, types, playbooks, shell and C
 	pytest -q tests/lint
 
 .PHONY: unit
-unit: setup ## Tests that need nothing but Python
+unit: setup ## Tests that need no namespaces of their own
 	pytest -q -n 2 tests/unit tests/fuzz
 
 .PHONY: netns
