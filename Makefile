@@ -35,7 +35,7 @@ lint: setup ## Formatting, style, types, playbooks, shell and C
 	pytest -q tests/lint
 
 .PHONY: unit
-unit: setup ## Tests that need nothing but Python
+unit: setup ## Tests that need no namespaces of their own
 	pytest -q -n 2 tests/unit tests/fuzz
 
 .PHONY: netns
@@ -52,8 +52,11 @@ bench: bench-sockets bench-dns ## Speed beside a baseline, as ratios
 bench-sockets: setup ## Look-ups, floods, replacement and memory of the sockets half
 	python bench/sockets/run.py
 
-bench-dns: setup ## The DNS half beside other servers
+bench-dns: setup ## The DNS half: evenness, reloads, 20 million names, and beside other servers; half an hour
 	@$(call install,requirements/debian-bench.txt)
+	-python bench/dns/uniformity.py
+	-python bench/dns/reloads.py
+	-python bench/dns/registry.py
 	python bench/dns/compare.py
 
 .PHONY: readmes

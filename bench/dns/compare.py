@@ -1,6 +1,6 @@
 """All figures of the DNS half, beside other servers, ratios first; writes bench/results/dns.json.
 
-    python bench/dns/compare.py [--names N] [--rounds N] [--seconds N] [--registry FILE]
+    python bench/dns/compare.py [--names N] [--rounds N] [--seconds N]
 
 All servers are up at once, each with one worker, all on one core; dnsperf on another asks one after the
 other, in rounds, so that a machine that drifts does so for all. What is compared is the ratio within a round;
@@ -36,15 +36,16 @@ from figures import RESULTS, Figure, beside, read, show, write
 from load import Latency, Round
 from peers import FEATURES, FIRST_PORT, Server
 
-from unmoor.dns.registry import sha256_of
-
-#: What each peer's ratio should be (the first word of its name).
-GOALS = {"knot": 0.45, "bind": 1.0, "pdns": 20.0}
-SMALL = 20_000
+OURS, BARE = "unmoor", "unmoor, bare"
+#: What the ratio to some of the others should be.
+GOALS = {peers.KNOT: 0.45, peers.KNOT_COOKIES: 0.45, peers.BIND: 1.0, peers.PDNS: 20.0}
+ONLY_COOKIES = (peers.KNOT_COOKIES,)
+ANSWER_COOKIES = (OURS, peers.KNOT_COOKIES, peers.BIND)
 
 #: Results of other scripts, and the goals that these measure: unit and goal, shown while they are missing.
 ELSEWHERE = {
     "dns-registry": [
+        ("20 million names: one core, by CPU time, beside 20,000", "q/s", ">= 0.85"),
         ("20 million names: octets a name", "B", "<= 40"),
         ("20 million names: built in", "min", "<= 8"),
         ("20 million names: private memory of a worker", "MB", "<= 100"),
@@ -80,37 +81,26 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=2, help="of each load")
-    parser.add_argument("--registry", type=Path, help="of host0.example.com and so on, built: adds its row")
     parser.add_argument("--cores", type=int, nargs=2, default=(0, 1), help="of the server, of dnsperf")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        servers = [*own(directory, chosen.names, chosen.registry), *peers.others(directory, chosen.names)]
+        directory, (core, generator) = Path(name), chosen.cores
         queries = write_queries(directory / "queries", chosen.names)
-        fewer = write_queries(directory / "fewer", SMALL)
-        with running(servers, directory, chosen.cores[0]) as subjects:
+        servers = [
+            peers.ours(OURS, directory / "all", FIRST_PORT, chosen.names, **FEATURES),
+            peers.ours(BARE, directory / "bare", FIRST_PORT + 1, chosen.names),
+            *peers.others(directory, chosen.names),
+        ]
+        with running(servers, directory, core) as subjects:
             for number in range(chosen.rounds):
                 for each in subjects:
-                    measure(
-                        each, fewer if "20,000" in each.name else queries, chosen.cores[1], chosen.seconds
-                    )
+                    measure(each, queries, generator, chosen.seconds)
                 print(f"round {number + 1} of {chosen.rounds} done", file=sys.stderr)
             for each in subjects:
-                half = statistics.median(one.rate for one in each.rounds) / 2
-                each.latency = load.latency(each.server, queries, chosen.cores[1], chosen.seconds, half)
+                measure_latency(each, queries, generator, chosen.seconds)
             figures = [*report(subjects), *elsewhere()]
     show(figures)
     write(RESULTS / "dns.json", figures)
-
-
-def own(directory: Path, count: int, registry: Path | None) -> Iterator[Server]:
-    """Ours: all features, none, and as many names as the registry's row is compared with."""
-    yield peers.ours("unmoor", directory / "all", FIRST_PORT, count, **FEATURES)
-    yield peers.ours("unmoor, nothing switched on", directory / "bare", FIRST_PORT + 1, count)
-    if registry:
-        yield peers.ours("unmoor, 20,000 names", directory / "small", FIRST_PORT + 2, SMALL, **FEATURES)
-        more = FEATURES | {"registry": {"path": str(registry.resolve()), "sha256": sha256_of(registry)}}
-        yield peers.ours("unmoor, registry", directory / "registry", FIRST_PORT + 3, 0, **more)
 
 
 def write_queries(path: Path, count: int) -> Path:
@@ -139,45 +129,51 @@ def running(servers: list[Server], directory: Path, core: int) -> Iterator[list[
 
 def measure(each: Subject, queries: Path, core: int, seconds: int) -> None:
     """One round: without cookies, and with them where the server answers them."""
-    each.rounds.append(load.run(each.server, each.pid, queries, core, seconds, cookie=False))
-    if each.name == "unmoor" or "cookies" in each.name or each.name.startswith("bind"):
+    if each.name not in ONLY_COOKIES:
+        each.rounds.append(load.run(each.server, each.pid, queries, core, seconds, cookie=False))
+    if each.name in ANSWER_COOKIES:
         each.with_cookies.append(load.run(each.server, each.pid, queries, core, seconds, cookie=True))
+
+
+def measure_latency(each: Subject, queries: Path, core: int, seconds: int) -> None:
+    """At half of what it reached."""
+    if each.rounds:
+        half = statistics.median(one.rate for one in each.rounds) / 2
+        each.latency = load.latency(each.server, queries, core, seconds, half)
 
 
 def report(subjects: list[Subject]) -> Iterator[Figure]:
     """Ours beside each of the others."""
-    ours, bare, *rest = subjects
-    rest, registry = ([each for each in rest if each.name[:6] != "unmoor"]), rest[:2]
-    for each in rest:
-        goal = GOALS.get(each.name.split(",")[0])
-        yield ratio(f"one core, by CPU time, beside {each.name}", ours.rounds, each.rounds, "capacity", goal)
-    for each in rest:
-        goal = GOALS.get(each.name.split(",")[0])
-        yield ratio(f"queries a second, beside {each.name}", ours.rounds, each.rounds, "rate", goal)
+    by_name = {each.name: each for each in subjects}
+    ours, bare = by_name[OURS], by_name[BARE]
+    rest = [each for each in subjects if not each.name.startswith(OURS)]
+    plain = [each for each in rest if each.rounds]
+    for each in plain:
+        yield ratio(f"one core, by CPU time, beside {each.name}", ours.rounds, each, "capacity")
+    for each in plain:
+        yield ratio(f"queries a second, beside {each.name}", ours.rounds, each, "rate")
     for each in rest:
         if each.with_cookies:
             name = f"one core, by CPU time, a cookie in each query, beside {each.name}"
-            goal = GOALS.get(each.name.split(",")[0])
-            yield ratio(name, ours.with_cookies, each.with_cookies, "capacity", goal)
-    yield ratio("one core, by CPU time, beside nothing switched on", ours.rounds, bare.rounds, "capacity")
-    if registry[0].name.startswith("unmoor"):
-        small, large = registry
-        name = "one core, by CPU time, the registry's names beside 20,000 of the document"
-        yield ratio(name, large.rounds, small.rounds, "capacity", 0.85)
-    else:
-        yield Figure("one core, by CPU time, 20 million names beside 20,000", None, "q/s", goal=">= 0.85")
-    yield from side_figures(ours, rest)
+            yield ratio(name, ours.with_cookies, each, "capacity")
+    yield ratio("one core, by CPU time, beside nothing switched on", ours.rounds, bare, "capacity")
+    waited = statistics.median(one.waited for each in subjects for one in each.rounds)
+    yield Figure(
+        "time that others had the core (much: rates and latency mean little)",
+        100 * waited,
+        "%",
+    )
+    yield from side_figures(ours, plain)
 
 
-def ratio(
-    name: str, ours: list[Round], theirs: list[Round], what: str, at_least: float | None = None
-) -> Figure:
+def ratio(name: str, ours: list[Round], other: Subject, what: str) -> Figure:
     """The medians of both, and of the ratios within each round."""
-    mine, other = ([getattr(one, what) for one in rounds] for rounds in (ours, theirs))
-    middle = statistics.median(a / b for a, b in zip(mine, other, strict=True))
-    figure = beside(name, statistics.median(mine), "q/s", statistics.median(other))
-    goal, met = (f">= {at_least}", middle >= at_least) if at_least else ("", None)
-    return Figure(name, figure.value, "q/s", figure.baseline, middle, goal, met)
+    rounds = other.with_cookies if "a cookie in each query" in name else other.rounds
+    mine, theirs = ([getattr(one, what) for one in each] for each in (ours, rounds))
+    middle = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+    limit = GOALS.get(other.name)
+    goal, met = (f">= {limit}", middle >= limit) if limit else ("", None)
+    return Figure(name, statistics.median(mine), "q/s", statistics.median(theirs), middle, goal, met)
 
 
 def side_figures(ours: Subject, rest: list[Subject]) -> Iterator[Figure]:

@@ -20,10 +20,14 @@ COOKIE = "10:0123456789abcdef"
 
 @dataclass(frozen=True)
 class Round:
-    """What one load showed: queries a second, and the server's CPU time for each of them, microseconds."""
+    """What one load showed: queries a second, and the server's CPU time for each of them, microseconds.
+
+    `waited` is the share of the time in which the server could have run but somebody else had its core.
+    """
 
     rate: float
     cost: float
+    waited: float
 
     @property
     def capacity(self) -> float:
@@ -42,10 +46,12 @@ class Latency:
 
 def run(server: Server, pid: int, queries: Path, core: int, seconds: int, cookie: bool) -> Round:
     """As many queries as both can do."""
-    before = cpu_time(pid)
+    before, started = times(pid), time.monotonic()
     shown = _dnsperf(server, queries, core, seconds, *(["-E", COOKIE] if cookie else ["-e"]))
-    spent = cpu_time(pid) - before
-    return Round(_number(r"Queries per second:\s+([\d.]+)", shown), spent / _completed(shown) / 1000)
+    wall = time.monotonic() - started
+    spent, waited = (after - then for after, then in zip(times(pid), before, strict=True))
+    rate = _number(r"Queries per second:\s+([\d.]+)", shown)
+    return Round(rate, spent / _completed(shown) / 1000, waited / wall / 1e9)
 
 
 def latency(server: Server, queries: Path, core: int, seconds: int, rate: float) -> Latency:
@@ -82,10 +88,16 @@ def _number(pattern: str, shown: str) -> float:
     return float(found[1])
 
 
-def cpu_time(pid: int) -> int:
-    """CPU time of a process and its descendants that live, nanoseconds."""
-    total = sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
-    return total + sum(cpu_time(child) for child in _children(pid))
+def times(pid: int) -> tuple[int, int]:
+    """CPU time of a process and its descendants that live, and how long they waited for it, nanoseconds."""
+    spent = waited = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        ran, queued, _ = map(int, path.read_text().split())
+        spent, waited = spent + ran, waited + queued
+    for child in _children(pid):
+        more = times(child)
+        spent, waited = spent + more[0], waited + more[1]
+    return spent, waited
 
 
 def memory(pid: int) -> int:

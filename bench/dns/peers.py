@@ -21,6 +21,9 @@ FIRST_PORT = 5390
 ZONE = "example.com"
 SOA = "$TTL 30\n@ SOA ns1 h 1 7200 900 1209600 300\n@ NS ns1\nns1 A 198.18.0.53\n"
 
+KNOT, KNOT_COOKIES = "knot, 1 of 4096 weighted", "knot with cookies, 1 of 4096 weighted"
+BIND, PDNS = "bind, static", "pdns, 1 of 256 by Lua"
+
 #: What this release can do beside answering, all of it switched on. A limit on rates counts each query also
 #: when nobody reaches it; nobody could measure a server that cuts its asker off.
 FEATURES: dict[str, Any] = {
@@ -30,7 +33,7 @@ FEATURES: dict[str, Any] = {
     "tell_version": True,
 }
 
-KNOT = """
+KNOT_CONF = """
 server:
   rundir: {d}
   user: root:root
@@ -51,7 +54,7 @@ zone:
     file: zone
     module: [{modules}]
 """
-NSD = """
+NSD_CONF = """
 server:
   ip-address: 127.0.0.1@{port}
   zonesdir: {d}
@@ -67,13 +70,13 @@ zone:
   name: example.com
   zonefile: zone
 """
-NAMED = """
+NAMED_CONF = """
 options {{ directory "{d}"; pid-file "{d}/pid"; session-keyfile "{d}/key"; recursion no;
   listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; }};
 controls {{ }};
 zone "example.com" {{ type primary; file "zone"; }};
 """
-PDNS = """
+PDNS_CONF = """
 launch=bind
 bind-config={d}/named.zones
 local-address=127.0.0.1
@@ -83,7 +86,7 @@ enable-lua-records={lua}
 receiver-threads=1
 distributor-threads=1
 """
-GDNSD = """
+GDNSD_CONF = """
 options => {{ listen => 127.0.0.1, dns_port => {port}, udp_threads => 1, tcp_threads => 1,
               run_dir => "{d}/run", state_dir => "{d}/state" }}
 plugins => {{ weighted => {{ multi => false, pool => {{ {pool} }} }} }}
@@ -104,6 +107,11 @@ class Server:
             return subprocess.Popen(["taskset", "-c", str(core), *self.command], stdout=output, stderr=output)
 
 
+def where(port: int) -> dict[str, Any]:
+    """One worker on loopback."""
+    return {"listen": ["127.0.0.1"], "port": port, "workers": 1}
+
+
 def ours(name: str, directory: Path, port: int, count: int, **more: Any) -> Server:
     """Write a document of ours and say how to serve it."""
     directory.mkdir()
@@ -111,9 +119,7 @@ def ours(name: str, directory: Path, port: int, count: int, **more: Any) -> Serv
     document = {
         "pop": "bench",
         "edge": "bench",
-        "listen": ["127.0.0.1"],
-        "port": port,
-        "workers": 1,
+        **where(port),
         "pools": {"all": {"ipv4": ["198.18.0.0/20"]}},
         "policies": [{"name": "all", "answer": {"pool": "all", "ttl": 30}}],
         "zones": [{"name": ZONE, "records": SOA, "hostnames": [{"names": names}] if names else []}],
@@ -149,19 +155,19 @@ def _knot(modules: str, folder: Path, port: int, count: int) -> list[str]:
     with (folder / "pool.conf").open("w") as pool:
         pool.write(f"*.{ZONE}:\n")
         pool.writelines(f"  - weight: 1\n    A: 198.18.{at >> 8}.{at & 255}\n" for at in range(4096))
-    (folder / "conf").write_text(KNOT.format(d=folder, port=port, modules=modules))
+    (folder / "conf").write_text(KNOT_CONF.format(d=folder, port=port, modules=modules))
     return ["-c", str(folder / "conf")]
 
 
 def _nsd(folder: Path, port: int, count: int) -> list[str]:
     _static(folder, count)
-    (folder / "conf").write_text(NSD.format(d=folder, port=port))
+    (folder / "conf").write_text(NSD_CONF.format(d=folder, port=port))
     return ["-d", "-c", str(folder / "conf")]
 
 
 def _bind(folder: Path, port: int, count: int) -> list[str]:
     _static(folder, count)
-    (folder / "conf").write_text(NAMED.format(d=folder, port=port))
+    (folder / "conf").write_text(NAMED_CONF.format(d=folder, port=port))
     return ["-n", "1", "-f", "-c", str(folder / "conf")]
 
 
@@ -169,7 +175,7 @@ def _gdnsd(folder: Path, port: int, count: int) -> list[str]:
     for name in ("zones", "run", "state"):
         (folder / name).mkdir()
     pool = ", ".join(f"a{at} => [198.18.0.{at}, 1]" for at in range(64))
-    (folder / "config").write_text(GDNSD.format(d=folder, port=port, pool=pool))
+    (folder / "config").write_text(GDNSD_CONF.format(d=folder, port=port, pool=pool))
     with (folder / "zones" / ZONE).open("w") as zone:
         zone.write(SOA)
         zone.writelines(f"host{at} DYNA weighted!pool\n" for at in range(count))
@@ -180,17 +186,17 @@ def _pdns(lua: str, folder: Path, port: int, _: int) -> list[str]:
     addresses = ",".join(f"'198.18.0.{at}'" for at in range(256))
     (folder / "zone").write_text(f'$ORIGIN {ZONE}.\n{SOA}* LUA A "pickrandom({{{addresses}}})"\n')
     (folder / "named.zones").write_text(f'zone "{ZONE}" {{ type native; file "{folder}/zone"; }};')
-    (folder / "pdns.conf").write_text(PDNS.format(d=folder, port=port, lua=lua))
+    (folder / "pdns.conf").write_text(PDNS_CONF.format(d=folder, port=port, lua=lua))
     return [f"--config-dir={folder}"]
 
 
 #: Name, program, what writes its files and gives its arguments.
 _OTHERS: list[tuple[str, str, Callable[[Path, int, int], list[str]]]] = [
-    ("knot, 1 of 4096 weighted", "knotd", partial(_knot, "mod-geoip/pool")),
-    ("knot, the same with cookies", "knotd", partial(_knot, "mod-cookies, mod-geoip/pool")),
+    (KNOT, "knotd", partial(_knot, "mod-geoip/pool")),
+    (KNOT_COOKIES, "knotd", partial(_knot, "mod-cookies, mod-geoip/pool")),
     ("nsd, static", "nsd", _nsd),
-    ("bind, static", "named", _bind),
+    (BIND, "named", _bind),
     ("gdnsd, 1 of 64 weighted", "gdnsd", _gdnsd),
-    ("pdns, 1 of 256 by Lua", "pdns_server", partial(_pdns, "yes")),
+    (PDNS, "pdns_server", partial(_pdns, "yes")),
     ("pdns, the same with a shared Lua state", "pdns_server", partial(_pdns, "shared")),
 ]

@@ -7,14 +7,18 @@ have one address of a family, so that the hot path and the careful path must say
 from __future__ import annotations
 
 import struct
+from ipaddress import IPv4Address, IPv6Address
 
 import dns.message
+import dns.tsig
 from dns_support import Local, document
 
-from unmoor.dns import wire
-from unmoor.dns.answering import _careful
+from unmoor.dns import names, wire
+from unmoor.dns.answering import _careful, answerer
 from unmoor.dns.limit import RateLimit, limited
+from unmoor.dns.notices import Notices
 from unmoor.dns.options import Options
+from unmoor.dns.transfer import Source
 
 HEADER = 12
 REVERSE = "$TTL 600\n@ SOA ns.example.net. h.example.net. 1 2 3 4 5\n@ NS ns.example.net.\n"
@@ -66,11 +70,28 @@ def everything() -> Local:
     return Local(data)
 
 
+class Tireless(Notices):
+    """Reads every NOTIFY, however many come in a second."""
+
+    def _has_time(self) -> bool:
+        return True
+
+
+#: With it, a primary of plain.example signs its NOTIFYs.
+KEY = dns.tsig.Key("key.example.", b"sixteen octets of", "hmac-sha256")
+NOTICES = Tireless(
+    {
+        names.from_text("example.com"): (Source(IPv4Address(WAYS[0][0]), 53, None),),
+        names.from_text("plain.example"): (Source(IPv6Address(WAYS[1][0]), 53, KEY),),
+    },
+    None,
+)
 LOCAL = everything()
 OPTIONS = Options(LOCAL.snapshot.document)
-CAREFUL = _careful(LOCAL.snapshot, LOCAL.counts, OPTIONS)
+ANSWER = answerer(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
+CAREFUL = _careful(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
 #: Over the limit from the first packet on: every other one is truncated, the rest get silence.
-LIMITED = limited(LOCAL.answer, RateLimit(0), OPTIONS, LOCAL.counts)
+LIMITED = limited(ANSWER, RateLimit(0), OPTIONS, LOCAL.counts)
 
 
 def one(packet: bytes, thorough: bool = False) -> None:
@@ -79,10 +100,10 @@ def one(packet: bytes, thorough: bool = False) -> None:
     With `thorough`, dnspython reads the replies as well.
     """
     for address, limit in WAYS:
-        reply = LOCAL.answer(packet, limit, address)
-        if reply != CAREFUL(packet, limit, address):
+        reply = ANSWER(packet, limit, address)
+        if not wire.is_notify(packet) and reply != CAREFUL(packet, limit, address):
             # A minute may have gone by in between, and with it a cookie's time.
-            again = LOCAL.answer(packet, limit, address)
+            again = ANSWER(packet, limit, address)
             assert again == CAREFUL(packet, limit, address), "the two paths differ"
         check(packet, reply, limit, thorough)
     refused = LIMITED(packet, wire.EDNS_SIZE, WAYS[0][0])
@@ -97,20 +118,23 @@ def check(packet: bytes, reply: bytes | None, limit: int, thorough: bool) -> Non
     assert reply is not None, "silence to a query"
     assert reply[:2] == packet[:2], "another id"
     assert reply[2] & 0x80, "no response"
-    assert not (reply[2] ^ packet[2]) & 0x79, "another opcode or RD"
+    # A NOTIFY has nothing to say about recursion (RFC 1996 section 3.8).
+    echoed = 0x78 if wire.is_notify(packet) else 0x79
+    assert not (reply[2] ^ packet[2]) & echoed, "another opcode or RD"
     assert reply[3] & 0xF != wire.SERVFAIL, "a defect of ours"
     assert not reply[3] & 0xF0, "RA, Z, AD or CD"
     assert len(reply) <= limit, "longer than may be sent"
     assert well_formed(reply, packet), "malformed"
     if thorough:
-        dns.message.from_wire(reply)
-        assert limit == wire.TCP_SIZE or len(reply) <= _what_it_takes(packet), "longer than the asker takes"
+        dns.message.from_wire(reply, keyring=False)
+        takes = max(_what_it_takes(packet), len(packet) if wire.is_notify(packet) else 0)
+        assert limit == wire.TCP_SIZE or len(reply) <= takes, "longer than the asker takes"
 
 
 def _what_it_takes(packet: bytes) -> int:
     """How much its sender takes over UDP, as another parser reads it."""
     try:
-        query = dns.message.from_wire(packet)
+        query = dns.message.from_wire(packet, keyring=False)
     except Exception:  # not even a message: a bare error
         return wire.CLASSIC_SIZE
     return max(wire.CLASSIC_SIZE, query.payload) if query.edns >= 0 else wire.CLASSIC_SIZE

@@ -4,7 +4,7 @@
     python tests/fuzz/run.py --atheris DIRECTORY [--count N]    guided by what each packet reaches
 
 The second needs atheris (PyPI), which is no dependency; it leaves what it found worth keeping in the
-directory (then: `-merge=1`, and corpus.py). A failure prints the packet: add it to seeds.py.
+directory (then: corpus.py). A failure prints the packet: add it to seeds.py.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--atheris", type=Path, metavar="DIRECTORY")
-    parser.add_argument("--merge", type=Path, metavar="DIRECTORY", help="minimise --atheris's into this")
     chosen = parser.parse_args()
     if chosen.atheris:
-        guided(chosen.atheris, chosen.count, chosen.merge)
+        guided(chosen.atheris, chosen.count)
     else:
         by_chance(chosen.count, chosen.seed)
 
@@ -76,7 +75,7 @@ def memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def guided(directory: Path, count: int, merged: Path | None) -> None:
+def guided(directory: Path, count: int) -> None:
     """Let libFuzzer look for packets that reach what none before them did."""
     import atheris
 
@@ -92,11 +91,8 @@ def guided(directory: Path, count: int, merged: Path | None) -> None:
     def one(packet: bytes) -> None:
         harness.one(packet, thorough=not next(done) % THOROUGH)
 
-    words = ["-max_len=1500", "-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"]
-    words += ["-merge=1", str(merged), str(directory)] if merged else [f"-runs={count}", str(directory)]
-    if merged:
-        merged.mkdir(exist_ok=True)
-    atheris.Setup([sys.argv[0], *words], one)
+    words = ["-max_len=1500", "-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1", f"-runs={count}"]
+    atheris.Setup([sys.argv[0], *words, str(directory)], one)
     atheris.Fuzz()
 
 

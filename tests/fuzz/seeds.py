@@ -9,6 +9,8 @@ from itertools import product
 
 import dns.edns
 import dns.message
+import dns.opcode
+import dns.tsig
 
 NAMES = (
     "host0.example.com",
@@ -73,8 +75,19 @@ def good() -> Iterator[tuple[str, bytes]]:
             NAMES[0], "A", id=1, use_edns=version, payload=payload, ednsflags=flags
         )
         yield f"EDNS version {version}, size {payload}, flags {flags:x}", query.to_wire()
+    yield from notifies()
     for name in ("id.server", "version.bind", "hostname.bind"):
         yield name, dns.message.make_query(name, "TXT", "CH", id=1).to_wire()
+
+
+def notifies() -> Iterator[tuple[str, bytes]]:
+    """Give NOTIFYs (RFC 1996) for zones with a primary, with one that signs, and with none."""
+    for zone, signed in product(("example.com", "plain.example", "elsewhere.example"), (False, True)):
+        notify = dns.message.make_query(zone, "SOA", id=1)
+        notify.set_opcode(dns.opcode.NOTIFY)
+        if signed:
+            notify.use_tsig(dns.tsig.Key("key.example.", b"sixteen octets of"))
+        yield f"NOTIFY for {zone}, {'signed' if signed else 'unsigned'}", notify.to_wire()
 
 
 def odd() -> Iterator[tuple[str, bytes]]:
@@ -125,6 +138,9 @@ def odd() -> Iterator[tuple[str, bytes]]:
     yield "SIG(0)", _header(0, 1, 0, 0, 1) + QUESTION + SIG0
     yield "IXFR", _header(0, 1, 0, 1, 0) + QUESTION[:-4] + b"\0\xfb\0\1" + RECORD
     yield "NOTIFY", _header(0x2400, 1, 1, 0, 0) + b"\7example\3com\0\0\6\0\1" + RECORD
+    for what, packet in notifies():
+        yield f"{what}, one octet more", packet + b"\0"
+        yield f"{what}, another signature", packet[:-7] + b"\xff" + packet[-6:]
     yield "UPDATE", _header(0x2800, 1, 0, 1, 0) + b"\7example\3com\0\0\6\0\1" + RECORD
     yield "octets behind", _header(0, 1, 0, 0, 0) + QUESTION + b"behind"
     yield "a cookie and no question", _header(0, 0, 0, 0, 1) + OPT[:-1] + b"\x0c\0\x0a\0\x0812345678"

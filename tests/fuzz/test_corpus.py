@@ -16,7 +16,7 @@ FORMERR = 1
 
 def test_nothing_in_the_corpus_breaks_it() -> None:
     packets = corpus.read()
-    assert len(packets) > 100
+    assert len(packets) >= 100
     for packet in packets:
         try:
             harness.one(packet, thorough=True)
@@ -36,14 +36,14 @@ def test_seeds_whole_and_cut_off_anywhere(what: str) -> None:
 def test_good_queries_that_are_cut_off_are_malformed(what: str) -> None:
     packet = SEEDS[what]
     for size in range(harness.HEADER, len(packet)):
-        reply = harness.LOCAL.answer(packet[:size], 1232, "127.0.0.1")
+        reply = harness.ANSWER(packet[:size], 1232, "127.0.0.1")
         assert reply is not None
         assert reply[3] & 0xF == FORMERR
 
 
 def test_the_checks_can_fail() -> None:
     query = SEEDS["host0.example.com A"]
-    reply = harness.LOCAL.answer(query, 1232, "127.0.0.1")
+    reply = harness.ANSWER(query, 1232, "127.0.0.1")
     assert reply is not None
     harness.check(query, reply, 1232, thorough=True)
     loop = reply[:-16] + b"\xc0" + bytes((len(reply) - 16,)) + reply[-14:]

@@ -1,6 +1,7 @@
 """DNS messages (RFC 1035 section 4): reading a query with every check, writing a reply within its limit.
 
-This is the careful path, for everything that `fast` does not recognise; it trusts nothing in a packet.
+This is the careful path, for everything that the hot path (answering.py) does not recognise; it trusts
+nothing in a packet.
 """
 
 from __future__ import annotations
