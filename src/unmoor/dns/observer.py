@@ -12,7 +12,7 @@ from unmoor.dns.counters import Counts
 from unmoor.dns.querylog import QueryLogger
 
 #: One query in so many has its time taken.
-LATENCY_SAMPLE = 64
+LATENCY_SAMPLE = 256
 
 # From the operating system: who could foretell what is looked at could hide from it.
 _random = random.SystemRandom()

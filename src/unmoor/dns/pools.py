@@ -104,10 +104,10 @@ class Stock:
 
     def settle(self) -> None:
         """Count what was taken."""
-        taken = self.cells[len(self.ready) :]
-        if self._counts is not None:
+        counts, taken = self._counts, self.cells[len(self.ready) :]
+        if counts is not None:
             for cell in taken:
-                self._counts[cell] += 1
+                counts[cell] += 1
         del self.cells[len(self.ready) :]
 
     def forget(self) -> None:
@@ -133,6 +133,9 @@ class Drawer(Stock):
         self._starts = [0, *accumulate(each.size for each in self.ranges)][:-1]
         # For each range, where its addresses are counted; nothing if they are not.
         self._spans: list[Span] = []
+        #: What is to be added to `cells`: a single range that is counted by address then has the very numbers
+        #: that were drawn as its cells.
+        self.base = 0
 
     def __call__(self) -> bytes:
         """Draw one address."""
@@ -148,22 +151,23 @@ class Drawer(Stock):
     def count_into(self, tally: Tally) -> None:
         """Count in `tally` what is drawn from now on, if it has room."""
         if self.locate(tally):
-            self._counts = tally.cells
+            self._counts = tally.cells[self.base :]
 
     def locate(self, tally: Tally) -> bool:
         """Find the counters, for whoever draws and counts; says whether all addresses have one."""
         version = 4 if self._octets == 4 else 6
         found = [tally.locate(version, each.first) for each in self.ranges]
         self._spans = [each for each in found if each] if all(found) else []
+        self.base = 0
+        if len(self._spans) == 1 and self._spans[0].cells == self._spans[0].size:
+            self.base = self._spans[0].cell(self.ranges[0].first)
         self.forget()
         return bool(self._spans)
 
     def _cells_of(self, numbers: list[int]) -> list[int]:
-        """The counters of the addresses that `at` gives for `numbers`."""
-        span = self._spans[0]
-        if len(self._spans) == 1 and span.cells == span.size:  # the usual case, and four times as quick
-            base = span.start + self.ranges[0].first - span.first
-            return [base + number for number in numbers]
+        """The counters of the addresses that `at` gives for `numbers`, without `base`."""
+        if len(self._spans) == 1 and self._spans[0].cells == self._spans[0].size:
+            return numbers
         found = []
         for number in numbers:
             which = bisect_right(self._starts, number) - 1
@@ -196,7 +200,7 @@ class Mix(Stock):
             for drawer in drawers:
                 self.ready.append(drawer())
                 if self._counts is not None:
-                    self.cells.append(drawer.cells[len(drawer.ready)])
+                    self.cells.append(drawer.base + drawer.cells[len(drawer.ready)])
         return self.ready.pop()
 
     def count_into(self, tally: Tally) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from functools import lru_cache
 from typing import Protocol
 
 import dns.rdataclass
@@ -123,6 +124,16 @@ def _shown(subnet: Subnet) -> str:
     return address if int(length) in (32, 128) else str(subnet)
 
 
+@lru_cache(maxsize=256)
+def _type(number: int) -> str:
+    return dns.rdatatype.to_text(dns.rdatatype.RdataType.make(number))
+
+
+@lru_cache(maxsize=256)
+def _class(number: int) -> str:
+    return dns.rdataclass.to_text(dns.rdataclass.RdataClass.make(number))
+
+
 def _question(packet: bytes, whole: bool) -> dict[str, str]:
     """What was asked; nothing of a packet that is malformed."""
     try:
@@ -133,8 +144,8 @@ def _question(packet: bytes, whole: bool) -> dict[str, str]:
         return {}
     found = {
         "name": names.to_text(query.name),
-        "type": dns.rdatatype.to_text(query.qtype),  # type: ignore[arg-type]  # a number will do
-        "class": dns.rdataclass.to_text(query.qclass),  # type: ignore[arg-type]  # likewise
+        "type": _type(query.qtype),
+        "class": _class(query.qclass),
     }
     if subnet:
         found["ecs"] = str(subnet if whole else subnet.as_sticky())
@@ -151,6 +162,6 @@ def _answer(reply: bytes | None) -> dict[str, str]:
         if rtype == wire.OPT:
             code |= ttl >> 24 << 4  # RFC 6891 section 6.1.3
         elif number < answers and rtype in (wire.A, wire.AAAA) and not address:
-            address = str(ip_address(data))
+            address = socket.inet_ntop(socket.AF_INET if rtype == wire.A else socket.AF_INET6, data)
     rcode = wire.RCODE_NAMES.get(code, str(code))
     return {"rcode": rcode, "size": str(len(reply)), "address": address}
