@@ -675,6 +675,8 @@ class Server:
 
     def _settle_counts(self) -> None:
         """Have every worker count what it has given; one that is busy for long is left out."""
+        if self._snapshot.layout is None:
+            return
         request = worker.SETTLE + self._tallies.request().to_bytes(8, "big")
         asked = list(self._processes.values())
         for process in asked:
