@@ -158,6 +158,7 @@ class Running:
         self.port: int = data["port"]
         self.config = directory / "dns.json"
         self.control = directory / "control.sock"
+        self.state = directory
         self.log = directory / "log"
         self.write(data)
         with self.log.open("w") as log:
@@ -165,7 +166,7 @@ class Running:
                 [
                     *(*command, "dns", "serve"),
                     *("--config", str(self.config), "--control", str(self.control)),
-                    *("--state", str(directory)),
+                    *("--state", str(self.state)),
                 ],
                 stderr=log,
             )

@@ -438,8 +438,8 @@ def test_the_commands(tmp_path: Path) -> None:
         assert json.loads(unmoor("status", "--json", *at).stdout)["generation"] == 1
         dns.query.udp(dns.message.make_query("biz.example.com", "A"), "127.0.0.1", 5, server.port)
         metrics = unmoor("status", "--metrics", *at).stdout
-        assert 'unmoor_dns_answers_total{policy="business"} 1.0\n' in metrics
-        assert 'unmoor_dns_replies_total{rcode="NOERROR"}' in metrics
+        assert 'unmoor_dns_answers_total{policy="business",transport="udp",type="A"} 1.0\n' in metrics
+        assert 'unmoor_dns_replies_total{rcode="NOERROR",transport="udp"}' in metrics
         assert "# TYPE unmoor_dns_workers gauge\nunmoor_dns_workers 2.0\n" in metrics
         server.write(with_pool(server.data, "198.18.7.7/32"))
         assert "generation 2 in force on 2 workers" in unmoor("reload", *at).stdout

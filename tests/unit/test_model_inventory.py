@@ -119,6 +119,8 @@ def test_a_right_inventory_compiles(directory: Path) -> None:
         ("unmoor_services/tls/port", [1], "unmoor_services.tls.port", "is not a known key"),
         ("unmoor_policies/0/match", {"pops": ["fra"]}, "unmoor_policies.0.match.pops.0", "can never match"),
         ("unmoor_pool", {}, "unmoor_pool", "is not a known key"),
+        ("unmoor_dns_query_log", {"sample": 9, "to": "dnstap"}, "unmoor_dns_query_log", "has no socket"),
+        ("unmoor_dns_journal_keep", 0, "unmoor_dns_journal_keep", "greater than or equal to 1"),
         ("unmoor_dns_cookie_secret", "short", "unmoor_dns_cookie_secret", "should match pattern"),
         ("unmoor_zones/0/records_file", "none", "unmoor_zones.0.records_file", "No such file"),
         ("unmoor_zones/0/hostnames_file", "none", "unmoor_zones.0.hostnames_file", "No such file"),
@@ -152,8 +154,11 @@ def test_a_wrong_value_is_named_with_its_fix(
 
 def test_settings_of_the_server_arrive(directory: Path) -> None:
     settings = {"unmoor_dns_rate_limit": 500, "unmoor_dns_sticky_key": "secret", "unmoor_dns_tell_name": True}
+    settings |= {"unmoor_dns_journal_keep": 7, "unmoor_dns_count_addresses": False}
+    settings["unmoor_dns_query_log"] = {"sample": 100}
     dns = compiled(directory, {"edge1": VARIABLES | settings}).documents["edge1"].dns
     assert (dns.rate_limit, dns.sticky_key, dns.tell_name, dns.port) == (500, "secret", True, 53)
+    assert (dns.journal_keep, dns.count_addresses, dns.query_log.sample) == (7, False, 100)
 
 
 def test_a_zone_may_live_in_a_primary(directory: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from testinfra.host import Host
 
@@ -13,6 +15,7 @@ ENABLED = [
     "unmoor-sockets-metrics.service",
     "unmoor-activation.socket",
     "unmoor-dns.service",
+    "unmoor-dns-metrics.service",
     "nginx.service",
     "unmoor-whoami.socket",
 ]
@@ -41,6 +44,7 @@ def test_units_run_now_and_after_a_reboot(edge: Host, unit: str) -> None:
         ("unmoor-activation.service", "unmoor", "cap_net_admin cap_bpf"),
         ("unmoor-dns.service", "unmoor-dns", "cap_net_bind_service"),
         ("unmoor-sockets-metrics.service", "unmoor", "cap_bpf"),
+        ("unmoor-dns-metrics.service", "unmoor-dns", ""),
     ],
 )
 def test_services_are_unprivileged_and_hardened(edge: Host, unit: str, user: str, capabilities: str) -> None:
@@ -54,7 +58,8 @@ def test_services_are_unprivileged_and_hardened(edge: Host, unit: str, user: str
 
 
 def test_the_dns_server_runs_as_its_user_with_one_worker_for_each_core(edge: Host) -> None:
-    processes = edge.check_output("ps -o user:20= -u unmoor-dns").split()
+    server = edge.check_output("systemctl show -P MainPID unmoor-dns")
+    processes = edge.check_output("ps -o user:20= -p %s --ppid %s", server, server).split()
     assert processes == ["unmoor-dns"] * (1 + int(edge.check_output("nproc")))
 
 
@@ -89,10 +94,49 @@ def test_documents_are_valid_and_not_for_others_to_write(edge: Host) -> None:
         assert (file.user, file.group, file.mode) == ("root", *expected)
 
 
+def scraped(edge: Host, port: int) -> str:
+    fetch = f'urllib.request.urlopen("http://127.0.0.1:{port}/metrics", timeout=10).read().decode()'
+    return edge.check_output(f"python3 -c 'import urllib.request; print({fetch})'")
+
+
 def test_prometheus_finds_the_counters_of_the_sockets_half(edge: Host) -> None:
-    scraped = edge.check_output(
-        "python3 -c 'import urllib.request; "
-        'print(urllib.request.urlopen("http://127.0.0.1:9109/metrics", timeout=10).read().decode())\''
+    found = scraped(edge, 9109)
+    assert 'unmoor_sockets_registered{family="ipv4",protocol="tcp",service="web-http"}' in found
+    assert "unmoor_sockets_foreign_programs" not in found  # it may not ask
+
+
+def test_prometheus_finds_the_counters_of_the_dns_half(edge: Host) -> None:
+    found = scraped(edge, 9153)
+    assert 'unmoor_dns_answers_total{policy="free",transport="udp",type="A"}' in found
+    assert "unmoor_dns_journal_failing 0.0" in found
+
+
+def test_the_journal_says_who_is_on_an_address(edge: Host) -> None:
+    found = json.loads(edge.check_output("unmoor dns journal 198.18.9.9 --json"))
+    assert {each["policy"] for each in found["intervals"] if each["to"] is None} == {"business", "free"}
+    directory = edge.file("/var/lib/unmoor-dns")
+    assert (directory.user, directory.mode) == ("unmoor-dns", 0o750)
+
+
+# 2000 queries from the edge itself, of which one in a hundred is logged.
+ASK = """
+import socket, sys
+door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+door.settimeout(5)
+door.connect((sys.argv[1], 53))
+for _ in range(2000):
+    door.send(bytes.fromhex("000000000001000000000000") + b"\\x08site0001\\x06unmoor\\x04test\\0\\0\\1\\0\\1")
+    door.recv(4096)
+"""
+
+
+def test_the_query_log_reaches_the_machines_journal(edge: Host) -> None:
+    address = json.loads(edge.file("/etc/unmoor/dns.json").content_string)["listen"][0]
+    edge.check_output("python3 -c %s %s", ASK, address)
+    entries = edge.check_output(
+        "journalctl --sync; journalctl -t unmoor-dns-query -o json -n 1 UNMOOR_NAME=site0001.unmoor.test"
     )
-    assert 'unmoor_sockets_registered{family="ipv4",protocol="tcp",service="web-http"}' in scraped
-    assert "unmoor_sockets_foreign_programs" not in scraped  # it may not ask
+    last = json.loads(entries)
+    assert (last["UNMOOR_TYPE"], last["UNMOOR_RCODE"], last["UNMOOR_TRANSPORT"]) == ("A", "NOERROR", "udp")
+    assert last["UNMOOR_POLICY"] in ("free", "business")
+    assert last["UNMOOR_CLIENT"].endswith("/24")

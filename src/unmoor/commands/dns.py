@@ -7,17 +7,22 @@ import logging
 import sys
 import time
 from dataclasses import asdict
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from unmoor.commands import registry
 from unmoor.commands.dns_export import export
 from unmoor.commands.dns_options import DEFAULT_CONFIG, config_option, state_option
+from unmoor.commands.endpoints import Endpoint, endpoints
+from unmoor.commands.table import print_table
 from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, load
+
+if TYPE_CHECKING:
+    from unmoor.dns.rates import Rates
 
 _CONTROL = "/run/unmoor-dns/control.sock"
 
@@ -173,6 +178,103 @@ def status(control: Path, as_json: bool, metrics: bool) -> None:
         _show(data)
 
 
+@cli.command()
+@_control_option
+@click.option("--listen", multiple=True, callback=endpoints, help="Serve /metrics at ADDRESS:PORT.")
+@click.option("--addresses", is_flag=True, help="A sample for each address, too.")
+def metrics(control: Path, listen: list[Endpoint], addresses: bool) -> None:
+    """Print the server's counters for Prometheus, or serve them over HTTP."""
+    from prometheus_client import generate_latest  # noqa: PLC0415 - keeps `unmoor --help` quick
+
+    from unmoor.dns import notify  # noqa: PLC0415 - likewise
+    from unmoor.dns.control import ask  # noqa: PLC0415 - likewise
+    from unmoor.dns.metrics import registry  # noqa: PLC0415 - likewise
+    from unmoor.scrape import server  # noqa: PLC0415 - likewise
+
+    found = registry(
+        lambda: ask(control, "status").data, (lambda: ask(control, "addresses").data) if addresses else None
+    )
+    if not listen:
+        click.echo(generate_latest(found).decode(), nl=False)
+        return
+    host, port = listen[0]
+    try:
+        door = server(found, str(host), port)
+    except OSError as error:
+        raise UnmoorError(f"cannot listen at {host} port {port}: {error.strerror}") from None
+    notify.notify("READY=1")
+    door.serve_forever()
+
+
+@cli.command()
+@_control_option
+@click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many screens.")
+@click.option("--rows", type=click.IntRange(min=1), default=10, show_default=True, help="Addresses shown.")
+@click.option("--total", is_flag=True, help="All since the server began, at once, instead of rates.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every address that was given.")
+def top(control: Path, interval: float, count: int | None, rows: int, total: bool, as_json: bool) -> None:
+    """Show how often policies answered and addresses were given, and how evenly."""
+    from unmoor.dns import rates  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.control import ask  # noqa: PLC0415 - likewise
+
+    def read() -> Any:
+        return ask(control, "addresses").data
+
+    if not read()["counted"]:
+        click.echo("addresses are not counted: count_addresses is false in the document", err=True)
+    for number, found in enumerate([rates.total(read())] if total else rates.rates(read, interval), 1):
+        if as_json:
+            click.echo(json.dumps(found.as_json()))
+        else:
+            _show_rates(found, rows, clear=not total and sys.stdout.isatty())
+        if number == count:
+            return
+
+
+def _show_rates(found: Rates, rows: int, clear: bool) -> None:
+    if clear:
+        click.clear()
+    print_table(("policy", "answers", "per second"), found.policy_cells())
+    if found.addresses:
+        print_table(("address", "given", "per second"), found.address_cells(rows))
+    if found.evenness:
+        print_table(("pool", "family", "counted by", "least", "mean", "most"), found.evenness_cells())
+
+
+@cli.command()
+@click.argument("address", required=False)
+@click.argument("time", required=False)
+@state_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def journal(address: str | None, time: str | None, state: Path, as_json: bool) -> None:
+    """Say which policies answered with ADDRESS, from when to when, or at TIME; without ADDRESS, list changes.
+
+    TIME is a date or a time of ISO 8601, in UTC unless it says otherwise. What this edge answered, that is;
+    other edges have journals of their own.
+    """
+    from unmoor.dns import history  # noqa: PLC0415 - keeps `unmoor --help` quick
+
+    target, moment = _address(address), history.parse_time(time) if time else None
+    found = history.read(state)
+    for problem in found.unreadable:
+        click.echo(f"warning: {problem}; it is left out", err=True)
+    if as_json:
+        click.echo(json.dumps(history.as_json(found, target, moment), indent=2))
+        return
+    for line in history.lines(found, target, moment) if target else history.change_lines(found):
+        click.echo(line)
+
+
+def _address(text: str | None) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text) if text else None
+    except ValueError:
+        raise UnmoorError(
+            f"ADDRESS = {text}: is no IP address\n    fix: write one, as 198.18.3.7 or 2001:db8::1"
+        ) from None
+
+
 def _show(data: dict[str, Any]) -> None:
     pids = ", ".join(str(worker["pid"]) for worker in data["workers"])
     addresses = ", ".join(data["listen"])
@@ -186,6 +288,8 @@ def _show(data: dict[str, Any]) -> None:
             click.echo(f"  {name:<24} {count:>14,}")
     for name, state in data.get("transfers", {}).items():  # a server of an older release says less
         click.echo(_transfer(name, state))
+    if data.get("journal", {}).get("failure"):
+        click.echo(data["journal"]["failure"])
     if data["refused"]:
         click.echo(f"the last reload was refused: {data['refused']}")
 

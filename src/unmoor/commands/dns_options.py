@@ -21,5 +21,5 @@ state_option = click.option(
     type=click.Path(path_type=Path),
     default="/var/lib/unmoor-dns",
     show_default=True,
-    help="Directory of the copies of transferred zones.",
+    help="Directory of the journal, and of the copies of transferred zones.",
 )

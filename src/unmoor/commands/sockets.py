@@ -6,16 +6,17 @@ import gc
 import ipaddress
 import json
 import os
-import re
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from unmoor.commands.endpoints import Endpoint, endpoints
+from unmoor.commands.table import print_table as _print_table
 from unmoor.errors import UnmoorError
 from unmoor.sockets import pins as pinned
 from unmoor.sockets import protocol, systemd
@@ -34,26 +35,6 @@ _door = click.option(
     "--socket", "door", type=_PATH, default=protocol.SOCKET, show_default=True, help="The activation service."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-_Endpoint = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
-
-
-def _endpoints(
-    _context: click.Context, _parameter: click.Parameter, values: Sequence[str]
-) -> list[_Endpoint]:
-    found = []
-    for value in values:
-        match = re.fullmatch(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]+)):(?P<port>\d{1,5})", value)
-        try:
-            if match is None:
-                raise ValueError  # noqa: TRY301 - one message for all that is wrong
-            found.append((ipaddress.ip_address(match["six"] or match["four"]), int(match["port"])))
-        except ValueError:
-            raise click.BadParameter(
-                f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:80 or [::1]:80"
-            ) from None
-    return found
 
 
 @click.group()
@@ -232,10 +213,10 @@ def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path
 
 
 @cli.command()
-@click.option("--listen", multiple=True, callback=_endpoints, help="Serve /metrics at ADDRESS:PORT.")
+@click.option("--listen", multiple=True, callback=endpoints, help="Serve /metrics at ADDRESS:PORT.")
 @click.option("--addresses", is_flag=True, help="A sample for each address, too.")
 @_pins
-def metrics(listen: list[_Endpoint], addresses: bool, pins: Path) -> None:
+def metrics(listen: list[Endpoint], addresses: bool, pins: Path) -> None:
     """Print the counters for Prometheus, or serve them."""
     from unmoor.sockets.metrics import render, serve  # noqa: PLC0415 - see load
 
@@ -276,7 +257,7 @@ def rollback(pins: Path) -> None:
 @click.option(
     "--listen",
     multiple=True,
-    callback=_endpoints,
+    callback=endpoints,
     help="Where the process listens, as ADDRESS:PORT; once for each socket.",
 )
 @click.option("--protocol", "kind", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
@@ -286,7 +267,7 @@ def register(
     service: str,
     pid: int | None,
     pidfile: Path | None,
-    listen: list[_Endpoint],
+    listen: list[Endpoint],
     kind: Any,
     wait: float,
     door: Path,
@@ -391,16 +372,6 @@ def _cells(binding: Any) -> tuple[str, ...]:
     kind, prefix, rest = _line(binding).split(" ", 2)
     ports, _, service = rest.partition(" -> ")
     return kind, prefix, ports, service
-
-
-def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
-    format_row: Callable[[Sequence[str]], str] = lambda row: "  ".join(  # noqa: E731 - one expression
-        cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-    ).rstrip()
-    click.echo("")
-    for row in (heading, *rows):
-        click.echo(format_row(row))
 
 
 @cli.command()

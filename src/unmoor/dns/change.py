@@ -11,6 +11,7 @@ from unmoor.model.dns import Primary
 _SETTINGS = (
     *("pop", "edge", "port", "any_address", "workers", "rate_limit", "tell_name", "tell_version"),
     *("tcp_connections", "tcp_per_client", "tcp_idle", "transfer_limit"),
+    *("journal_keep", "query_log", "count_addresses"),
 )
 
 

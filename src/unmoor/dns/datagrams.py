@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 
 from unmoor.dns.answering import Answerer
+from unmoor.dns.observer import Observer
 
 #: Packets taken with one call; what a worker that dies takes with it, at most.
 BATCH = 32
@@ -109,8 +110,12 @@ class Datagrams:
         self._replies = _Packets(reply_size, _address(self._names), size)
         self._known: dict[bytes, str] = {}
 
-    def drain(self, door: socket.socket, answer: Answerer) -> Callable[[], bool]:
+    def drain(
+        self, door: socket.socket, answer: Answerer, observer: Observer | None = None
+    ) -> Callable[[], bool]:
         """Make the function that answers one batch; it says whether more may wait.
+
+        A batch that holds a query for `observer` to look at is answered by that.
 
         The socket itself blocks: replies wait for room in its queue rather than being dropped.
         """
@@ -126,11 +131,18 @@ class Datagrams:
 
         def drain() -> bool:
             received: int = _receive(descriptor, headers, BATCH, without_waiting, None)
-            ready = 0
+            ready, reply_to = 0, answer
+            looks = observer is not None and received > observer.left
+            if observer is not None and received > 0:
+                if looks:
+                    observer.begin()
+                    reply_to = observer.each
+                else:
+                    observer.left -= received
             for at, start, where, pointer in slots[: max(0, received)]:
                 client = names[where]
                 packet = queries[start : start + sizes[at]]
-                reply = answer(packet, limit, known.get(client) or text(client))
+                reply = reply_to(packet, limit, known.get(client) or text(client))
                 if reply is not None:
                     begin, length = ready * limit, len(reply)
                     replies[begin : begin + length] = reply
@@ -139,6 +151,8 @@ class Datagrams:
                     ready += 1
             if ready:
                 send(descriptor, ready)
+            if looks and observer is not None:
+                observer.end()
             return received == BATCH
 
         return drain

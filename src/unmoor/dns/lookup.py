@@ -5,6 +5,7 @@ from __future__ import annotations
 from unmoor import __version__
 from unmoor.dns import clients, https, names, reverse, wire
 from unmoor.dns.clients import Subnet
+from unmoor.dns.counters import counter_of
 from unmoor.dns.names import WireName
 from unmoor.dns.options import EXTENDED_ERROR, NOT_AUTHORITATIVE
 from unmoor.dns.snapshot import Plan, Snapshot, Target
@@ -163,7 +164,7 @@ def _choose(target: Target, name: bytes, qtype: int, client: Subnet, reply: Repl
     if plan is None:
         return False
     addresses = plan.selector.addresses(name, client)
-    reply.counter = plan.counter
+    reply.counter = counter_of(plan.slot, qtype)
     reply.answer.append(RRset(name, qtype, plan.ttl, tuple((each,) for each in addresses)))
     return True
 
@@ -186,7 +187,7 @@ def _offer(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply
         return False
     binding = offering.services[qtype]
     hints = {key: plan.selector.addresses(name, client) for key, plan in plans.items() if binding.hints}
-    reply.counter = offering.counter
+    reply.counter = counter_of(offering.slot, qtype)
     ttl = min(plan.ttl for plan in plans.values())
     reply.answer.append(RRset(name, qtype, ttl, ((https.rdata(binding, hints),),)))
     return True

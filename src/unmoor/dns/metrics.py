@@ -3,50 +3,112 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from unmoor.dns.counters import LATENCY_BOUNDS
+from unmoor.dns.rates import total
+
+_PREFIX = "unmoor_dns_"
+
+
+Reader = Callable[[], Mapping[str, Any]]
 
 
 def exposition(status: Mapping[str, Any]) -> str:
     """Write what `status` of the control socket says, for a scraper or the textfile collector."""
-    registry = CollectorRegistry()
-    registry.register(_Status(status))
-    return generate_latest(registry).decode()
+    return generate_latest(registry(lambda: status)).decode()
+
+
+def registry(status: Reader, addresses: Reader | None = None) -> CollectorRegistry:
+    """A registry that asks `status`, and `addresses` for a sample of each address, at each scrape.
+
+    Both give what the control socket does.
+    """
+    # Describing itself would ask at once: the server may start later.
+    found = CollectorRegistry(auto_describe=False)
+    found.register(_Status(status, addresses))
+    return found
 
 
 class _Status(Collector):
-    def __init__(self, status: Mapping[str, Any]) -> None:
+    def __init__(self, status: Reader, addresses: Reader | None) -> None:
         self._status = status
+        self._addresses = addresses
 
     def collect(self) -> Iterator[Metric]:
-        status = self._status
-        counters = (
-            ("answers", "policy", "policies", "Answers with addresses that the policy chose."),
-            ("replies", "rcode", "rcodes", "Replies by response code, answers included."),
-            ("events", "event", "events", "What is counted beside replies."),
-        )
-        for name, label, key, text in counters:
-            family = CounterMetricFamily(f"unmoor_dns_{name}", text, labels=[label])
-            for value, count in status[key].items():
-                family.add_metric([value], count)
-            yield family
-        yield CounterMetricFamily(
-            "unmoor_dns_worker_restarts", "Workers that died and were replaced.", value=status["restarts"]
-        )
+        status = self._status()
+        yield from _counters(status)
+        yield _latency(status)
         gauges = (
             ("generation", status["generation"], "The configuration in force; each reload adds one."),
             ("workers", len(status["workers"]), "Worker processes that serve."),
             ("hostnames", status["hostnames"], "Registered hostnames."),
             ("uptime_seconds", status["uptime"], "Since the server began."),
             ("reload_refused", int(status["refused"] is not None), "Whether the last reload was."),
+            (
+                "journal_failing",
+                int(status["journal"]["failure"] is not None),
+                "Whether the journal cannot be written.",
+            ),
         )
         for name, number, text in gauges:
-            yield GaugeMetricFamily(f"unmoor_dns_{name}", text, value=number)
+            yield GaugeMetricFamily(_PREFIX + name, text, value=number)
         yield from _transfers(status["transfers"])
+        if self._addresses:
+            yield _given(total(self._addresses()).addresses)
+
+
+def _counters(status: Mapping[str, Any]) -> Iterator[Metric]:
+    for name, labels, rows, text in (
+        (
+            "answers",
+            ("policy", "type", "transport"),
+            status["answers"],
+            "Answers with addresses that the policy chose.",
+        ),
+        (
+            "replies",
+            ("rcode", "transport"),
+            status["replies"],
+            "Replies by response code, answers included.",
+        ),
+        ("events", ("event",), status["events"].items(), "What is counted beside replies."),
+        ("worker_restarts", (), [(status["restarts"],)], "Workers that died and were replaced."),
+    ):
+        family = CounterMetricFamily(_PREFIX + name, text, labels=labels)
+        for *values, count in rows:
+            family.add_metric(values, count)
+        yield family
+
+
+def _latency(status: Mapping[str, Any]) -> Metric:
+    family = HistogramMetricFamily(
+        f"{_PREFIX}latency_seconds",
+        "From reading a query to sending its reply, of a random sample of all queries.",
+        labels=("transport",),
+    )
+    bounds = [*(str(bound / 10**9) for bound in LATENCY_BOUNDS), "+Inf"]
+    for transport, (*counts, nanoseconds) in status["latency"].items():
+        buckets = list(zip(bounds, accumulate(counts), strict=True))
+        family.add_metric([transport], buckets, nanoseconds / 10**9)
+    return family
+
+
+def _given(addresses: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(
+        f"{_PREFIX}address_answers",
+        "Answers by address, or by part of a range that is too large for it.",
+        labels=["address"],
+    )
+    for address, count in addresses.items():
+        family.add_metric([address], count)
+    return family
 
 
 def _transfers(states: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:

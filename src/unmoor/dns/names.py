@@ -75,10 +75,14 @@ def to_text(wire: bytes) -> str:
 
 
 def _escape(label: bytes) -> str:
-    return "".join(
-        ("\\" if byte in b'."\\;@$()' else "") + chr(byte) if 33 <= byte <= 126 else f"\\{byte:03}"
-        for byte in label
-    )
+    return "".join([_SHOWN[byte] for byte in label])
+
+
+# Every octet as people read it.
+_SHOWN = tuple(
+    ("\\" if byte in b'."\\;@$()' else "") + chr(byte) if 33 <= byte <= 126 else f"\\{byte:03}"
+    for byte in range(256)
+)
 
 
 def labels(wire: bytes) -> Iterator[bytes]:

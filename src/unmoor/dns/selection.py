@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from unmoor.dns.clients import Subnet
-from unmoor.dns.pools import Drawer, Mix
+from unmoor.dns.pools import Drawer, Mix, Tally
 
 #: How often an answer of several records is drawn again, per record, before fewer are given: a pool hardly
 #: larger than the answer has most of its addresses drawn twice.
@@ -23,13 +23,53 @@ class Selector(Protocol):
     def scope(self, client: Subnet) -> int:
         """How many bits of the client's address the choice depends on."""
 
+    def count_into(self, tally: Tally) -> None:
+        """Count the addresses that are given from now on."""
 
-class Random:
+    def settle(self) -> None:
+        """Count what was given and is not counted yet."""
+
+
+class Counting:
+    """What strategies count that give addresses to the careful path alone: each as it is given."""
+
+    def __init__(self) -> None:
+        self._tally: Tally | None = None
+
+    def count_into(self, tally: Tally) -> None:
+        """Count the addresses that are given from now on."""
+        self._tally = tally
+
+    def settle(self) -> None:
+        """Everything is counted."""
+
+    def given(self, addresses: Iterable[bytes]) -> Sequence[bytes]:
+        """Count addresses, and give them."""
+        found = tuple(addresses)
+        if self._tally:
+            for each in found:
+                self._tally.add(each)
+        return found
+
+
+class Random(Counting):
     """Addresses drawn anew for every query, each different from the others of the same answer."""
 
     def __init__(self, drawer: Drawer | Mix, records: int) -> None:
+        super().__init__()
         self.drawer = drawer
         self.records = min(records, drawer.size)
+
+    def count_into(self, tally: Tally) -> None:
+        """Count; single addresses by the batch that they are drawn in, since the hot path takes them too."""
+        if self.records == 1:
+            self.drawer.count_into(tally)
+        else:
+            super().count_into(tally)
+
+    def settle(self) -> None:
+        """Count those of the batch that were taken."""
+        self.drawer.settle()
 
     def addresses(self, name: bytes, client: Subnet) -> Sequence[bytes]:
         """Draw; neither name nor client matters."""
@@ -40,20 +80,21 @@ class Random:
             chosen[self.drawer()] = None
             if len(chosen) == self.records:
                 break
-        return tuple(chosen)
+        return self.given(chosen)
 
     def scope(self, client: Subnet) -> int:
         """Nothing of it."""
         return 0
 
 
-class Sticky:
+class Sticky(Counting):
     """Addresses that follow from a keyed hash of the name, or of the client's network.
 
     The same on every edge that has the same key and pools. A change of the pools moves most to another.
     """
 
     def __init__(self, mix: Mix, records: int, key: bytes, by_client: bool) -> None:
+        super().__init__()
         self.mix = mix
         self._records = min(records, mix.size)
         self._key = key
@@ -72,22 +113,23 @@ class Sticky:
             chosen[drawer.at(int.from_bytes(digest[24:], "big") * drawer.size >> 192)] = None
             if len(chosen) == self._records:
                 break
-        return tuple(chosen)
+        return self.given(chosen)
 
     def scope(self, client: Subnet) -> int:
         """As much of it as answers stick to."""
         return client.as_sticky().length if self.by_client else 0
 
 
-class Pinned:
+class Pinned(Counting):
     """The same addresses for everybody."""
 
     def __init__(self, addresses: Sequence[bytes]) -> None:
+        super().__init__()
         self._addresses = tuple(addresses)
 
     def addresses(self, name: bytes, client: Subnet) -> Sequence[bytes]:
         """Give all of them."""
-        return self._addresses
+        return self.given(self._addresses)
 
     def scope(self, client: Subnet) -> int:
         """Nothing of it."""

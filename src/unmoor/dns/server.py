@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import unmoor
-from unmoor.dns import catalog, control, cookies, copies, listeners, names, notify, upgrade, worker
+from unmoor.dns import catalog, control, cookies, copies, listeners, names, notify, pools, upgrade, worker
 from unmoor.dns.catalog import Member
 from unmoor.dns.change import describe_change
 from unmoor.dns.check import NO_COPIES, Inspection
 from unmoor.dns.copies import Key, Store
 from unmoor.dns.counters import Table
+from unmoor.dns.journal import Journal
 from unmoor.dns.listeners import Endpoint, Pair
 from unmoor.dns.snapshot import ClashError, Snapshot, build
+from unmoor.dns.tally import Tallies
 from unmoor.dns.transfers import Transfers
 from unmoor.dns.upgrade import Estate, Predecessor, Successor
 from unmoor.dns.worker import Worker
@@ -51,6 +53,8 @@ _PATIENCE = 10.0
 _YOUNG = 0.5
 #: Seconds until a worker that could not be started is tried again.
 _RETRY = 1.0
+#: Seconds that workers may take to count what they have given; without it, up to a batch each is missing.
+_SETTLE_PATIENCE = 0.25
 
 _SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
@@ -69,7 +73,10 @@ class Process:
 
 
 class Server:
-    """Serves the document at `config` until it is told to stop. Raises UnmoorError if it cannot begin."""
+    """Serves the document at `config` until it is told to stop, with a journal in the directory `state`.
+
+    Raises UnmoorError if it cannot begin.
+    """
 
     def __init__(
         self,
@@ -78,13 +85,15 @@ class Server:
         estate: int | None = None,
         state: Path = copies.DIRECTORY,
     ) -> None:
-        """Keep copies of transferred zones below `state`.
+        """Keep copies of transferred zones below `state`, too.
 
         With `estate`, a descriptor, take over from the server that started us (see upgrade.py).
         """
         self._config = config
+        self._state = state
+        self._journal = Journal(state)
         self._control_path = control_path
-        self._table = Table(MAX_PLACES)
+        self._table, self._tallies = Table(), Tallies()
         # Those that serve, by place; all that live, by pid; and places whose worker could not be started.
         self._processes: dict[int, Process] = {}
         self._children: dict[int, Process] = {}
@@ -101,7 +110,6 @@ class Server:
             self._generation, self._started = left.generation + 1, left.started
             self._pairs = self._predecessor.pairs()
             cookies.OWN_SECRET = bytes.fromhex(left.secret)
-        self._state = state
         self._store = Store(state, keep=True)
         self._transfers = Transfers(state)
         self._watched: socket.socket | None = None
@@ -111,6 +119,7 @@ class Server:
         # What the newest snapshot was made of.
         self._found: Inspection | None = None
         self._snapshot = self._first(self._document)
+        self._tallies.switch(self._snapshot.layout, self._generation)
         # Ours alone from here: a second server must fail before it has taken a share of the queries.
         self._control = self._predecessor.control if self._predecessor else control.listen(control_path)
         self._selector = selectors.DefaultSelector()
@@ -149,6 +158,8 @@ class Server:
 
     def _begin(self) -> None:
         self._pairs = _open_missing(_endpoints(self._snapshot.document), {})
+        self._journal.take()
+        self._journal.start(self._snapshot.document, self._generation)
         for place in range(_places(self._snapshot.document)):
             self._adopt(self._spawn(place, self._snapshot, self._generation, self._pairs))
         notify.notify("READY=1", f"STATUS={self._summary()}")
@@ -179,6 +190,8 @@ class Server:
             process.channel.shutdown(socket.SHUT_RDWR)
         for process in list(self._children.values()):
             self._bury(process)
+        if not self._predecessor:
+            self._journal.stop(self._snapshot.document, self._generation)
 
     def _catch_signals(self) -> socket.socket:
         """Turn signals into bytes on a socket, so that one loop waits for everything."""
@@ -208,6 +221,8 @@ class Server:
                 return
             if request.command == "status":
                 control.reply(door, control.Reply(done=True, data=self.status()))
+            elif request.command == "addresses":
+                control.reply(door, control.Reply(done=True, data=self.addresses()))
             elif request.command == "reload":
                 control.reply(door, self._reload())
             elif request.command == "upgrade":
@@ -227,6 +242,7 @@ class Server:
             foreign += (other.channel, other.inheritance)
         foreign += self._transfers.sockets()
         row, places = self._table.row(place, generation), _places(snapshot.document)
+        tally = self._tallies.tally(snapshot.layout, place, generation)
         with ExitStack() as ours, ExitStack() as theirs:
             try:
                 channel, child_channel = _channel(ours, theirs)
@@ -236,7 +252,7 @@ class Server:
 
                 def work() -> None:
                     doors = (child_channel, child_inheritance, self._transfers.outbox)
-                    Worker(snapshot, row, places, own, *doors).run()
+                    Worker(snapshot, row, places, own, *doors, generation, tally).run()
 
                 pid = _fork(lambda: self._become_worker(work, [*foreign, channel, inheritance]))
             except OSError as error:
@@ -392,6 +408,8 @@ class Server:
         notify.notify("READY=1", f"STATUS={self._summary()}")
         state = f"generation {self._generation} in force on {_workers(len(self._processes))}"
         lines = (*changes, state) if changes else (f"no change: {state}",)
+        if self._journal.failure:
+            lines = (*lines, self._journal.failure)
         for line in lines:
             log.info("reload: %s", line)
         return control.Reply(done=True, lines=lines)
@@ -412,8 +430,11 @@ class Server:
             for process in started:
                 process.channel.shutdown(socket.SHUT_RDWR)
                 self._bury(process)
+            self._tallies.discard(self._generation + 1)
             _close_others(pairs, keep=self._pairs)
             raise
+        # On the disk before the first worker can answer from it.
+        self._journal.change(snapshot.document, self._generation + 1)
         self._switch(
             {process.place: process.inheritance for process in started},
             lambda place: self._adopt(started[place]),
@@ -423,6 +444,8 @@ class Server:
         self._pairs = {endpoint: pairs[endpoint] for endpoint in wanted}
         self._snapshot = snapshot
         self._generation += 1
+        self._tallies.switch(snapshot.layout, self._generation)
+        self._journal.settle(snapshot.document, self._generation)
 
     def _switch(self, inheritances: Mapping[int, socket.socket], begin: Callable[[int], None]) -> None:
         """Retire every worker and `begin` its successor, one place after another.
@@ -487,6 +510,7 @@ class Server:
 
     def _hand_over(self, successor: Successor) -> None:
         self._transfers.stop()
+        self._journal.release()
         self._switch(successor.inheritances, successor.begin)
         summary = successor.finish(self._table.all_totals(), self._restarts)
         self._running, self._replaced = False, True
@@ -501,6 +525,7 @@ class Server:
             self._selector.unregister(self._successor.channel)
             self._successor.close()
             self._successor = None
+            self._journal.resume(self._snapshot.document, self._generation)
         for place in range(_places(self._snapshot.document)):
             if place not in self._processes:
                 self._fill(place)
@@ -522,12 +547,18 @@ class Server:
             self._spawn(place, self._snapshot, self._generation, self._pairs)
             for place in range(_places(document))
         ]
+        kept = False
         for place in predecessor.offer({each.place: each.inheritance for each in started}):
+            if not kept:  # the other server has let go of it, and no worker of ours has begun
+                self._journal.take()
+                self._journal.change(document, self._generation)
+                kept = True
             self._adopt(started[place])
         totals, self._restarts = predecessor.counters()
         self._table.carry(totals)
         _close_others(self._pairs, keep=wanted)
         self._pairs = {endpoint: self._pairs[endpoint] for endpoint in wanted}
+        self._journal.settle(document, self._generation)
         predecessor.restore_errors()
         predecessor.in_force(f"release {unmoor.__version__} in force: {self._summary()}")
         self._predecessor = None
@@ -624,9 +655,44 @@ class Server:
             "policies": totals.policies,
             "rcodes": totals.rcodes,
             "events": totals.events,
+            "answers": totals.answers,
+            "replies": totals.replies,
+            "latency": totals.latency,
             "refused": self._refused,
             "transfers": dict(sorted(self._transfers.state.items())),
+            "journal": {"kept": self._journal.kept, "failure": self._journal.failure},
         }
+
+    def addresses(self) -> dict[str, Any]:
+        """Give what `unmoor dns top` shows: how often each address was given, exact to this moment."""
+        self._settle_counts()
+        document = self._snapshot.document
+        return {
+            "time": time.monotonic(),
+            "uptime": max(0.001, time.monotonic() - self._started),
+            "counted": document.count_addresses,
+            "policies": self._table.totals(policy.name for policy in document.policies).policies,
+            "pools": {
+                name: [(version, *each) for version in (4, 6) for each in pools.ranges_in_use(pool, version)]
+                for name, pool in document.pools.items()
+            },
+            "spans": self._tallies.spans(self._generation),
+        }
+
+    def _settle_counts(self) -> None:
+        """Have every worker count what it has given; one that is busy for long is left out."""
+        if self._snapshot.layout is None:
+            return
+        request = worker.SETTLE + self._tallies.request().to_bytes(8, "big")
+        asked = list(self._processes.values())
+        for process in asked:
+            with suppress(OSError):
+                process.channel.send(request, socket.MSG_DONTWAIT)
+        deadline = time.monotonic() + _SETTLE_PATIENCE
+        while time.monotonic() < deadline:
+            if all(self._tallies.has_settled(process.place, process.generation) for process in asked):
+                break
+            time.sleep(0.001)
 
 
 def _workers(count: int) -> str:

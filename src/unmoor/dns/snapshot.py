@@ -9,11 +9,13 @@ from functools import cache
 from unmoor.dns import names, policies, wire
 from unmoor.dns.check import NO_COPIES, Inspection, inspect
 from unmoor.dns.clients import Subnet, scope
+from unmoor.dns.counters import counter_of
 from unmoor.dns.policies import Matcher
 from unmoor.dns.pools import Drawer, Mix, ranges_in_use
 from unmoor.dns.registry import Registry
 from unmoor.dns.reverse import Named, named
 from unmoor.dns.selection import Pinned, Random, Selector, Sticky, sticky_key
+from unmoor.dns.tally import Layout
 from unmoor.dns.transfer import Source, sources
 from unmoor.dns.zones import Zone
 from unmoor.errors import InvalidInputError, Problem
@@ -34,7 +36,7 @@ class Plan:
     """How one policy answers one query type: TTL in seconds, where it is counted, what chooses addresses."""
 
     policy: str
-    counter: int
+    slot: int
     rtype: int
     ttl: int
     selector: Selector
@@ -86,7 +88,8 @@ class Target:
                 and selector.records == 1
             ):
                 question = rtype.to_bytes(2, "big") + b"\0\1"
-                fast[question] = (plan.counter, plan.record_head, selector.drawer.ready, selector.drawer)
+                counter = counter_of(plan.slot, rtype)
+                fast[question] = (counter, plan.record_head, selector.drawer.ready, selector.drawer)
         return cls(candidates, fast)
 
     def choose(self, rtype: int, client: Subnet) -> tuple[Plan | None, int]:
@@ -116,6 +119,10 @@ class Snapshot:
     sources: Mapping[bytes, Sequence[Source]] = field(default_factory=dict)
     #: What it was made of; a later one need not read again what is the same.
     found: Inspection | None = None
+    #: Where each policy's answers are counted, and where addresses are, if at all; what gives addresses.
+    slots: Mapping[str, int] = field(default_factory=dict)
+    selectors: tuple[Selector, ...] = ()
+    layout: Layout | None = None
 
     @property
     def count(self) -> int:
@@ -177,14 +184,23 @@ def compiled(
     # What is not in the snapshot is not found by the hot path.
     unserved = {name for clashes in found.clashes.values() for name in clashes}
     dark = {zone.apex for zone in found.zones.values() if zone.missing}
-    target_of = _targets(document, counters)
+    plans = _plans(document, counters)
+    target_of = _targets(document, plans)
     targets = {
         name: target_of(each.subject)
         for name, each in found.hostnames.items()
         if name not in unserved and each.apex not in dark
     }
     snapshot = Snapshot(
-        document, found.zones, targets, named(document), sources=_sources(document), found=found
+        document,
+        found.zones,
+        targets,
+        named(document),
+        sources=_sources(document),
+        found=found,
+        slots=counters,
+        selectors=tuple(plan.selector for plan in plans.values()),
+        layout=Layout(document) if document.count_addresses else None,
     )
     if found.enrolled is None:
         return snapshot
@@ -215,10 +231,11 @@ def _sources(document: DnsDocument) -> dict[bytes, Sequence[Source]]:
     return {names.from_text(name): made[primaries] for name, primaries in transferred}
 
 
-def _targets(document: DnsDocument, counters: Mapping[str, int]) -> Callable[[policies.Subject], Target]:
+def _targets(
+    document: DnsDocument, plans: Mapping[tuple[int, int], Plan]
+) -> Callable[[policies.Subject], Target]:
     """Make the function that gives a subject's target; what policies treat alike shares one."""
     ordered = policies.matchers(document)
-    plans = _plans(document, counters)
     shared: dict[tuple[tuple[int, ...], ...], Target] = {}
 
     @cache
@@ -256,10 +273,8 @@ def _plans(document: DnsDocument, counters: Mapping[str, int]) -> dict[tuple[int
         for rtype, version in ((wire.A, 4), (wire.AAAA, 6)):
             selector = _selector(document, policy, version)
             if selector:
-                counter, answer = counters[policy.name], policy.answer
-                found[index, rtype] = Plan(
-                    policy.name, counter, rtype, answer.ttl, selector, _services(answer)
-                )
+                slot, answer = counters[policy.name], policy.answer
+                found[index, rtype] = Plan(policy.name, slot, rtype, answer.ttl, selector, _services(answer))
     return found
 
 

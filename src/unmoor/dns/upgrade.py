@@ -217,7 +217,7 @@ class Predecessor:
         """Wait for what was counted, and how many workers were replaced. Raises UnmoorError."""
         _, descriptors = self._receive()
         found = _read(descriptors[0])
-        return Totals(**found["totals"]), found["restarts"]
+        return Totals.of(found["totals"]), found["restarts"]
 
     def in_force(self, summary: str) -> None:
         """Say that the server may go. Raises UnmoorError when it is gone already."""

@@ -7,7 +7,7 @@ nothing in a packet.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from unmoor.dns import names
@@ -219,6 +219,23 @@ def read_opt(packet: bytes, start: int, end: int) -> Edns:
     if at != end and not version:
         raise QueryError(FORMERR)
     return Edns(max(size, CLASSIC_SIZE), version, bool(flags & DO), tuple(options))
+
+
+def records(message: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Give type, TTL and data of every record of a reply of ours, section by section."""
+    questions, *counts = struct.unpack_from("!4H", message, 4)
+    at = HEADER_SIZE
+    if questions:
+        at = question_name(message)[1] + 4
+    for _ in range(sum(counts)):
+        end = _skip_record(message, at)
+        start = at
+        while message[start] and message[start] < 0xC0:
+            start += 1 + message[start]
+        start += 2 if message[start] else 1
+        rtype, _, ttl, size = struct.unpack_from("!HHIH", message, start)
+        yield rtype, ttl, message[end - size : end]
+        at = end
 
 
 def opt_record(dnssec_ok: bool, extended_rcode: int = 0, options: Iterable[tuple[int, bytes]] = ()) -> bytes:

@@ -11,13 +11,17 @@ from ipaddress import ip_address
 from unmoor import udp
 from unmoor.dns import wire
 from unmoor.dns.answering import Answerer, answerer
-from unmoor.dns.counters import Counts, Event
+from unmoor.dns.counters import Counts, Event, Noting, Transport
 from unmoor.dns.datagrams import MAX_PACKET, Datagrams
 from unmoor.dns.limit import RateLimit, limited
 from unmoor.dns.listeners import ANY_ADDRESS, Pair
 from unmoor.dns.notices import Notices
+from unmoor.dns.observer import Observer
 from unmoor.dns.options import Options
+from unmoor.dns.querylog import QueryLogger
+from unmoor.dns.receivers import receiver_for
 from unmoor.dns.snapshot import Snapshot
+from unmoor.dns.tally import Tally
 from unmoor.dns.tcp import Connections, Limits
 
 # What parent and worker say to each other, one message each (SOCK_SEQPACKET).
@@ -25,6 +29,8 @@ READY = b"ready"
 BEGIN = b"begin"
 RETIRE = b"retire"
 RETIRED = b"retired"
+#: Followed by the number of the request.
+SETTLE = b"settle"
 
 #: Batches of packets taken from one socket before the others get their turn.
 _BATCHES_AT_ONCE = 2
@@ -53,8 +59,15 @@ class Worker:
         parent: socket.socket,
         predecessor: socket.socket,
         notices: socket.socket | None = None,
+        generation: int = 0,
+        tally: Tally | None = None,
     ) -> None:
         self._parent = parent
+        self._tally = tally
+        self._selectors = snapshot.selectors if tally else ()
+        if tally:
+            for each in self._selectors:
+                each.count_into(tally)
         self._predecessor = predecessor
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -65,13 +78,24 @@ class Worker:
         self._any_address = document.any_address
         limits = Limits.of(document, workers, _descriptors_left(self._pairs))
         options = Options(document)
-        answer = answerer(snapshot, counts, options, Notices(snapshot.sources, notices))
-        self._connections = Connections(limits, answer, counts, self._watch, self._unwatch)
+        share = RateLimit(max(1, document.rate_limit // workers)) if document.rate_limit else None
+        self._receiver = receiver_for(document)
+
+        def answering(counts: Counts) -> Answerer:
+            answer = answerer(snapshot, counts, options, Notices(snapshot.sources, notices))
+            guarded = share and counts.transport == Transport.UDP
+            return limited(answer, share, options, counts) if share and guarded else answer
+
+        def observer(counts: Counts) -> Observer:
+            noting, log = Noting(counts), None
+            if self._receiver:
+                log = QueryLogger(answering(noting), noting, self._receiver, snapshot, generation)
+            return Observer(answering(counts), counts, log)
+
+        over_tcp = observer(counts.over(Transport.TCP)).alone
+        self._connections = Connections(limits, over_tcp, counts, self._watch, self._unwatch)
         self._drains: list[Callable[[int], None]] = []
-        if document.rate_limit:
-            share = RateLimit(max(1, document.rate_limit // workers))
-            answer = limited(answer, share, options, counts)
-        self._answer, self._counts = answer, counts
+        self._observer, self._counts = observer(counts), counts
         self._watch(parent.fileno(), select.EPOLLIN, self._obey)
         self._watch(predecessor.fileno(), select.EPOLLIN, self._adopt)
         self._running = True
@@ -90,7 +114,7 @@ class Worker:
 
     def _begin(self) -> None:
         for pair in self._pairs:
-            drain = self._drain_of(pair.udp)(pair.udp, self._answer, self._counts)
+            drain = self._drain_of(pair.udp)(pair.udp, self._observer, self._counts)
             self._drains.append(drain)
             self._watch(pair.udp.fileno(), select.EPOLLIN, drain)
             self._watch(pair.tcp.fileno(), select.EPOLLIN, self._accept_from(pair.tcp))
@@ -101,6 +125,13 @@ class Worker:
             udp.prepare(door)
             return _drain_as_dialled
         return _drain
+
+    def _settle(self, request: int = 0) -> None:
+        """Count the addresses that were given; `request` is the number of who wants to read the counts."""
+        for each in self._selectors:
+            each.settle()
+        if self._tally:
+            self._tally.settled(request)
 
     def _watch(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
         known = descriptor in self._handlers
@@ -127,9 +158,15 @@ class Worker:
         if message == BEGIN:
             self._begin()
             return
+        if message.startswith(SETTLE):
+            self._settle(int.from_bytes(message[len(SETTLE) :], "big"))
+            return
         self._running = False
         for drain in self._drains:  # the sockets may be closed after this
             drain(0)
+        self._settle()
+        if self._receiver:
+            self._receiver.close()
         if message != RETIRE:  # the parent is gone, or going
             return
         with socket.socket(fileno=descriptors[0]) as successor:
@@ -144,11 +181,11 @@ def _descriptors_left(pairs: Sequence[Pair]) -> int:
     return soft - 2 * len(pairs) - _OTHER_DESCRIPTORS
 
 
-def _drain(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[int], None]:
+def _drain(door: socket.socket, observer: Observer, counts: Counts) -> Callable[[int], None]:
     """Make the handler that answers what waits in a UDP socket."""
     # A reply is refused for want of a route back, or to port 0: the client will ask again.
     datagrams = Datagrams(door.family, wire.EDNS_SIZE, lambda: counts.add(Event.UNSENT))
-    one_batch = datagrams.drain(door, answer)
+    one_batch = datagrams.drain(door, observer.answer, observer)
 
     def drain(_: int) -> None:
         for _ in range(_BATCHES_AT_ONCE):
@@ -158,7 +195,7 @@ def _drain(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[i
     return drain
 
 
-def _drain_as_dialled(door: socket.socket, answer: Answerer, counts: Counts) -> Callable[[int], None]:
+def _drain_as_dialled(door: socket.socket, observer: Observer, counts: Counts) -> Callable[[int], None]:
     """Make the handler for a socket of whole prefixes: replies leave from the address that was dialled."""
 
     def drain(_: int) -> None:
@@ -170,11 +207,12 @@ def _drain_as_dialled(door: socket.socket, answer: Answerer, counts: Counts) -> 
             except ValueError:  # it does not say what was dialled
                 counts.add(Event.UNSENT)
                 continue
-            reply = answer(datagram.data, wire.EDNS_SIZE, datagram.client[0])
+            reply = observer.each(datagram.data, wire.EDNS_SIZE, datagram.client[0])
             if reply is not None:
                 try:
                     udp.reply(door, datagram, reply)
                 except OSError:  # no route back, or port 0: the client will ask again
                     counts.add(Event.UNSENT)
+            observer.end()
 
     return drain

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unmoor.model.common import Document, Label, Prefix, Prefix4, Prefix6
 
@@ -165,6 +165,27 @@ class Catalog(Document):
     )
 
 
+class QueryLog(Document):
+    """A sample of the queries, with their answers, told to a log as they come."""
+
+    sample: int = Field(
+        0, ge=0, le=10**9, description="One query in so many is logged, chosen at random; 0: none, 1: all."
+    )
+    to: Literal["journald", "dnstap"] = Field("journald", description="Who takes it.")
+    socket: str = Field(
+        "", description="The receiver's UNIX socket; journald's own without it. dnstap must have one."
+    )
+    whole_addresses: bool = Field(
+        False, description="Log clients' addresses whole, not as networks (IPv4 /24, IPv6 /56)."
+    )
+
+    @model_validator(mode="after")
+    def _names_a_socket(self) -> QueryLog:
+        if self.to == "dnstap" and self.sample and not self.socket:
+            raise ValueError("dnstap has no socket: name the receiver's, as in /run/dnstap/unmoor.sock")
+        return self
+
+
 class DnsDocument(Document):
     """Where the server listens, its zones, and the policies that choose addresses from pools."""
 
@@ -227,3 +248,8 @@ class DnsDocument(Document):
     sticky_key: str = Field(
         "", description="Secret of sticky answers, the same on all edges: without it they can be predicted."
     )
+    journal_keep: int = Field(
+        400, ge=1, le=36500, description="Days that the journal of addresses is kept, at least."
+    )
+    query_log: QueryLog = QueryLog()
+    count_addresses: bool = Field(True, description="Count answers by address.")

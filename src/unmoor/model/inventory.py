@@ -25,6 +25,7 @@ from unmoor.model.dns import (
     Policy,
     Pool,
     Primary,
+    QueryLog,
     RegistryFile,
     TsigKey,
     Zone,
@@ -45,6 +46,9 @@ DNS_SETTINGS = (
     "dns_tcp_idle",
     "dns_tell_name",
     "dns_tell_version",
+    "dns_journal_keep",
+    "dns_query_log",
+    "dns_count_addresses",
 )
 
 #: Variables of the inventory begin with this.
@@ -107,6 +111,9 @@ class Variables(Document):
     dns_tcp_idle: int = Field(15, description="As tcp_idle of dns.json, seconds.")
     dns_tell_name: bool = Field(False, description="As tell_name of dns.json.")
     dns_tell_version: bool = Field(False, description="As tell_version of dns.json.")
+    dns_journal_keep: int = Field(400, description="As journal_keep of dns.json, days.")
+    dns_query_log: QueryLog = Field(QueryLog(), description="As query_log of dns.json.")
+    dns_count_addresses: bool = Field(True, description="As count_addresses of dns.json.")
     dns_registry: str = Field(
         "",
         description="Millions of hostnames beside those of the zones, in `zones/` of the inventory's "

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from http import HTTPStatus
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIEnvironment
+from collections.abc import Iterator
+from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from unmoor.errors import UnmoorError
+from unmoor.scrape import server
 from unmoor.sockets.counts import address_counts
 from unmoor.sockets.layout import COUNTERS
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.status import Status, read_status
 
-_PATIENCE = 10.0
 _PREFIX = "unmoor_sockets_"
 _SERVICE = ("service", "protocol", "family")
 
@@ -34,30 +30,7 @@ def render(pins: Pins, addresses: bool = False) -> str:
 
 def serve(pins: Pins, address: str, port: int, addresses: bool = False) -> WSGIServer:
     """A server of /metrics, ready to `serve_forever`. Raises OSError where it cannot listen."""
-    metrics = make_wsgi_app(_registry(pins, addresses))
-
-    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] != "/metrics":
-            return _refusal(start_response, HTTPStatus.NOT_FOUND, "see /metrics")
-        try:
-            body: Iterable[bytes] = metrics(environ, start_response)
-        except (OSError, UnmoorError) as error:
-            return _refusal(start_response, HTTPStatus.SERVICE_UNAVAILABLE, str(error))
-        return body
-
-    return make_server(address, port, app, ThreadingWSGIServer, handler_class=_Handler)
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = _PATIENCE
-
-    def log_message(self, *_arguments: object) -> None:
-        """A scrape is no news."""
-
-
-def _refusal(start_response: StartResponse, status: HTTPStatus, why: str) -> list[bytes]:
-    start_response(f"{status.value} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")])
-    return [f"{why}\n".encode()]
+    return server(_registry(pins, addresses), address, port)
 
 
 def _registry(pins: Pins, addresses: bool) -> CollectorRegistry:
