@@ -95,9 +95,9 @@ def _edits(
     # Names that may have nothing below them any more: the removed, and those that exist only for their sake.
     # A zone's apex exists by itself, and makes no name above it exist: that is another zone's.
     doubtful = changes.removed.difference(old.zones)
-    passed_over = doubtful.union(old.zones)
     for name in changes.removed:
         doubtful |= {each for each in _above(old, name) if old.find(each) == INTERIOR}
+    passed_over = doubtful.union(old.zones)
     kinds = _Kinds(old, changes, enrolment)
     staying: set[bytes] = set()
     if doubtful or kinds.without_example:
