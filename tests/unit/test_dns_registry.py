@@ -133,6 +133,22 @@ def test_an_update_is_a_rebuild(
         assert updated.kind_of(kind.example) is kind
 
 
+def test_an_apex_that_is_removed_leaves_nothing_behind(tmp_path: Path) -> None:
+    zones = [names.from_text(zone) for zone in ("example.com", "a.b.example.com")]
+    entries = [
+        ("example.com", FREE),
+        ("x.example.com", FREE),
+        ("a.b.example.com", FREE),
+        ("c.b.example.com", FREE),
+    ]
+    lines = [Line(number, "", name, tags) for number, (name, tags) in enumerate(entries, 1)]
+    registry_build.build(lines, zones, tmp_path / "old", BadLines("list"))
+    gone = [Line(1, "remove", "example.com", NONE), Line(2, "remove", "c.b.example.com", NONE)]
+    registry_update.update(open_registry(tmp_path / "old"), gone, tmp_path / "new", BadLines("changes"))
+    registry_build.build([lines[1], lines[2]], zones, tmp_path / "again", BadLines("list"))
+    assert content(open_registry(tmp_path / "new")) == content(open_registry(tmp_path / "again"))
+
+
 SOME = [("www.example.com", FREE), ("*.shop.example.com", BUSINESS), ("a.b.c.example.net", NONE)]
 
 

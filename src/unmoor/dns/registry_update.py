@@ -93,9 +93,11 @@ def _edits(
     """Give what becomes of each entry, of names above the changed ones too; and all kinds afterwards."""
     edits = dict(changes.kinds)
     # Names that may have nothing below them any more: the removed, and those that exist only for their sake.
-    doubtful = changes.removed
+    # A zone's apex exists by itself, and makes no name above it exist: that is another zone's.
+    doubtful = changes.removed.difference(old.zones)
     for name in changes.removed:
         doubtful |= {each for each in _above(old, name) if old.find(each) == INTERIOR}
+    passed_over = doubtful.union(old.zones)
     kinds = _Kinds(old, changes, enrolment)
     staying: set[bytes] = set()
     if doubtful or kinds.without_example:
@@ -104,7 +106,7 @@ def _edits(
             # What stands behind an entry's first label is the name above it.
             below = [each for each in piece if each[2 + each[1] : -KIND_SIZE] in doubtful]
             staying |= {
-                each[2 + each[1] : -KIND_SIZE] for each in below if each[1:-KIND_SIZE] not in doubtful
+                each[2 + each[1] : -KIND_SIZE] for each in below if each[1:-KIND_SIZE] not in passed_over
             }
             if kinds.without_example:
                 kinds.find_examples(piece, changes)
