@@ -35,7 +35,7 @@ lint: setup ## Formatting, style, types, playbooks, shell and C
 	pytest -q tests/lint
 
 .PHONY: unit
-unit: setup ## Tests that need no namespaces of their own
+unit: setup peers ## Tests that need no namespaces of their own
 	pytest -q -n 2 tests/unit tests/fuzz
 
 .PHONY: netns
@@ -52,7 +52,7 @@ bench: bench-sockets bench-dns ## Speed beside a baseline, as ratios
 bench-sockets: setup ## Look-ups, floods, replacement and memory of the sockets half
 	python bench/sockets/run.py
 
-bench-dns: setup ## The DNS half: evenness, reloads, 20 million names, and beside other servers; half an hour
+bench-dns: setup peers ## The DNS half: evenness, reloads, 20 million names, and beside other servers; half an hour
 	@$(call install,requirements/debian-bench.txt)
 	-python bench/dns/uniformity.py
 	-python bench/dns/reloads.py
@@ -71,7 +71,7 @@ lock: setup ## Write the lock files anew
 	    pyproject.toml --group dev -o requirements/dev.txt
 
 .PHONY: setup
-setup: debian peers .venv/.installed ## Debian packages and the virtual environment
+setup: debian .venv/.installed ## Debian packages and the virtual environment
 
 # Installs what a list of Debian packages names and this computer has not.
 define install
@@ -91,7 +91,7 @@ debian:
 	@$(call install,requirements/debian.txt)
 
 .PHONY: peers
-peers: | debian
+peers: debian ## Other DNS servers to compare with, unpacked into .cache and not installed
 	@tools/peers fetch
 
 .venv/.installed: requirements/dev.txt pyproject.toml | debian

@@ -23,7 +23,7 @@ def shown(snapshot: Snapshot) -> dict[str, Any]:
     plans = {
         name: {
             rtype: [
-                (each.matcher.policy, each.plan and (each.plan.ttl, each.plan.counter)) for each in candidates
+                (each.matcher.policy, each.plan and (each.plan.ttl, each.plan.slot)) for each in candidates
             ]
             for rtype, candidates in target.candidates.items()
         }
