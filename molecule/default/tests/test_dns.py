@@ -10,7 +10,9 @@ from testinfra.host import Host
 from conftest import EDGE_ADDRESSES, probe
 
 ANYCAST = ("198.51.100.53", "2001:db8:53::53")
-SERVERS = [*ANYCAST, *EDGE_ADDRESSES["edge1"], *EDGE_ADDRESSES["edge2"]]
+#: Any address of the prefixes of service dns: the dispatch program hands them to the server.
+DIALLED = ("198.18.14.0", "198.18.14.77", "198.18.14.255", "2001:db8:10e::", "2001:db8:10e:7::77")
+SERVERS = [*ANYCAST, *EDGE_ADDRESSES["edge1"], *EDGE_ADDRESSES["edge2"], *DIALLED]
 FREE = {"A": "198.18.0.0/20", "AAAA": "2001:db8:100::/44"}
 BUSINESS = {"A": "198.18.8.0/21", "AAAA": "2001:db8:108::/45"}
 
