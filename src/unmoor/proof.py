@@ -173,7 +173,7 @@ def _reach_summary(title: str, result: dict[str, Any]) -> list[str]:
         )
     rates = ", ".join(f"{kind} {rate:.0f}/s" for kind, rate in result["rate"].items())
     edges = ", ".join(f"{edge} {count}" for edge, count in sorted(result["edges"].items()))
-    return [*lines, f"  connections: {rates}; answered by {edges}"]
+    return [*lines, f"  connections: {rates}" + (f"; answered by {edges}" if edges else "")]
 
 
 def _uniformity_summary(title: str, result: dict[str, Any]) -> list[str]:
