@@ -137,7 +137,7 @@ class Peer:
         self._process.send_signal(signal.SIGHUP)
 
     def reload_to(self, serial: int) -> None:
-        """Have it serve what was written: the process by which NSD reloads may fail, and then the old stays."""
+        """Have it serve what was written: the process by which NSD reloads may fail, and the old stays."""
         deadline = time.monotonic() + 30
         while True:
             self.reload()
