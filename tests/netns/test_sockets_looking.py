@@ -13,12 +13,14 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 from sockets_support import UNMOOR, Bed, ask, listener, make_local, refuses, run, wait_until
 
+from unmoor.scrape import server as scrape_door
 from unmoor.sockets import generation, libbpf
 from unmoor.sockets.counts import address_counts
 from unmoor.sockets.explain import explain
-from unmoor.sockets.metrics import render, serve
+from unmoor.sockets.metrics import registry
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.rates import rates
 from unmoor.sockets.status import read_status
@@ -234,7 +236,7 @@ def test_metrics(bed: Bed) -> None:
         ask("198.18.0.9", 80)
     wait_until(lambda: not bed.count("web").sockets)
     assert refuses("198.18.0.9", 80)
-    lines = render(bed.pins, addresses=True).splitlines()
+    lines = generate_latest(registry(bed.pins, addresses=True)).decode().splitlines()
     labels = 'family="ipv4",protocol="tcp",service="web"'
     assert f"unmoor_sockets_lookups_total{{{labels}}} 2.0" in lines
     assert f"unmoor_sockets_misses_total{{{labels}}} 1.0" in lines
@@ -248,7 +250,7 @@ def test_metrics(bed: Bed) -> None:
 
 
 def test_metrics_over_http(bed: Bed) -> None:
-    server = serve(bed.pins, "127.0.0.1", 0)
+    server = scrape_door(registry(bed.pins), "127.0.0.1", 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def get(path: str) -> http.client.HTTPResponse:

@@ -184,26 +184,14 @@ def status(control: Path, as_json: bool, metrics: bool) -> None:
 @click.option("--addresses", is_flag=True, help="A sample for each address, too.")
 def metrics(control: Path, listen: list[Endpoint], addresses: bool) -> None:
     """Print the server's counters for Prometheus, or serve them over HTTP."""
-    from prometheus_client import generate_latest  # noqa: PLC0415 - keeps `unmoor --help` quick
-
-    from unmoor.dns import notify  # noqa: PLC0415 - likewise
+    from unmoor.commands.exporter import tell  # noqa: PLC0415 - keeps `unmoor --help` quick
     from unmoor.dns.control import ask  # noqa: PLC0415 - likewise
     from unmoor.dns.metrics import registry  # noqa: PLC0415 - likewise
-    from unmoor.scrape import server  # noqa: PLC0415 - likewise
 
     found = registry(
         lambda: ask(control, "status").data, (lambda: ask(control, "addresses").data) if addresses else None
     )
-    if not listen:
-        click.echo(generate_latest(found).decode(), nl=False)
-        return
-    host, port = listen[0]
-    try:
-        door = server(found, str(host), port)
-    except OSError as error:
-        raise UnmoorError(f"cannot listen at {host} port {port}: {error.strerror}") from None
-    notify.notify("READY=1")
-    door.serve_forever()
+    tell(found, listen)
 
 
 @cli.command()

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from unmoor import systemd
 from unmoor.commands.endpoints import Endpoint, endpoints
 from unmoor.commands.table import print_table as _print_table
 from unmoor.errors import UnmoorError
 from unmoor.sockets import pins as pinned
-from unmoor.sockets import protocol, systemd
+from unmoor.sockets import protocol
 
 if TYPE_CHECKING:
     from unmoor.model import EdgeDocument
@@ -218,18 +219,10 @@ def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path
 @_pins
 def metrics(listen: list[Endpoint], addresses: bool, pins: Path) -> None:
     """Print the counters for Prometheus, or serve them."""
-    from unmoor.sockets.metrics import render, serve  # noqa: PLC0415 - see load
+    from unmoor.commands.exporter import tell  # noqa: PLC0415 - see load
+    from unmoor.sockets.metrics import registry  # noqa: PLC0415 - see load
 
-    if not listen:
-        click.echo(render(pinned.Pins(pins), addresses), nl=False)
-        return
-    host, port = listen[0]
-    try:
-        server = serve(pinned.Pins(pins), str(host), port, addresses)
-    except OSError as error:
-        raise UnmoorError(f"cannot listen at {host} port {port}: {error.strerror}") from None
-    systemd.notify("READY=1")
-    server.serve_forever()
+    tell(registry(pinned.Pins(pins), addresses), listen)
 
 
 @cli.command()

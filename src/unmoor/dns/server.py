@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import unmoor
-from unmoor.dns import catalog, control, cookies, copies, listeners, names, notify, pools, upgrade, worker
+from unmoor import systemd
+from unmoor.dns import catalog, control, cookies, copies, listeners, names, pools, upgrade, worker
 from unmoor.dns.catalog import Member
 from unmoor.dns.change import describe_change
 from unmoor.dns.check import NO_COPIES, Inspection
@@ -162,7 +163,7 @@ class Server:
         self._journal.start(self._snapshot.document, self._generation)
         for place in range(_places(self._snapshot.document)):
             self._adopt(self._spawn(place, self._snapshot, self._generation, self._pairs))
-        notify.notify("READY=1", f"STATUS={self._summary()}")
+        systemd.notify("READY=1", f"STATUS={self._summary()}")
 
     def _wait(self) -> float | None:
         waits = [_RETRY if self._vacant or self._successor else None, self._transfers.wait()]
@@ -181,7 +182,7 @@ class Server:
     def _stop(self) -> None:
         self._transfers.stop()
         if not self._predecessor:  # else it is not ours, yet
-            notify.notify("STOPPING=1")
+            systemd.notify("STOPPING=1")
             with suppress(OSError):
                 self._control_path.unlink()
         if self._successor:
@@ -386,7 +387,7 @@ class Server:
             why = f"an upgrade to {self._successor.program} is under way, which reads the document as well"
             log.error("reload refused: %s", why)
             return control.Reply(done=False, lines=(why,))
-        notify.reloading()
+        systemd.reloading()
         old = self._document
         try:
             document = load(DnsDocument, self._config)
@@ -405,7 +406,7 @@ class Server:
             self._refused = f"a defect of unmoor: {error!r}; see the journal"
             log.exception("reload failed, generation %d stays in force", self._generation)
             return self._refuse()
-        notify.notify("READY=1", f"STATUS={self._summary()}")
+        systemd.notify("READY=1", f"STATUS={self._summary()}")
         state = f"generation {self._generation} in force on {_workers(len(self._processes))}"
         lines = (*changes, state) if changes else (f"no change: {state}",)
         if self._journal.failure:
@@ -415,7 +416,7 @@ class Server:
         return control.Reply(done=True, lines=lines)
 
     def _refuse(self) -> control.Reply:
-        notify.notify("READY=1", f"STATUS={self._summary()}; the last reload was refused")
+        systemd.notify("READY=1", f"STATUS={self._summary()}; the last reload was refused")
         return control.Reply(done=False, lines=tuple((self._refused or "").splitlines()))
 
     def _replace(self, snapshot: Snapshot) -> None:
@@ -490,7 +491,7 @@ class Server:
         except UnmoorError as error:
             return str(error)
         log.info("upgrade: %s is preparing", program)
-        notify.reloading()
+        systemd.reloading()
         self._asker = asker.dup()
         self._selector.register(self._successor.channel, selectors.EVENT_READ, self._prepared)
         return ""
@@ -515,7 +516,7 @@ class Server:
         summary = successor.finish(self._table.all_totals(), self._restarts)
         self._running, self._replaced = False, True
         log.info("upgrade: %s is in force", successor.program)
-        notify.hand_over(successor.pid, f"STATUS={summary}")
+        systemd.hand_over(successor.pid, f"STATUS={summary}")
         if self._asker:
             control.reply(self._asker, control.Reply(done=True, lines=(summary,)))
 
@@ -532,7 +533,7 @@ class Server:
         self._transfers.follow(self._document)
         self._refused = f"upgrade: {reason}"
         log.error("upgrade refused, generation %d stays in force: %s", self._generation, reason)
-        notify.notify("READY=1", f"STATUS={self._summary()}; the last upgrade was refused")
+        systemd.notify("READY=1", f"STATUS={self._summary()}; the last upgrade was refused")
         if self._asker:
             with self._asker:
                 control.reply(self._asker, control.Reply(done=False, lines=tuple(reason.splitlines())))

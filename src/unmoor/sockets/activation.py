@@ -20,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unmoor.sockets import protocol, systemd
+from unmoor import systemd
+from unmoor.sockets import protocol
 from unmoor.sockets.registry import Peer, RefusedError, Registry
 
 #: Seconds that a client gets, and how many are waited for at the same time.
@@ -63,7 +64,7 @@ class Activation:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         self._selector.register(waker, selectors.EVENT_READ)
-        systemd.notify("READY=1\nSTATUS=Waiting for listeners")
+        systemd.notify("READY=1", "STATUS=Waiting for listeners")
         while not self._stopping:
             self.step(PATIENCE)
         systemd.notify("STOPPING=1")

@@ -1,16 +1,14 @@
-"""What is counted, for Prometheus: printed once, or served over HTTP and read at each scrape."""
+"""What is counted, for Prometheus: read from the pins each time it is collected."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from unmoor.scrape import server
 from unmoor.sockets.counts import address_counts
 from unmoor.sockets.layout import COUNTERS
 from unmoor.sockets.pins import Pins
@@ -20,24 +18,15 @@ _PREFIX = "unmoor_sockets_"
 _SERVICE = ("service", "protocol", "family")
 
 
-def render(pins: Pins, addresses: bool = False) -> str:
+def registry(pins: Pins, addresses: bool = False) -> CollectorRegistry:
     """All metrics of the live generation; with `addresses` a sample for each address that was looked up.
 
-    Raises UnmoorError when nothing is loaded.
+    Collecting raises UnmoorError when nothing is loaded.
     """
-    return generate_latest(_registry(pins, addresses)).decode()
-
-
-def serve(pins: Pins, address: str, port: int, addresses: bool = False) -> WSGIServer:
-    """A server of /metrics, ready to `serve_forever`. Raises OSError where it cannot listen."""
-    return server(_registry(pins, addresses), address, port)
-
-
-def _registry(pins: Pins, addresses: bool) -> CollectorRegistry:
     # Describing itself would read the pins at once: a server may start before anything is loaded.
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_State(pins, addresses))
-    return registry
+    found = CollectorRegistry(auto_describe=False)
+    found.register(_State(pins, addresses))
+    return found
 
 
 class _State(Collector):

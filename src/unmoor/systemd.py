@@ -1,4 +1,6 @@
-"""Telling systemd how the service is doing (sd_notify(3)); silent when systemd does not listen."""
+"""What systemd hands to a service and wants to hear from it: LISTEN_FDS and NOTIFY_SOCKET (sd_listen_fds(3),
+sd_notify(3)).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,27 @@ import socket
 import time
 from contextlib import suppress
 
+FIRST_DESCRIPTOR = 3
 #: Milliseconds that systemd may take to read what it was told.
 _BARRIER_PATIENCE = 2000
 
 
+def listen_descriptors() -> list[int]:
+    """The descriptors passed to this process; empty when none were. Children do not inherit them."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    descriptors = list(range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + count))
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return descriptors
+
+
 def notify(*assignments: str) -> None:
-    """Send assignments such as 'READY=1'. A lost message is no reason to stop serving."""
+    """Send assignments such as 'READY=1'; silent when systemd does not listen.
+
+    A lost message is no reason to stop serving.
+    """
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
