@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmoor.sockets import systemd
+from unmoor import systemd
 from unmoor.sockets.protocol import ProtocolError, Reply, Request, parse_reply, parse_request
 
 
