@@ -104,7 +104,8 @@ def failures(pins: Pins, code: bytes) -> tuple[int, int]:
     documents = [tables.thirteen(), tables.thirteen(ports=tables.PORTS[:7])]
     with _server(pins, documents[0], code), ExitStack() as stack:
         threads = [threading.Thread(target=hammer, args=(number,)) for number in range(CLIENTS)]
-        stack.callback(lambda: [thread.join() for thread in threads])
+        for thread in threads:
+            stack.callback(thread.join)
         stack.callback(stopping.set)
         for thread in threads:
             thread.start()

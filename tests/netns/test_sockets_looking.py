@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -282,7 +281,7 @@ def test_foreign_programs_are_reported(bed: Bed) -> None:
 
 
 @pytest.fixture
-def member(bed: Bed) -> Iterator[list[str]]:
+def member(bed: Bed) -> list[str]:
     """A command prefix: another user, in the group that the pins belong to."""
     for path in (bed.pins.root, *bed.pins.root.rglob("*")):
         if path.name not in ("lock", "registry", "link", "dispatch"):

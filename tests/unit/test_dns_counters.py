@@ -151,7 +151,8 @@ POOLS = {"a": {"ipv4": ["198.18.0.0/30", "198.51.100.0/29"]}, "b": {"ipv4": ["19
 def test_every_address_is_counted_once(kind: str, take: int) -> None:
     tally = fresh(layout(**POOLS))
     one, two = Drawer(ranges("198.18.8.0/28"), 4), Drawer(ranges("198.18.0.0/30", "198.51.100.0/29"), 4)
-    drawer = {"one": one, "two": two, "mix": Mix([(one, 1), (two, 3)])}[kind]
+    drawers: dict[str, Drawer | Mix] = {"one": one, "two": two, "mix": Mix([(one, 1), (two, 3)])}
+    drawer = drawers[kind]
     drawer.count_into(tally)
     given = Counter(str(ip_address(drawer())) for _ in range(take))
     for _ in range(2):  # settling again changes nothing

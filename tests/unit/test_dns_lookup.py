@@ -103,7 +103,7 @@ def test_answers_are_counted_by_policy() -> None:
     for name in ("host0", "host1", "www", "biz"):
         local.ask(f"{name}.example.com")
     local.ask("nothing.example.com")
-    assert list(local.counts.policies[:2]) == [3, 1]
+    assert [local.counts.policies[number] for number in (0, 1)] == [3, 1]
     assert local.counts.rcode(wire.NXDOMAIN) == 1
     assert local.counts.rcode(wire.NOERROR) == 0
 
