@@ -53,6 +53,15 @@ def unmoor_failures(results: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def unmoor_ran_before(started: dict[str, Any]) -> bool:
+    """Whether a unit ran already when a task of systemd_service was to start it.
+
+    If not, the task started it with all that had landed by then: to tell it anew would only cost time. The
+    module's C(status) is what systemd said before. Without one, the task was skipped, and the unit may run.
+    """
+    return started.get("status", {}).get("ActiveState") not in ("inactive", "failed")
+
+
 def _documents(texts: dict[str, str]) -> Documents:
     return Documents(
         validate(EdgeDocument, json.loads(texts["edge"]), "edge.json"),
@@ -70,5 +79,6 @@ class FilterModule:
             "unmoor_change": unmoor_change,
             "unmoor_failures": unmoor_failures,
             "unmoor_proofs": unmoor_proofs,
+            "unmoor_ran_before": unmoor_ran_before,
             "unmoor_summary": unmoor_summary,
         }
