@@ -16,6 +16,7 @@ from ansible.utils.display import Display
 
 from unmoor.dns import registry_cache
 from unmoor.dns.check import problems as dns_problems
+from unmoor.dns.check import zone_problems
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model.inventory import (
     HOST_PLACE,
@@ -106,6 +107,9 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     for host, pair in compiled.documents.items():
         source = Source(host, ours[host], directories[host], place_of)
         problems += [in_inventory(problem, source) for problem in dns_problems(pair.dns, "", pair.registry)]
+    for host, draft in compiled.drafts.items():
+        source = Source(host, ours[host], directories[host], place_of)
+        problems += [in_inventory(each, source) for each in zone_problems(draft.dns, "", draft.complete)]
     return compiled.documents, list(merged(problems))
 
 

@@ -187,6 +187,36 @@ def test_bad_input(inventory: Path, file: str, old: str, new: str, said: list[st
     assert len(shown.splitlines()) <= SCREEN, shown
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("ipv4: [198.18.8.0/21]", "ipv4: [198.18.64.0/21]", "outside of the prefixes"),
+        ("unmoor_dns_query_log: {sample: 100}", "unmoor_dns_query_log: {sampel: 100}", "is not a known key"),
+    ],
+    ids=["a wrong value", "a misspelt key"],
+)
+def test_problems_of_variables_and_of_files_are_said_together(
+    inventory: Path, old: str, new: str, said: str
+) -> None:
+    replace(inventory, EDGES, old, new)
+    replace(inventory, "zones/unmoor.test.zone", "IN MX   10 mail", "IN MX   ten mail")
+    replace(inventory, "zones/unmoor.test.csv", "site0002,free", "SITE0001,free")
+    replace(inventory, NAMES, "reg0002.unmoor.test,", "REG0001.unmoor.test,")
+    done = preflight(inventory)
+    shown = done.stdout + done.stderr
+    assert done.returncode != 0, shown
+    for text in (
+        said,
+        "unmoor.test.zone:6",
+        "name = SITE0001: is registered twice",
+        f"{NAMES}:3: reg0001.unmoor.test is registered twice",
+    ):
+        assert text in shown, shown
+    # These four, and that the list was not built: what could not be read is not held against the rest.
+    assert "The inventory has 5 problems" in shown, shown
+    assert "Traceback" not in shown
+
+
 def test_a_list_with_bad_lines_of_a_registry(inventory: Path) -> None:
     replace(inventory, NAMES, "reg0002.unmoor.test,", "REG0001.unmoor.test,")
     replace(inventory, NAMES, "reg0003.unmoor.test,", "reg0003.unmoor.example,")

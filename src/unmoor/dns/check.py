@@ -72,6 +72,19 @@ def problems(document: DnsDocument, place: str, registry: Path | None = None) ->
     return list(inspect(document, place, registry).problems)
 
 
+def zone_problems(document: DnsDocument, place: str, complete: bool) -> list[Problem]:
+    """List what is wrong with the zones and hostnames of a document of which the rest is not known.
+
+    Without `complete` there may be hostnames that the document has not: a name server may be one of them.
+    """
+    apexes, found = _apexes(document, place)
+    registered, read, _, problems = _names(document, apexes, NO_COPIES, place)
+    found += problems
+    if complete:
+        found += _name_servers(Inspection((), read, registered), apexes, document, place)
+    return found
+
+
 def inspect(
     document: DnsDocument,
     place: str,

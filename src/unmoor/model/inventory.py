@@ -181,11 +181,24 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """Of an edge whose variables are wrong: the zones all the same, as far as they could be read.
+
+    Their files can be checked at once with the rest. An unknown zone stands as one that is transferred.
+    """
+
+    dns: DnsDocument
+    #: Whether all hostnames are there, so that one which is missing is missed.
+    complete: bool
+
+
+@dataclass(frozen=True)
 class Compiled:
-    """The documents of every edge that has them, and all that is wrong."""
+    """The documents of every edge that has them, drafts of the others, and all that is wrong."""
 
     documents: dict[str, Documents]
     problems: tuple[Problem, ...]
+    drafts: dict[str, Draft] = field(default_factory=dict)
 
 
 def compile_inventory(
@@ -205,16 +218,19 @@ def compile_inventory(
         return Compiled({}, tuple(problems))  # without the PoPs' names nothing can be compiled
     pops = {name.removeprefix(POP_GROUP): members for name, members in _pop_groups(groups).items()}
     documents: dict[str, Documents] = {}
+    drafts: dict[str, Draft] = {}
     for pop, members in pops.items():
         for host in members:
             ours = {key: value for key, value in hosts[host].items() if key.startswith(PREFIX)}
             source = Source(host, ours, directories[host], place_of)
             compiled = _compile_host(source, pop, tuple(pops), registry_of)
             problems += source.problems
-            if compiled:
+            if isinstance(compiled, Documents):
                 documents[host] = compiled
+            else:
+                drafts[host] = compiled
     problems += _shared_addresses(documents)
-    return Compiled(documents, merged(problems))
+    return Compiled(documents, merged(problems), drafts)
 
 
 def merged(problems: Iterable[Problem]) -> tuple[Problem, ...]:
@@ -282,7 +298,7 @@ def _pop_name_problems(pops: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
 
 def _compile_host(
     source: Source, pop: str, pops: tuple[str, ...], registry_of: RegistryMaker | None
-) -> Documents | None:
+) -> Documents | Draft:
     ours = {key.removeprefix(PREFIX): value for key, value in source.variables.items()}
     try:
         variables = Variables.model_validate(ours)
@@ -291,7 +307,7 @@ def _compile_host(
             Problem(found.place, PREFIX + found.key, found.value, found.why, found.fix)
             for found in problems_of(error, source.place)
         ]
-        return None
+        return _draft_of_files(source, ours, registry_of)
     services = tuple(Service(label=label, **dict(body)) for label, body in variables.services.items())
     _check_prefixes(source, variables)
     _check_services(source, variables, services)
@@ -299,7 +315,7 @@ def _compile_host(
     _check_pools(source, variables)
     _check_policies(source, variables, pops)
     zones = tuple(_read_zone(source, number, zone) for number, zone in enumerate(variables.zones))
-    registry = _registry(source, variables, registry_of)
+    registry = _registry(source, variables.dns_registry, [zone.name for zone in variables.zones], registry_of)
     listen = variables.dns_unicast + variables.dns_anycast
     if not listen:
         source.problem(
@@ -309,7 +325,7 @@ def _compile_host(
             "name the edge's addresses in the host's vars",
         )
     if source.problems:
-        return None
+        return _draft(source, zones, complete=False)
     edge = EdgeDocument(
         pop=pop,
         edge=source.host,
@@ -337,23 +353,53 @@ def _compile_host(
     except ValidationError as error:
         for found in problems_of(error, lambda path: source.place((f"dns_{path[0]}",))):
             source.problem((f"dns_{found.key}",), found.value, found.why, found.fix)
-        return None
+        return _draft(source, zones, complete=registry is None)
     return Documents(edge, dns, registry[0] if registry else None)
 
 
+#: What stands for the primaries of a zone of which nothing else is known.
+_UNKNOWN = (Primary(address=IPv4Address("127.0.0.1")),)
+
+
+def _draft_of_files(source: Source, ours: Mapping[str, Any], registry_of: RegistryMaker | None) -> Draft:
+    """Read the files that variables name which are wrong otherwise, and note what is wrong with these."""
+    entries = ours.get("zones")
+    entries = entries if isinstance(entries, list | tuple) else []
+    zones: list[Zone] = []
+    for number, entry in enumerate(entries):
+        try:
+            zones.append(_read_zone(source, number, ZoneFiles.model_validate(entry)))
+        except ValidationError:
+            zones.append(Zone(name=f"unknown{number}.invalid", primaries=_UNKNOWN))
+    file = ours.get("dns_registry")
+    # A list is built for the zones there are: with one unknown, its names would seem to have no zone.
+    if isinstance(file, str) and zones and not any(zone.primaries is _UNKNOWN for zone in zones):
+        _registry(source, file, [zone.name for zone in zones], registry_of)
+    return _draft(source, zones, complete=False)
+
+
+def _draft(source: Source, zones: Sequence[Zone], complete: bool) -> Draft:
+    known = (
+        zone if zone.records or zone.primaries else zone.model_copy(update={"primaries": _UNKNOWN})
+        for zone in zones
+    )
+    listen = (IPv4Address("127.0.0.1"),)
+    return Draft(DnsDocument(pop="draft", edge=source.host, listen=listen, zones=tuple(known)), complete)
+
+
 def _registry(
-    source: Source, variables: Variables, registry_of: RegistryMaker | None
+    source: Source, file: str, zones: Sequence[str], registry_of: RegistryMaker | None
 ) -> tuple[Path, str] | None:
-    if not variables.dns_registry or registry_of is None:
+    if not file or registry_of is None:
         return None
     try:
-        return registry_of(source.directory / variables.dns_registry, [zone.name for zone in variables.zones])
+        return registry_of(source.directory / file, zones)
     except UnmoorError as error:
         source.problems += getattr(error, "problems", ())
         first, _, rest = str(error).partition("\n    fix: ")
         why = first.splitlines()[0]
         fix = rest or "mend the list"
-        source.problem(("dns_registry",), variables.dns_registry, why, fix)
+        source.problem(("dns_registry",), file, why, fix)
         return None
 
 
