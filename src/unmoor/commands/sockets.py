@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -121,12 +122,15 @@ def _print_change(change: Change, check: bool, as_json: bool) -> None:
     if not change.changed:
         click.echo("no change")
         return
-    lines = [f"+ {_line(binding)}" for binding in change.added]
-    lines += [f"- {_line(binding)}" for binding in change.removed]
-    for line in lines[:_SHOWN]:
+    lines = chain(
+        (f"+ {_line(binding)}" for binding in change.added),
+        (f"- {_line(binding)}" for binding in change.removed),
+    )
+    for line in islice(lines, _SHOWN):  # there may be a hundred thousand: only those shown are made
         click.echo(line)
-    if len(lines) > _SHOWN:
-        click.echo(f"... and {len(lines) - _SHOWN} more")
+    more = len(change.added) + len(change.removed) - _SHOWN
+    if more > 0:
+        click.echo(f"... and {more} more")
     summary = f"{len(change.added)} bindings added, {len(change.removed)} removed"
     summary += ", new program" if change.new_program else ""
     click.echo(f"{'would change: ' if check else ''}{summary}")

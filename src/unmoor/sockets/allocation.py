@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from unmoor.errors import UnmoorError
@@ -52,11 +53,11 @@ def allocate_counters(rules: Iterable[Rule], *kept: Sequence[Counted]) -> Alloca
     for counted in older:
         found, wanted = _intersect(wanted, counted)
         for address, count, number in found:
-            if any(taken[number : number + count]):  # the newest gave them to others
+            if taken.find(1, number, number + count) >= 0:  # the newest gave them to others
                 wanted.append((address, count))
             else:
                 allocated.append((address, count, number))
-                _mark(taken, [(address, count, number)])
+                taken[number : number + count] = b"\1" * count
         wanted.sort()
     reserved = bytearray(taken)
     for counted in older:  # a rollback may want those: they come last
@@ -72,10 +73,10 @@ def _mark(marks: bytearray, counted: Iterable[Counted]) -> None:
 
 def _outermost(rules: Iterable[Rule]) -> list[Span]:
     """The addresses of each IPv4 prefix that is inside no other, in order."""
-    keys = set().union(*{id(rule.keys): rule.keys for rule in rules if rule.family == 4}.values())
+    lists = {id(rule.keys): rule.keys for rule in rules if rule.family == 4}.values()
     found = []
     reached = 0
-    for key in sorted(keys):
+    for key in sorted(chain.from_iterable(lists)):  # of lists in order: one merge
         start, count = key >> LENGTH_BITS + 96, 1 << 32 - (key & LENGTH_MASK)
         if start + count > reached:
             found.append((start, count))

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from ipaddress import IPv4Network
 
 from unmoor.model import EdgeDocument, Prefix, Service
 from unmoor.sockets.rules import LENGTH_BITS, LENGTH_MASK, ByFamily, Key, Rule, distinct, key, of_services
@@ -108,7 +109,7 @@ class Packed:
 
 
 def _code(prefix: Prefix) -> int:
-    return key(prefix) + _IPV4 if prefix.version == 4 else key(prefix)
+    return key(prefix) + _IPV4 if isinstance(prefix, IPv4Network) else key(prefix)
 
 
 def _prefix(code: int) -> Prefix:

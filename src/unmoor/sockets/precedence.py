@@ -55,8 +55,10 @@ def _cut(services: dict[Key, str | None], bits: int) -> list[Stretch]:
     found: list[Stretch] = []
     inside: list[tuple[int, str | None]] = [(1 << bits, None)]  # the ends of the prefixes around `at`
     at = 0
+    shift = LENGTH_BITS + 128 - bits
     for key in sorted(services):  # an outer prefix comes before those inside it
-        start, end = _ends(key, bits)
+        start = key >> shift
+        end = start + (1 << bits - (key & LENGTH_MASK))
         while inside[-1][0] <= start:
             inner_end, service = inside.pop()
             if at < inner_end:

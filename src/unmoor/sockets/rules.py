@@ -10,6 +10,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
+from itertools import chain, filterfalse
 from typing import NamedTuple, overload
 
 from unmoor.model import Binding, Prefix, Protocol, Service, parse_ports
@@ -46,7 +47,7 @@ class Rule(NamedTuple):
 def key(prefix: Prefix) -> Key:
     """A prefix as one number."""
     address = int(prefix.network_address)
-    return (address << _IPV4_SHIFT if prefix.version == 4 else address) << LENGTH_BITS | prefix.prefixlen
+    return (address << _IPV4_SHIFT if isinstance(prefix, IPv4Network) else address) << LENGTH_BITS | prefix.prefixlen
 
 
 def prefix_of(number: Key, family: int) -> Prefix:
@@ -57,7 +58,8 @@ def prefix_of(number: Key, family: int) -> Prefix:
 
 def distinct(found: Mapping[int, Iterable[Key]]) -> ByFamily:
     """The same keys, each once, in order."""
-    return {family: tuple(sorted(set(numbers))) for family, numbers in found.items()}
+    # A set would lose the order that most lists have already, and with it a sort of linear time.
+    return {family: tuple(sorted(dict.fromkeys(numbers))) for family, numbers in found.items()}
 
 
 def of_services(services: Iterable[tuple[Service, ByFamily]]) -> tuple[Rule, ...]:
@@ -131,12 +133,18 @@ def difference(wanted: Iterable[Rule], running: Iterable[Rule]) -> tuple[Lines, 
         ours, others = here.get(rule, []), there.get(rule, [])
         same = tuple(map(id, ours)), tuple(map(id, others))
         if same not in known:
-            one, other = set[Key]().union(*ours), set[Key]().union(*others)
-            known[same] = tuple(sorted(one - other)), tuple(sorted(other - one))
+            known[same] = _without(ours, others), _without(others, ours)
         for lines, keys in zip((added, removed), known[same], strict=True):
             if keys:
                 lines.append(rule._replace(keys=keys))
     return Lines(added), Lines(removed)
+
+
+def _without(ours: Sequence[Keys], others: Sequence[Keys]) -> Keys:
+    """The keys of some lists that no other list has, each once, in order."""
+    known = frozenset(chain.from_iterable(others))
+    left = filterfalse(known.__contains__, chain.from_iterable(ours))
+    return tuple(left) if len(ours) == 1 else tuple(sorted(set(left)))
 
 
 def _by_signature(rules: Iterable[Rule]) -> dict[Rule, list[Keys]]:

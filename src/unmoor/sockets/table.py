@@ -115,8 +115,10 @@ class _Bases:
         """The base of each prefix; None where its counters do not follow one another or it has some only."""
         spans, starts = self._spans, self._starts
         found: list[int | None] = []
+        shift = LENGTH_BITS + _IPV4_SHIFT
         for key in keys:
-            start, end = _addresses(key)
+            start = key >> shift
+            end = start + (1 << 32 - (key & LENGTH_MASK))
             index = bisect_right(starts, start)
             if index and spans[index - 1][1] > start:
                 _, upto, base = spans[index - 1]

@@ -95,51 +95,45 @@ class _Builder:
         shift, mask = WIDTH - pos - bits, (1 << bits) - 1
         start = len(nodes)
         nodes[at] = start | pos << _POS | bits << _BITS
-        nodes.frombytes(bytes(8 << bits))
 
         patterns = [value >> shift & mask for value in values[low:high]]
-        filled = 0  # children before this one are done
+        patterns.append(-1)  # ends the last group
+        children: list[int] = []
+        crowded: list[tuple[int, int, int]] = []  # children with several prefixes, and which
         index, count = 0, high - low
         while index < count:
             pattern = patterns[index]
             end = index + 1
-            while end < count and patterns[end] == pattern:
+            while patterns[end] == pattern:
                 end += 1
-            if filled < pattern:
-                before = leaves[low + index - 1] if index else 0
-                _fill_gap(nodes, start, filled, pattern, before, leaves[low + index])
+            leaf = leaves[low + index]
+            if len(children) < pattern:
+                _fill_gap(children, pattern, leaves[low + index - 1] if index else 0, leaf)
             if end - index == 1:
-                covered = 1 << max(0, pos + bits - self._lengths[low + index])
-                leaf = leaves[low + index]
-                if covered == 1:
-                    nodes[start + pattern] = leaf
-                else:
-                    nodes[start + pattern : start + pattern + covered] = _repeated(leaf, covered)
-                filled = pattern + covered
+                spare = pos + bits - self._lengths[low + index]
+                children += [leaf] if spare <= 0 else [leaf] * (1 << spare)
             else:
-                self.fill(start + pattern, low + index, low + end, depth + 1)
-                filled = pattern + 1
+                crowded.append((start + pattern, low + index, low + end))
+                children.append(0)
             index = end
-        size = (1 << bits) - filled
-        nodes[start + filled : start + filled + size] = _repeated(leaves[high - 1], size)
+        children += [leaves[high - 1]] * ((1 << bits) - len(children))
+        nodes.extend(children)
+        for child, first, last in crowded:
+            self.fill(child, first, last, depth + 1)
 
 
-def _repeated(leaf: int, count: int) -> array[int]:
-    return array("Q", [leaf]) * count
-
-
-def _fill_gap(nodes: array[int], start: int, first: int, end: int, before: int, after: int) -> None:
+def _fill_gap(children: list[int], end: int, before: int, after: int) -> None:
     """Children without prefixes of their own repeat the neighbour that shares more bits with them.
 
     Any prefix that covers such a child contains that neighbour too, so its chain of parents has it.
     """
-    split = first
+    first = split = len(children)
     if before:
         # Up to the point where the highest bit that differs between both neighbours changes.
         top = ((first - 1) ^ end).bit_length() - 1
         split = max(first, end >> top << top)
-    nodes[start + first : start + split] = _repeated(before, split - first)
-    nodes[start + split : start + end] = _repeated(after, end - split)
+        children += [before] * (split - first)
+    children += [after] * (end - split)
 
 
 def _width(values: Sequence[int], low: int, high: int, pos: int, depth: int) -> int:

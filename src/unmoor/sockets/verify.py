@@ -188,10 +188,12 @@ def _neighbourhoods(rules: Sequence[Rule]) -> Iterator[tuple[int, list[Rule]]]:
 
 def _questions(claim: Claim, wanted: Mapping[str | None, int]) -> bytes:
     """`struct question` of the first, the middle and the last address of each stretch."""
-    firsts, lasts, takers = zip(*claim.stretches, strict=True)
-    middles = [(first + last) // 2 for first, last in zip(firsts, lasts, strict=True)]
-    addresses = [*firsts, *middles, *lasts]
-    expected = [wanted[taker] for taker in takers] * 3
+    firsts, _, takers = zip(*claim.stretches, strict=True)
+    longer = [each for each in claim.stretches if each[0] < each[1]]  # of a single address one is all three
+    middles = [(first + last) // 2 for first, last, _ in longer]
+    addresses = [*firsts, *middles, *(last for _, last, _ in longer)]
+    expected = [wanted[taker] for taker in takers]
+    expected += [wanted[taker] for _, _, taker in longer] * 2
     questions = array("Q", bytes(QUESTION.size * len(addresses)))
     if claim.family == 4:
         halves = array("I", questions.tobytes())
