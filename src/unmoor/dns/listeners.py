@@ -5,12 +5,15 @@ A worker that dies or is replaced takes no socket with it: what had arrived wait
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from unmoor.errors import UnmoorError
+from unmoor.model import DnsDocument
 
 # From linux/in.h and linux/in6.h; Python's socket module does not name them all.
 _IP_FREEBIND = 15
@@ -19,6 +22,8 @@ _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_OMIT = 5
 
+#: The most workers that a document can ask for.
+_MAX_PLACES = 256
 #: Asked of the kernel, which grants at most net.core.rmem_max.
 _RECEIVE_BUFFER = 4 << 20
 _BACKLOG = 1024
@@ -69,6 +74,42 @@ def open_pair(endpoint: Endpoint, first: bool) -> Pair:
             "see what holds it (ss -lntup), and that the unit has CAP_NET_BIND_SERVICE"
         ) from None
     return pair
+
+
+def places(document: DnsDocument) -> int:
+    """How many workers: one for each core that we may use, unless the document says otherwise."""
+    return document.workers or min(len(os.sched_getaffinity(0)), _MAX_PLACES)
+
+
+def endpoints(document: DnsDocument) -> list[Endpoint]:
+    """Where a document has its workers listen."""
+    return [
+        Endpoint(address, document.port, place)
+        for place in range(places(document))
+        for address in dict.fromkeys(document.listen + ANY_ADDRESS * document.any_address)
+    ]
+
+
+def open_missing(wanted: Iterable[Endpoint], existing: dict[Endpoint, Pair]) -> dict[Endpoint, Pair]:
+    """Open the sockets that are wanted and not there: all, or none and UnmoorError."""
+    pairs = dict(existing)
+    ours = {(endpoint.address, endpoint.port) for endpoint in existing}
+    try:
+        for endpoint in wanted:
+            if endpoint not in pairs:
+                where = (endpoint.address, endpoint.port)
+                pairs[endpoint] = open_pair(endpoint, first=where not in ours)
+                ours.add(where)
+    except UnmoorError:
+        close_others(pairs, keep=existing)
+        raise
+    return pairs
+
+
+def close_others(pairs: dict[Endpoint, Pair], keep: Iterable[Endpoint]) -> None:
+    """Close the sockets of all endpoints but those to `keep`."""
+    for endpoint in pairs.keys() - set(keep):
+        pairs[endpoint].close()
 
 
 def _bind(endpoint: Endpoint, shared: bool) -> Pair:

@@ -46,8 +46,6 @@ log = logging.getLogger(__name__)
 #: the link that it was started by may lead to another release.
 _PROGRAM = str(Path(sys.argv[0]).resolve()) if Path(sys.argv[0]).is_absolute() else ""
 
-#: The most workers that a document can ask for.
-MAX_PLACES = 256
 #: Seconds that a worker may take to begin, or to retire.
 _PATIENCE = 10.0
 #: Seconds. A worker that dies younger than this is not replaced before it would have been this old.
@@ -158,10 +156,10 @@ class Server:
                 self._stop()
 
     def _begin(self) -> None:
-        self._pairs = _open_missing(_endpoints(self._snapshot.document), {})
+        self._pairs = listeners.open_missing(listeners.endpoints(self._snapshot.document), {})
         self._journal.take()
         self._journal.start(self._snapshot.document, self._generation)
-        for place in range(_places(self._snapshot.document)):
+        for place in range(listeners.places(self._snapshot.document)):
             self._adopt(self._spawn(place, self._snapshot, self._generation, self._pairs))
         systemd.notify("READY=1", f"STATUS={self._summary()}")
 
@@ -237,12 +235,12 @@ class Server:
     def _spawn(self, place: int, snapshot: Snapshot, generation: int, pairs: dict[Endpoint, Pair]) -> Process:
         """Start a worker and wait until it stands by. Raises UnmoorError if it does not."""
         # During a reload `pairs` holds those of the old document as well.
-        own = [pairs[each] for each in _endpoints(snapshot.document) if each.place == place]
+        own = [pairs[each] for each in listeners.endpoints(snapshot.document) if each.place == place]
         foreign = [each for pair in pairs.values() if pair not in own for each in pair]
         for other in self._children.values():
             foreign += (other.channel, other.inheritance)
         foreign += self._transfers.sockets()
-        row, places = self._table.row(place, generation), _places(snapshot.document)
+        row, places = self._table.row(place, generation), listeners.places(snapshot.document)
         tally = self._tallies.tally(snapshot.layout, place, generation)
         with ExitStack() as ours, ExitStack() as theirs:
             try:
@@ -421,18 +419,18 @@ class Server:
 
     def _replace(self, snapshot: Snapshot) -> None:
         """Start new workers, then retire the old ones. Raises UnmoorError, with nothing changed."""
-        wanted = _endpoints(snapshot.document)
-        pairs = _open_missing(wanted, self._pairs)
+        wanted = listeners.endpoints(snapshot.document)
+        pairs = listeners.open_missing(wanted, self._pairs)
         started: list[Process] = []
         try:
-            for place in range(_places(snapshot.document)):
+            for place in range(listeners.places(snapshot.document)):
                 started.append(self._spawn(place, snapshot, self._generation + 1, pairs))
         except Exception:
             for process in started:
                 process.channel.shutdown(socket.SHUT_RDWR)
                 self._bury(process)
             self._tallies.discard(self._generation + 1)
-            _close_others(pairs, keep=self._pairs)
+            listeners.close_others(pairs, keep=self._pairs)
             raise
         # On the disk before the first worker can answer from it.
         self._journal.change(snapshot.document, self._generation + 1)
@@ -441,7 +439,7 @@ class Server:
             lambda place: self._adopt(started[place]),
         )
         self._vacant.clear()
-        _close_others(self._pairs, keep=wanted)
+        listeners.close_others(self._pairs, keep=wanted)
         self._pairs = {endpoint: pairs[endpoint] for endpoint in wanted}
         self._snapshot = snapshot
         self._generation += 1
@@ -527,7 +525,7 @@ class Server:
             self._successor.close()
             self._successor = None
             self._journal.resume(self._snapshot.document, self._generation)
-        for place in range(_places(self._snapshot.document)):
+        for place in range(listeners.places(self._snapshot.document)):
             if place not in self._processes:
                 self._fill(place)
         self._transfers.follow(self._document)
@@ -542,11 +540,11 @@ class Server:
     def _take_over(self, predecessor: Predecessor) -> None:
         """Stand by, and begin at each place when the other server leaves it."""
         document = self._snapshot.document
-        wanted = _endpoints(document)
-        self._pairs = _open_missing(wanted, self._pairs)
+        wanted = listeners.endpoints(document)
+        self._pairs = listeners.open_missing(wanted, self._pairs)
         started = [
             self._spawn(place, self._snapshot, self._generation, self._pairs)
-            for place in range(_places(document))
+            for place in range(listeners.places(document))
         ]
         kept = False
         for place in predecessor.offer({each.place: each.inheritance for each in started}):
@@ -557,7 +555,7 @@ class Server:
             self._adopt(started[place])
         totals, self._restarts = predecessor.counters()
         self._table.carry(totals)
-        _close_others(self._pairs, keep=wanted)
+        listeners.close_others(self._pairs, keep=wanted)
         self._pairs = {endpoint: self._pairs[endpoint] for endpoint in wanted}
         self._journal.settle(document, self._generation)
         predecessor.restore_errors()
@@ -698,40 +696,6 @@ class Server:
 
 def _workers(count: int) -> str:
     return f"{count} worker{'s' * (count != 1)}"
-
-
-def _places(document: DnsDocument) -> int:
-    """How many workers: one for each core that we may use, unless the document says otherwise."""
-    return document.workers or min(len(os.sched_getaffinity(0)), MAX_PLACES)
-
-
-def _endpoints(document: DnsDocument) -> list[Endpoint]:
-    return [
-        Endpoint(address, document.port, place)
-        for place in range(_places(document))
-        for address in dict.fromkeys(document.listen + listeners.ANY_ADDRESS * document.any_address)
-    ]
-
-
-def _open_missing(wanted: Iterable[Endpoint], existing: dict[Endpoint, Pair]) -> dict[Endpoint, Pair]:
-    """Open the sockets that are wanted and not there: all, or none and UnmoorError."""
-    pairs = dict(existing)
-    ours = {(endpoint.address, endpoint.port) for endpoint in existing}
-    try:
-        for endpoint in wanted:
-            if endpoint not in pairs:
-                where = (endpoint.address, endpoint.port)
-                pairs[endpoint] = listeners.open_pair(endpoint, first=where not in ours)
-                ours.add(where)
-    except UnmoorError:
-        _close_others(pairs, keep=existing)
-        raise
-    return pairs
-
-
-def _close_others(pairs: dict[Endpoint, Pair], keep: Iterable[Endpoint]) -> None:
-    for endpoint in pairs.keys() - set(keep):
-        pairs[endpoint].close()
 
 
 def _hear(process: Process) -> bytes:
