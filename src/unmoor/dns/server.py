@@ -513,6 +513,8 @@ class Server:
         self._switch(successor.inheritances, successor.begin)
         summary = successor.finish(self._table.all_totals(), self._restarts)
         self._running, self._replaced = False, True
+        # Until this process has ended, connections to what the new document dropped would be taken and lost.
+        listeners.close_others(self._pairs, keep=())
         log.info("upgrade: %s is in force", successor.program)
         systemd.hand_over(successor.pid, f"STATUS={summary}")
         if self._asker:
