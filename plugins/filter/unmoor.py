@@ -63,7 +63,12 @@ def unmoor_ran_before(started: dict[str, Any]) -> bool:
 
 
 def unmoor_put_back(
-    edge: str, restored: dict[str, Any], gate: list[dict[str, Any]], task: str, why: str, others: dict[str, Any]
+    edge: str,
+    restored: dict[str, Any],
+    gate: list[dict[str, Any]],
+    task: str,
+    why: str,
+    others: dict[str, Any],
 ) -> str:
     """Say how an edge's turn failed, at `task`, and how the edge is now.
 
@@ -77,13 +82,17 @@ def unmoor_put_back(
         lines.append("Nothing was changed: this was a check.")
         return "\n".join(lines)
     if restored.get("fresh"):
-        lines.append("It was never rolled out before, so it stays as it is now: run playbooks/site.yml again, or")
+        lines.append(
+            "It was never rolled out before, so it stays as it is now: run playbooks/site.yml again, or"
+        )
         lines[-1] += " playbooks/teardown.yml to make it as it was."
     elif "msg" in restored:
         lines.append(f"It could not be put back: {restored['msg']}")
         lines.append("The next run of playbooks/site.yml brings everything into force anew.")
     else:
-        lines.append(f"It was put back: what was in force before is in force again. Files: {len(restored['paths'])}.")
+        lines.append(
+            f"It was put back: what was in force before is in force again. Files: {len(restored['paths'])}."
+        )
         if failures:
             lines += ["But the gate fails with that, too:", *failures]
         else:
@@ -96,10 +105,10 @@ def unmoor_put_back(
 
 
 def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str, Any]:
-    """What going back means, for the edges of PoPs as unmoor_checkpoint reads them, and those `going` back.
+    """What going back means, for all edges as unmoor_checkpoint reads them, of which some are `going` back.
 
-    Only the newest run among those `going` is undone: `edges` of the answer are those that it changed. `lines`
-    say what will differ on each; `refused` is why it must not be, and what to do first.
+    Only the newest run among those `going` is undone: `edges` of the answer are those that it changed. `plan`
+    says what will differ on each; `refused` is why it must not be, and what to do first.
     """
     runs = {name: edges[name]["before"].get("run", "") for name in going}
     newest = max(runs.values(), default="")
@@ -111,10 +120,16 @@ def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str,
             lines = unmoor_change(old, edges[name]["documents"])["lines"]
             plan[name] = [f"to before the run of {newest}", *(lines or ["the documents are the same"])]
         else:
-            plan[name] = ["nothing to go back to" if not runs[name] else f"stays: changed last by {runs[name]}"]
+            plan[name] = [
+                "nothing to go back to" if not runs[name] else f"stays: changed last by {runs[name]}"
+            ]
     olds = {name: _documents(edges[name]["before"]["documents"]) for name in back}
-    news = {name: _documents(found["documents"]) for name, found in edges.items() if all(found["documents"].values())}
-    refused = []
+    news = {
+        name: _documents(found["documents"])
+        for name, found in edges.items()
+        if all(found["documents"].values())
+    }
+    refused = [edges[name]["before"]["broken"] for name in going if "broken" in edges[name]["before"]]
     for name, old in olds.items():
         for peer, new in news.items():
             if new.edge.pop != old.edge.pop:
@@ -127,8 +142,9 @@ def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str,
 
 def _unbound(dns: DnsDocument, answers: str, edge: EdgeDocument, takes: str) -> list[str]:
     """Addresses that DNS on one edge answers with and that another would not take connections for."""
+    why = f"is in use by DNS on {answers} and would not be bound on {takes}: run playbooks/pool.yml first"
     return [
-        f"{part} is in use by DNS on {answers} and would not be bound on {takes}: run playbooks/pool.yml first"
+        f"{part} {why}"
         for part in in_use(dns)
         if not any(part.version == held.version and part.subnet_of(held) for held in edge.prefixes)  # type: ignore[arg-type]  # the versions are equal
     ]

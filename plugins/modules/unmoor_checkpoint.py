@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Keep what is in force on a host before it is changed, and put it back: files, and what runs is told of it."""
+"""Keep what is in force on a host before it is changed, and put it back; what runs is told of it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DOCUMENTATION = """
 module: unmoor_checkpoint
 short_description: Keep what is in force on a host, and put it back
 description:
-  - A checkpoint is a directory below O(directory) with copies of all files that match O(parts), and a list of them.
-    C(turn) is made before a host is changed and stays until that turn has come to its end; C(before) is the one
-    from before the last turn that changed anything and ended well.
-  - To put back means that each file that differs from the checkpoint is as it was, files that came later are gone,
-    and then each part of which anything differed is told, in the order of O(parts).
+  - A checkpoint is a directory below O(directory) with copies of all files that match O(parts), and a list of
+    them. C(turn) is made before a host is changed and stays until that turn has come to its end; C(before) is
+    the one from before the last turn that changed anything and ended well.
+  - To put back means that each file that differs from the checkpoint is as it was, files that came later are
+    gone, and then each part of which anything differed is told, in the order of O(parts).
 options:
   state:
     description:
-      - C(read) changes nothing. C(begun) makes C(turn), or finds it there when the turn before was cut short; then
-        it stays as it is, since what it holds is older than any change.
-      - C(restored) puts O(name) back. C(kept) ends a turn that went well, C(undone) one that was put back, C(back)
-        one that went back to C(before), which is then used up.
+      - C(read) changes nothing. C(begun) makes C(turn), or finds it there when the turn before was cut short;
+        then it stays as it is, since what it holds is older than any change.
+      - C(restored) puts O(name) back. C(kept) ends a turn that went well, C(undone) one that was put back,
+        C(back) one that went back to C(before), which is then used up.
     choices: [read, begun, restored, kept, undone, back]
     default: read
     type: str
@@ -98,7 +98,7 @@ documents:
   returned: always
   type: dict
 before:
-  description: Run and documents of the checkpoint C(before); empty when there is none.
+  description: Run and documents of the checkpoint C(before), or why it is C(broken); empty when there is none.
   returned: always
   type: dict
 """
@@ -195,7 +195,9 @@ class Checkpoint:
                     os.makedirs(os.path.dirname(new.copy_of(path)), exist_ok=True)
                     duplicate(path, new.copy_of(path), part["linked"])
         patterns = [pattern for part in parts for pattern in part["paths"]]
-        about = {"format": FORMAT, "run": run, "fresh": fresh, "patterns": patterns, "kept": kept}
+        leads = [path for path in kept if os.path.islink(path) and os.path.exists(path)]
+        about = {"format": FORMAT, "run": run, "fresh": fresh}
+        about |= {"patterns": patterns, "kept": kept, "leads": leads}
         with open(os.path.join(new.path, "about.json"), "w", encoding="utf-8") as file:
             json.dump(about, file)
             file.flush()
@@ -224,13 +226,11 @@ class Checkpoint:
         return changed, [path for path in found(about["patterns"]) if path not in about["kept"]]
 
     def check(self):
-        """Raise BrokenError when a link would lead nowhere that led somewhere: the release is gone."""
-        for path in self.about()["kept"]:
-            copy = self.copy_of(path)
-            if not os.path.islink(copy) or os.path.exists(path):
-                continue
-            target = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(copy)))
-            if not os.path.lexists(target):
+        """Raise BrokenError when a link would lead nowhere: the release that it led to is gone."""
+        about = self.about()
+        for path in about["leads"]:
+            target = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(self.copy_of(path))))
+            if target not in about["kept"] and not os.path.lexists(target):
                 raise BrokenError(f"{path} led to {target}, which is gone: it cannot be put back")
 
     def restore(self):
@@ -313,6 +313,17 @@ def end(turn, before):
         turn.remove()
 
 
+def look(before, documents):
+    """What can be gone back to, or why not: who does not want to go back is not to fail of it."""
+    try:
+        about = before.about()
+        before.check()
+    except BrokenError as error:
+        return {"broken": str(error)}
+    texts = {name: read(before.copy_of(path)) for name, path in documents.items()}
+    return {"run": about["run"], "documents": texts}
+
+
 def act(module):
     """Do what `state` asks for; what is returned beside the documents."""
     home, state = module.params["directory"], module.params["state"]
@@ -333,10 +344,7 @@ def act(module):
     result["documents"] = {name: read(path) for name, path in documents.items()}
     result["before"] = {}
     if state == "read" and before.exists:
-        about = before.about()
-        before.check()
-        texts = {name: read(before.copy_of(path)) for name, path in documents.items()}
-        result["before"] = {"run": about["run"], "documents": texts}
+        result["before"] = look(before, documents)
     return result
 
 
