@@ -98,7 +98,7 @@ documents:
   returned: always
   type: dict
 before:
-  description: Run and documents of the checkpoint C(before), or why it is C(broken); empty when there is none.
+  description: Run and documents of the checkpoint C(before), or why it is C(broken); empty for none.
   returned: always
   type: dict
 """

@@ -9,7 +9,7 @@ find /etc/unmoor /etc/nginx /etc/systemd/system /etc/sysctl.d /var/lib/unmoor -x
 ip -4 route show table local proto 117 | sort > routes4
 ip -6 route show table local proto 117 | sort > routes6
 unmoor sockets status --json | python3 -c 'import json, sys; [print(each) for each in json.load(sys.stdin)["bindings"]]' > bindings
-unmoor dns status --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["program"])' > dns
+unmoor dns status --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["program"])' > dns_program
 systemctl list-units --type=service,socket --state=active --no-legend --plain | awk '/unmoor|nginx/ {print $1}' > units
 systemctl list-units --state=failed --no-legend --plain > failed
 ls -A /var/lib/unmoor/checkpoint > checkpoints

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 from testinfra.host import Host
 
-KINDS = ["release", "files", "routes4", "routes6", "bindings", "dns", "units", "failed", "checkpoints"]
+KINDS = [
+    "release",
+    "files",
+    "routes4",
+    "routes6",
+    "bindings",
+    "dns_program",
+    "units",
+    "failed",
+    "checkpoints",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -15,7 +25,7 @@ def test_as_before(edge: Host, kind: str) -> None:
 
 
 def test_what_was_compared_is_not_empty(edge: Host) -> None:
-    for kind in ("release", "files", "routes4", "routes6", "bindings", "dns", "units"):
+    for kind in ("release", "files", "routes4", "routes6", "bindings", "dns_program", "units"):
         assert edge.file(f"/root/before-failures/{kind}").size > 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from testinfra.host import Host
 
-KINDS = ["release", "files", "routes4", "routes6", "bindings", "dns", "units", "failed"]
+KINDS = ["release", "files", "routes4", "routes6", "bindings", "dns_program", "units", "failed"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
