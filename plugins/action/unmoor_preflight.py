@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ short_description: Validate the inventory and compile the documents of every edg
 description:
   - Runs on the controller. Finds every problem of the inventory at once, with its file, line and fix.
   - Returns, for each edge, the text of C(edge.json) and C(dns.json), and the file here of its registry of
-    hostnames, if it has one; a list of hostnames is built into C(.cache) first.
+    hostnames, if it has one; a list of hostnames is built into C(.cache) first. And when this run began.
 options: {}
 """
 
@@ -87,6 +88,7 @@ class ActionModule(ActionBase):
             }
             for host, pair in compiled.items()
         }
+        result["run"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         result["pops"] = sorted({pair.edge.pop for pair in compiled.values()})
         return result
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from unmoor import proof
 from unmoor.model import DnsDocument, EdgeDocument, validate
-from unmoor.model.change import compare
+from unmoor.model.change import compare, in_use
 from unmoor.model.inventory import Documents
 
 
@@ -62,6 +62,94 @@ def unmoor_ran_before(started: dict[str, Any]) -> bool:
     return started.get("status", {}).get("ActiveState") not in ("inactive", "failed")
 
 
+def unmoor_put_back(
+    edge: str,
+    restored: dict[str, Any],
+    gate: list[dict[str, Any]],
+    task: str,
+    why: str,
+    others: dict[str, Any],
+) -> str:
+    """Say how an edge's turn failed, at `task`, and how the edge is now.
+
+    `restored` is what unmoor_checkpoint returned, `gate` the runs of the probe after it. `others` has, of all
+    edges of the run, those whose turn has `begun` and those whose turn has `ended` well.
+    """
+    failed = f"failed at '{task}': {why}" if task else "another edge of its batch failed"
+    lines = [f"{edge}: {failed}"]
+    failures = unmoor_failures(gate)
+    if restored.get("skipped"):
+        lines.append("Nothing was changed: this was a check.")
+        return "\n".join(lines)
+    if restored.get("fresh"):
+        lines.append(
+            "It was never rolled out before, so it stays as it is now: run playbooks/site.yml again, or"
+        )
+        lines[-1] += " playbooks/teardown.yml to make it as it was."
+    elif "msg" in restored:
+        lines.append(f"It could not be put back: {restored['msg']}")
+        lines.append("The next run of playbooks/site.yml brings everything into force anew.")
+    else:
+        lines.append(
+            f"It was put back: what was in force before is in force again. Files: {len(restored['paths'])}."
+        )
+        if failures:
+            lines += ["But the gate fails with that, too:", *failures]
+        else:
+            lines.append("The gate proved it.")
+    ended = [name for name in others["all"] if name in others["ended"]]
+    untouched = [name for name in others["all"] if name not in others["begun"]]
+    lines.append(f"Edges that have the new state: {', '.join(ended) or 'none'}.")
+    lines.append(f"Edges that were not touched: {', '.join(untouched) or 'none'}.")
+    return "\n".join(lines)
+
+
+def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str, Any]:
+    """What going back means, for all edges as unmoor_checkpoint reads them, of which some are `going` back.
+
+    Only the newest run among those `going` is undone: `edges` of the answer are those that it changed. `plan`
+    says what will differ on each; `refused` is why it must not be, and what to do first.
+    """
+    runs = {name: edges[name]["before"].get("run", "") for name in going}
+    newest = max(runs.values(), default="")
+    back = [name for name in going if newest and runs[name] == newest]
+    plan: dict[str, list[str]] = {}
+    for name in going:
+        if name in back:
+            old = edges[name]["before"]["documents"]
+            lines = unmoor_change(old, edges[name]["documents"])["lines"]
+            plan[name] = [f"to before the run of {newest}", *(lines or ["the documents are the same"])]
+        else:
+            plan[name] = [
+                "nothing to go back to" if not runs[name] else f"stays: changed last by {runs[name]}"
+            ]
+    olds = {name: _documents(edges[name]["before"]["documents"]) for name in back}
+    news = {
+        name: _documents(found["documents"])
+        for name, found in edges.items()
+        if all(found["documents"].values())
+    }
+    refused = [edges[name]["before"]["broken"] for name in going if "broken" in edges[name]["before"]]
+    for name, old in olds.items():
+        for peer, new in news.items():
+            if new.edge.pop != old.edge.pop:
+                continue
+            refused += _unbound(new.dns, peer, old.edge, name)
+            if peer not in back:
+                refused += _unbound(old.dns, name, new.edge, peer)
+    return {"edges": back, "run": newest, "plan": plan, "refused": refused}
+
+
+def _unbound(dns: DnsDocument, answers: str, edge: EdgeDocument, takes: str) -> list[str]:
+    """Addresses that DNS on one edge answers with and that another would not take connections for."""
+    why = f"is in use by DNS on {answers} and would not be bound on {takes}: run playbooks/pool.yml first"
+    return [
+        f"{part} {why}"
+        for part in in_use(dns)
+        if not any(part.version == held.version and part.subnet_of(held) for held in edge.prefixes)  # type: ignore[arg-type]  # the versions are equal
+    ]
+
+
 def _documents(texts: dict[str, str]) -> Documents:
     return Documents(
         validate(EdgeDocument, json.loads(texts["edge"]), "edge.json"),
@@ -76,9 +164,11 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
         return {
+            "unmoor_back": unmoor_back,
             "unmoor_change": unmoor_change,
             "unmoor_failures": unmoor_failures,
             "unmoor_proofs": unmoor_proofs,
             "unmoor_ran_before": unmoor_ran_before,
+            "unmoor_put_back": unmoor_put_back,
             "unmoor_summary": unmoor_summary,
         }
