@@ -110,11 +110,19 @@ def activation(pins: Pins, door: Path, log: Any = subprocess.PIPE) -> Iterator[s
         text=True,
     )
     try:
-        wait_until(lambda: door.exists() or process.poll() is not None)
+        wait_until(lambda: process.poll() is not None or _listens(process.pid, door))
         yield process
     finally:
         process.kill()
         process.communicate()
+
+
+def _listens(pid: int, door: Path) -> bool:
+    """Whether the socket at `door` is ready; its path is there a moment earlier."""
+    lines = Path(f"/proc/{pid}/net/unix").read_text(encoding="utf-8").splitlines()
+    return any(
+        line.split()[3] == "00010000" and line.endswith(f" {door}") for line in lines[1:]
+    )  # SO_ACCEPTCON
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -47,9 +47,9 @@ class Rule(NamedTuple):
 def key(prefix: Prefix) -> Key:
     """A prefix as one number."""
     address = int(prefix.network_address)
-    return (
-        address << _IPV4_SHIFT if isinstance(prefix, IPv4Network) else address
-    ) << LENGTH_BITS | prefix.prefixlen
+    if isinstance(prefix, IPv4Network):
+        address <<= _IPV4_SHIFT
+    return address << LENGTH_BITS | prefix.prefixlen
 
 
 def prefix_of(number: Key, family: int) -> Prefix:
