@@ -1,4 +1,4 @@
-"""Debian's resolvers, on the client, resolve through the edges, cold and warm; and dig, kdig and drill ask them."""
+"""Debian's resolvers on the client resolve through the edges, cold and warm; dig, kdig and drill ask them."""
 
 from __future__ import annotations
 
