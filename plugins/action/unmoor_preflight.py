@@ -59,10 +59,12 @@ def place_of(value: Any) -> str:
     origin = Origin.get_tag(value) if Origin else None
     if origin is None or not origin.path:
         return ""
-    path = Path(origin.path)
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{path}:{origin.line_num}" if origin.line_num else str(path)
+    path = _from_here(Path(origin.path))
+    return f"{path}:{origin.line_num}" if origin.line_num else path
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 class ActionModule(ActionBase):
@@ -143,7 +145,11 @@ def in_inventory(problem: Problem, source: Source) -> Problem:
         place, key = source.place(("dns_registry",)), f"{PREFIX}dns_registry"
     if path[0] == "zones" and path[2:3] == ("hostnames",):
         zone = source.variables[f"{PREFIX}zones"][path[1]]
-        place, key = str(source.directory / zone["hostnames_file"]), "name"
+        place, key = _from_here(source.directory / zone["hostnames_file"]), "name"
+    if path[0] == "zones" and path[2:3] == ("records",):
+        file = str(source.variables[f"{PREFIX}zones"][path[1]].get("records_file", ""))
+        if file and problem.place.startswith(file):
+            place = _from_here(source.directory / file) + problem.place.removeprefix(file)
     return Problem(place, key, problem.value, problem.why, problem.fix)
 
 

@@ -139,6 +139,16 @@ def counted(tally: Tally) -> Counter[str]:
     )
 
 
+def handed_out(tallies: Tallies, generation: int) -> dict[str, int]:
+    """How often each address was given, as `generation` has it."""
+    return {
+        name: count
+        for span, counts in tallies.spans(generation)
+        for name, count in zip(names(span), counts, strict=True)
+        if count
+    }
+
+
 def ranges(*prefixes: str) -> list[Range]:
     return [Range(int(net.network_address), net.num_addresses) for net in map(ip_network, prefixes)]
 
@@ -239,22 +249,10 @@ def test_a_change_of_pools_keeps_the_counts_of_what_stays() -> None:
     second.add(ip_address("198.18.0.200").packed)
     second.add(ip_address("198.51.100.3").packed)
     tallies.switch(narrow, 2)
-    found = {
-        name: count
-        for span, counts in tallies.spans(2)
-        for name, count in zip(names(span), counts, strict=True)
-        if count
-    }
-    assert found == {"198.18.0.200": 6, "198.51.100.3": 1}
+    assert handed_out(tallies, 2) == {"198.18.0.200": 6, "198.51.100.3": 1}
     # The rows of the first generation are the third's.
     tallies.switch(wide, 3)
-    found = {
-        name: count
-        for span, counts in tallies.spans(3)
-        for name, count in zip(names(span), counts, strict=True)
-        if count
-    }
-    assert found == {"198.18.0.200": 6}
+    assert handed_out(tallies, 3) == {"198.18.0.200": 6}
 
 
 # -- by policy, type and transport -----------------------------------------------------------------------

@@ -114,7 +114,7 @@ def load(path: Path) -> Topology:
 def _read(path: Path) -> Any:
     try:
         # Here and not above: only a controller has PyYAML (ansible-core brings it), and only this reads YAML.
-        import yaml  # noqa: PLC0415
+        import yaml  # noqa: PLC0415 - see above
     except ModuleNotFoundError:
         raise UnmoorError("the lab needs PyYAML, which ansible-core brings: run it on a controller") from None
     try:

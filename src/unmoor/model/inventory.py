@@ -395,10 +395,11 @@ def _registry(
     try:
         return registry_of(source.directory / file, zones)
     except UnmoorError as error:
-        source.problems += getattr(error, "problems", ())
+        lines = getattr(error, "problems", ())
+        source.problems += lines
         first, _, rest = str(error).partition("\n    fix: ")
-        why = first.splitlines()[0]
-        fix = rest or "mend the list"
+        why = first.splitlines()[0].rstrip(":")
+        fix = "mend them; each is told by itself" if lines else rest or "mend the list"
         source.problem(("dns_registry",), file, why, fix)
         return None
 
