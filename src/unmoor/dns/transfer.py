@@ -30,6 +30,7 @@ import dns.xfr
 import dns.zone
 
 from unmoor.dns import zones
+from unmoor.dns.tsig import shared_key
 from unmoor.dns.zones import Zone, ZoneFileError
 from unmoor.model.dns import Primary, TsigKey
 
@@ -65,8 +66,7 @@ def sources(primaries: Iterable[Primary], keys: dict[str, TsigKey]) -> tuple[Sou
     for each in primaries:
         key = None
         if each.tsig_key:
-            shared = keys[each.tsig_key]
-            key = dns.tsig.Key(dns.name.from_text(each.tsig_key), shared.secret, shared.algorithm)
+            key = shared_key(each.tsig_key, keys[each.tsig_key])
         made.append(Source(each.address, each.port, key))
     return tuple(made)
 
