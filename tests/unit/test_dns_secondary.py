@@ -169,6 +169,15 @@ def test_what_is_no_zone_is_refused(primary: Primary, tamper: Callable[[Records]
         transfer.fetch(source(primary), APEX, None, 100)
 
 
+def test_records_that_no_message_holds_are_refused(primary: Primary) -> None:
+    """Each comes in a message of its own, and together they could never be answered."""
+    lines = [f"many TXT {number:03}{f' {chr(116) * 249}' * 4}" for number in range(70)]
+    primary.set(NAME, zone_text(1, *lines))
+    primary.records_per_message = 20
+    with pytest.raises(transfer.TransferError, match=r"has .* octets of TXT records at many\.example\.org"):
+        transfer.fetch(source(primary), APEX, None, 100)
+
+
 def test_too_large_is_refused(primary: Primary) -> None:
     primary.set(NAME, zone_text(1, *(f"n{number} A 198.51.100.{number}" for number in range(200))))
     with pytest.raises(transfer.TransferError, match="more than 100 records"):

@@ -57,20 +57,21 @@ class Resolver:
             why = (EXTENDED_ERROR, zone.missing.to_bytes(2, "big"))
             return Reply(wire.SERVFAIL, authoritative=False, options=[why])
         reply = Reply()
-        self._follow(query.name, query.qtype, client, reply)
-        if zone and query.qtype in https.TYPES and reply.answer:
+        self._follow(zone, query.name, query.qtype, client, reply)
+        # What a policy answers is for the owner itself, and has its addresses already.
+        if zone and query.qtype in https.TYPES and reply.answer and reply.counter is None:
             self._add_targets(zone, query.qtype, client, reply)
         return reply
 
-    def _follow(self, name: bytes | None, qtype: int, client: Subnet, reply: Reply) -> None:
-        """Answer for a name, and for those that aliases lead to: each once (RFC 1034 section 3.6.2)."""
+    def _follow(self, zone: Zone | None, name: bytes, qtype: int, client: Subnet, reply: Reply) -> None:
+        """Answer for a name of `zone` and those its aliases lead to: each once (RFC 1034 section 3.6.2)."""
         seen: set[bytes] = set()
-        while name is not None and name not in seen and len(seen) < MAX_CHAIN:
-            zone = self._zone(name, qtype)
-            if zone is None or zone.missing:
-                return
+        while zone and not zone.missing:
             seen.add(name)
-            name = self._step(zone, name, qtype, client, reply)
+            following = self._step(zone, name, qtype, client, reply)
+            if following is None or following in seen or len(seen) == MAX_CHAIN:
+                return
+            name, zone = following, self._zone(following, qtype)
 
     def _add_targets(self, zone: Zone, qtype: int, client: Subnet, reply: Reply) -> None:
         """Add the addresses of SVCB or HTTPS targets below `zone`'s apex (RFC 9460 section 4.1).
@@ -96,7 +97,7 @@ class Resolver:
         if (name, rtype) in known:
             return []
         found = Reply()
-        self._follow(name, rtype, client, found)
+        self._follow(self._zone(name, rtype), name, rtype, client, found)
         new = [each for each in (*found.answer, *found.extra) if _key(each) not in known]
         reply.extra += new
         reply.scope = max(reply.scope, found.scope)

@@ -138,13 +138,13 @@ def parse(packet: bytes) -> Query:
     """Read a query. Raises NoReplyError, or QueryError with FORMERR or NOTIMP."""
     if len(packet) < HEADER_SIZE or packet[2] & 0x80:
         raise NoReplyError
-    _, flags, questions, answers = struct.unpack_from("!4H", packet)
+    _, flags, questions, *counts = struct.unpack_from("!6H", packet)
     if flags & OPCODE_MASK:
         raise QueryError(NOTIMP)
     # One question (RFC 9619), or none from who only wants a cookie (RFC 7873 section 5.4).
-    if questions > 1 or answers:
+    if questions > 1 or counts[0]:
         raise QueryError(FORMERR)
-    query = _read(packet)
+    query = _read(packet, flags, questions, *counts)
     if not questions and not (query.edns and query.edns.option(COOKIE)):
         raise QueryError(FORMERR)
     return query
@@ -152,14 +152,16 @@ def parse(packet: bytes) -> Query:
 
 def parse_notify(packet: bytes) -> Query:
     """Read a packet that `is_notify`. Raises QueryError (FORMERR)."""
-    if packet[4:6] != b"\0\1":
+    _, flags, questions, *counts = struct.unpack_from("!6H", packet)
+    if questions != 1:
         raise QueryError(FORMERR)
-    return replace(_read(packet), opcode=NOTIFY, recursion_desired=False)
+    return replace(_read(packet, flags, questions, *counts), opcode=NOTIFY, recursion_desired=False)
 
 
-def _read(packet: bytes) -> Query:
+def _read(
+    packet: bytes, flags: int, questions: int, answers: int, authorities: int, additionals: int
+) -> Query:
     """Read all of a message; no record is looked at but OPT and TSIG. Raises QueryError (FORMERR)."""
-    _, flags, questions, answers, authorities, additionals = struct.unpack_from("!6H", packet)
     try:
         name, at, qtype, qclass = names.ROOT, HEADER_SIZE, 0, IN
         if questions:
@@ -301,6 +303,13 @@ def write(query: Query, reply: Reply, limit: int) -> bytes:
             counts[2] += count
     counts[2] += bool(opt)
     return struct.pack("!2s5H", query.ident, flags, bool(query.question), *counts) + body + opt
+
+
+def size(rrset: RRset) -> int:
+    """Octets of a message that answers a question of the owner with these records, and nothing else."""
+    writer = _Writer(rrset.owner + bytes(4))
+    writer.add([rrset])
+    return HEADER_SIZE + len(writer.body)
 
 
 class _Writer:
