@@ -65,11 +65,13 @@ class Resolver:
 
     def _follow(self, zone: Zone | None, name: bytes, qtype: int, client: Subnet, reply: Reply) -> None:
         """Answer for a name of `zone` and those its aliases lead to: each once (RFC 1034 section 3.6.2)."""
-        seen: set[bytes] = set()
+        seen: tuple[bytes, ...] = ()
         while zone and not zone.missing:
-            seen.add(name)
             following = self._step(zone, name, qtype, client, reply)
-            if following is None or following in seen or len(seen) == MAX_CHAIN:
+            if following is None:
+                return
+            seen = (*seen, name)
+            if following in seen or len(seen) == MAX_CHAIN:
                 return
             name, zone = following, self._zone(following, qtype)
 
