@@ -184,7 +184,7 @@ def _groups_with_hosts(file: Path) -> Iterator[str]:
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         data = None
     if isinstance(data, dict):
         yield from _walk(data)

@@ -76,6 +76,10 @@ def good() -> Iterator[tuple[str, bytes]]:
         )
         yield f"EDNS version {version}, size {payload}, flags {flags:x}", query.to_wire()
     yield from notifies()
+    for name, edns in product(NAMES[:5], (False, 0)):
+        query = dns.message.make_query(name, "A", id=1, use_edns=edns)
+        query.use_tsig(dns.tsig.Key("key.example.", b"sixteen octets of"))
+        yield f"{name}, signed{'' if edns is False else ', EDNS'}", query.to_wire()
     for name in ("id.server", "version.bind", "hostname.bind"):
         yield name, dns.message.make_query(name, "TXT", "CH", id=1).to_wire()
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import dns.edns
+import dns.flags
+import dns.message
+import dns.tsig
 import pytest
 from click.testing import CliRunner
-from dns_support import document, model
+from dns_primary import SECRET
+from dns_support import ZONE, Local, document, model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unmoor.commands.dns import cli
+from unmoor.dns import names, zones
 from unmoor.dns.check import problems
 from unmoor.errors import InvalidInputError
+from unmoor.model import DnsDocument, load
 
 SMALL_ZONE = "$TTL 60\n@ SOA ns h 1 2 3 4 5\n@ NS ns\nns A 198.18.0.53\n"
 
@@ -37,6 +47,8 @@ def test_a_correct_document_has_no_problem() -> None:
     assert found(with_zone()) == []
 
 
+LONG = f" {'t' * 249}" * 4
+FULL = "x" * 255 + " "
 FREE, BUSINESS = {"tags": {"account_type": "free"}}, {"tags": {"account_type": "business"}}
 
 BAD = {
@@ -242,6 +254,12 @@ BAD = {
         with_policies({"name": "a", "answer": {"pool": "free", "ttl": 1, "svcb": {"alpn": [""]}}}),
         "policies.0.answer.svcb.alpn.0: is no protocol's name",
     ),
+    "protocols without end": (
+        with_policies(
+            {"name": "a", "answer": {"pool": "free", "ttl": 1, "https": {"alpn": ["h" * 255] * 300}}}
+        ),
+        "policies.0.answer.https.alpn: takes 76,800 octets",
+    ),
     "unknown zone": (
         with_policies({"name": "a", "match": {"zones": ["example.net"]}}, {"name": "b"}),
         "policies.0.match.zones.0 = example.net: is not a zone\n    fix: name one that exists: example.com",
@@ -292,6 +310,15 @@ BAD = {
         "x.sub.example.com: is below sub.example.com, which is delegated",
     ),
     "below DNAME": (with_zone("d DNAME ns\nx.d A 198.18.0.1\n"), "x.d.example.com: is below d.example.com"),
+    "more records than a message holds": (
+        with_zone("x TXT t\n" + "".join(f"y TXT {at:03}{LONG}\n" for at in range(70))),
+        "a.zone:6: zones.0.records = example.com: has 71,151 octets of TXT records at y.example.com: a DNS "
+        "message has room for 64,511\n    fix: remove some",
+    ),
+    "one record that is larger than any": (
+        with_zone("y TXT " + "t" * 255 + f" {'t' * 255}" * 260 + "\n"),
+        "octets of TXT records at y.example.com: a DNS message has room for 64,511",
+    ),
     "name server without address": (
         with_zone("@ NS other\n"),
         "other.example.com: is a name server of example.com without an address in the zone",
@@ -358,6 +385,163 @@ def test_problems(name: str) -> None:
 )
 def test_what_is_unusual_but_right(data: dict[str, Any]) -> None:
     assert found(data) == []
+
+
+ERRORS = r"""$TTL 60
+@ SOA ns h ( 1 2 3
+    4 5 )                   ; a comment with a (
+@ NS ns
+ns A 198.18.0.53
+one A 198.18.0.300
+two AA 198.18.0.1           ; and one with a "
+   TXT "goes with two"
+a..b A 198.18.0.1
+   A 198.18.0.2
+three TXT ( "on" ten
+  "several" MX ) 5
+four MX ten mail
+www.example.org. A 198.18.0.1
+five CNAME ns
+five A 198.18.0.1
+   TXT "also beside it"
+six TXT "never closed
+seven SRV ( 1 1
+  1
+good A 198.18.0.9
+@ MX ten
+$TTL x
+$INCLUDE /etc/passwd
+"\" A 1
+sub NS ns.example.net.
+x.sub TXT t"""
+LINES = [6, 7, 9, 13, 14, 16, 17, 18, 19, 22, 23, 24, 25, 27]
+
+
+def lines_of(shown: list[str]) -> list[int]:
+    return sorted(int(each.split(":")[1]) for each in shown if each.startswith("a.zone:"))
+
+
+def test_every_error_of_a_zone_file_has_its_line() -> None:
+    """None brings about another: lines that carry on a name or a TTL that could not be read are let be."""
+    shown = found(with_zone(text=ERRORS, names=[]))
+    assert lines_of(shown) == LINES, "\n".join(shown)
+    assert len(shown) == len(LINES)
+
+
+def test_lines_may_end_with_carriage_returns() -> None:
+    assert lines_of(found(with_zone(text=ERRORS.replace("\n", "\r\n"), names=[]))) == LINES
+
+
+def test_a_broken_soa_brings_about_no_other_error() -> None:
+    """Neither 'has no SOA', nor records that lack the TTL that they had from it."""
+    text = "@ SOA ns h ( 1 2 3\n  4 x )\n@ NS ns\nns A 198.18.0.53\nx AA 1\n"
+    assert lines_of(found(with_zone(text=text, names=[]))) == [1, 5]
+    unclosed = "$TTL 9\n@ SOA ns h ( 1 2 3\n  4 5\n@ NS ns\nns A 198.18.0.53\nx AA 1\n"
+    assert lines_of(found(with_zone(text=unclosed, names=[]))) == [2, 6]
+
+
+def test_what_is_missing_at_the_apex_is_found_beside_errors() -> None:
+    shown = found(with_zone(text="$TTL 9\n@ SOA ns h 1 2 3 4 5\nx AA 1\n", names=[]))
+    assert [each.split(": ")[2].split("\n")[0] for each in shown] == [
+        "has no NS record at example.com",
+        "unknown rdatatype 'AA'",
+    ]
+
+
+def test_a_broken_origin_ends_it() -> None:
+    """What follows is relative to a name that is not known."""
+    shown = found(with_zone("x AA 1\n$ORIGIN a..b\ny AA 1\n", names=[]))
+    assert lines_of(shown) == [5, 6]
+
+
+def test_errors_without_end_are_bounded(tmp_path: Path) -> None:
+    data = with_zone("x AA 1\n" * 3000, names=[])
+    shown = found(data)
+    assert len(shown) == 1001
+    assert (
+        "a.zone:1005: zones.0.records = example.com: is not read further: 1000 errors stand before"
+        in shown[-1]
+    )
+    path = tmp_path / "dns.json"
+    path.write_text(json.dumps(data))
+    result = CliRunner().invoke(cli, ["check", str(path)])
+    said = str(result.exception)
+    assert said.startswith("1001 problems; nothing was changed:\na.zone:5: ")
+    assert said.endswith("\n... and 991 more")
+    assert len(said.splitlines()) <= 24
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(ZONE)),
+            st.integers(0, 12),
+            st.text('( )";\\\n\r\t$@.*aA1\0\xe9\u0660', max_size=6),
+        ),
+        max_size=5,
+    )
+)
+def test_whatever_passes_for_a_zone_file(changes: list[tuple[int, int, str]]) -> None:
+    """Cut out, put in: there are errors with lines, or none; nothing is raised, and nothing is endless."""
+    text = ZONE
+    for at, size, noise in changes:
+        text = text[:at] + noise + text[at + size :]
+    zone, file = zones.parse(text, names.from_text("example.com"))
+    assert zone or file.errors
+    count = len(re.split(r"\r\n?|\n", text))
+    assert all(0 <= error.line <= count for error in file.errors)
+    assert len(file.errors) <= count + 3
+
+
+def test_records_that_just_fit_are_answered_whole() -> None:
+    """Over TCP, under the longest name, with all options, signed: no TC, and not a single octet too many."""
+    room = 65535 - 1024
+    labels = ".".join(["x" * 63] * 3) + "." + "y" * (63 - len("*.example.com") - 2)
+    for owner, asked in (("*", labels), ("y", "y")):
+        longest = 255 if owner == "*" else len("y.example.com") + 2
+        count, left = divmod(room - 12 - longest - 4, 12 + 4 + 1000)
+        text = "".join(f"{owner} TXT {at:03}{LONG}\n" for at in range(count))
+        assert left > 12
+        full, rest = divmod(left - 12, 256)
+        text += f"{owner} TXT {FULL * full}{'x' * (rest - 1)}\n"
+        keys = {"k" * 63: {"algorithm": "hmac-sha512", "secret": SECRET}}
+        assert found(with_zone(text, names=[])) == []
+        assert len(found(with_zone(text[:-1] + "x\n", names=[]))) == 1
+        local = Local(with_zone(text) | {"tsig_keys": keys, "tell_name": True, "edge": "e" * 200})
+        options = [
+            dns.edns.GenericOption(dns.edns.OptionType.NSID, b""),
+            dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"12345678"),
+            dns.edns.GenericOption(dns.edns.OptionType.make(11), b""),
+            dns.edns.ECSOption("2001:db8::", 56),
+        ]
+        query = dns.message.make_query(f"{asked}.example.com", "TXT", use_edns=0, options=options)
+        query.use_tsig(dns.tsig.Key("k" * 63, SECRET, "hmac-sha512"))
+        reply = local.answer(query.to_wire(), 65535, "127.0.0.1")
+        assert reply is not None
+        message = dns.message.from_wire(reply, keyring=query.keyring, request_mac=query.mac)
+        assert not message.flags & dns.flags.TC
+        assert len(message.answer[0]) == count + 1
+        assert len(message.options) == 4
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('{"zones":[', "]}")])
+def test_json_that_is_nested_deeply(tmp_path: Path, opening: str, closing: str) -> None:
+    """Wherever the stack ends: while it is read, or while the value that is wrong is shown."""
+    path = tmp_path / "dns.json"
+    for depth in (*range(400, 1001, 25), 100_000):
+        nested = opening * depth + "1" + closing * depth
+        for text in (nested, json.dumps(document())[:-1] + f', "deep": {nested}}}'):
+            path.write_text(text)
+            with pytest.raises(InvalidInputError) as error:
+                load(DnsDocument, path)
+            said = str(error.value)
+            assert len(said.splitlines()) <= 24
+            assert f"{path}: " in said
+            assert "fix: " in said
+    result = CliRunner().invoke(cli, ["check", str(path)])
+    assert isinstance(result.exception, InvalidInputError)
+    assert "is not JSON: it is nested too deeply" in str(result.exception)
 
 
 def test_everything_is_reported_at_once(tmp_path: Path) -> None:

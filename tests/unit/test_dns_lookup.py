@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
+import dns.message
 import pytest
 from dns_support import Local, document, records
 
@@ -166,10 +167,76 @@ def test_cname_to_nothing_is_nxdomain() -> None:
     assert records(reply.authority) == [NEGATIVE_SOA]
 
 
-def test_cname_loop_ends() -> None:
-    reply = LOCAL.ask("loop1.example.com")
-    assert reply.rcode() == wire.NOERROR
-    assert 2 <= len(records(reply.answer)) <= 16
+def record_by_record(local: Local, name: str, rtype: str) -> dns.message.Message:
+    """A reply in which a record that comes twice is seen twice."""
+    reply = local.answer(dns.message.make_query(name, rtype).to_wire(), wire.TCP_SIZE, "127.0.0.1")
+    assert reply is not None
+    return dns.message.from_wire(reply, one_rr_per_rrset=True)
+
+
+LOOPS = {
+    "itself": ("self CNAME self", "self", ["self CNAME self"]),
+    "two": ("", "loop1", ["loop1 CNAME loop2", "loop2 CNAME loop1"]),
+    "entered from outside": (
+        "in CNAME loop2",
+        "in",
+        ["in CNAME loop2", "loop1 CNAME loop2", "loop2 CNAME loop1"],
+    ),
+    "case": ("A1 CNAME B1\nb1 CNAME a1", "A1", ["A1 CNAME B1", "b1 CNAME a1"]),
+    "wildcard": ("*.w CNAME x.w", "y.w", ["x.w CNAME x.w", "y.w CNAME x.w"]),
+    "DNAME and back": (
+        "d DNAME e\nx.e CNAME x.d",
+        "x.d",
+        ["d DNAME e", "x.d CNAME x.e", "x.e CNAME x.d"],
+    ),
+    "two DNAME": (
+        "d DNAME e\ne DNAME d",
+        "x.d",
+        ["d DNAME e", "e DNAME d", "x.d CNAME x.e", "x.e CNAME x.d"],
+    ),
+    "DNAME to itself": ("d DNAME d", "x.d", ["d DNAME d", "x.d CNAME x.d"]),
+    "DNAME below itself": ("d DNAME a.d", "x.d", ["d DNAME a.d", "x.d CNAME x.a.d"]),
+    "DNAME, used twice on the way": (
+        "d DNAME e\nx.e CNAME y.d\ny.e TXT t",
+        "x.d",
+        ["d DNAME e", "x.d CNAME x.e", "x.e CNAME y.d", "y.d CNAME y.e", 'y.e TXT "t"'],
+    ),
+    "other zones": (
+        "go CNAME back.example.net.",
+        "go",
+        ["back.example.net. CNAME go", "go CNAME back.example.net."],
+    ),
+}
+
+
+@pytest.mark.parametrize("rtype", ["TXT", "ANY", "CNAME", "DNAME"])
+@pytest.mark.parametrize("case", LOOPS)
+def test_a_chain_ends_at_a_name_seen_before(case: str, rtype: str) -> None:
+    """RFC 1034 section 3.6.2; each record stands in the answer once."""
+    lines, name, expected = LOOPS[case]
+    data = document()
+    data["zones"][0]["records"] += lines + "\n"
+    other = "$TTL 3600\n@ SOA ns h 1 2 3 4 5\n@ NS ns.example.org.\nback CNAME go.example.com.\n"
+    data["zones"].append({"name": "example.net", "records": other})
+    reply = record_by_record(Local(data), f"{name}.example.com", rtype)
+    found = sorted(
+        line.replace(".example.com.", "").replace(" 3600 IN", "") for line in records(reply.answer)
+    )
+    assert len(found) == len(set(found))
+    assert len(found) <= len(expected)
+    if rtype == "TXT":
+        assert reply.rcode() == wire.NOERROR
+        assert [line.lower() for line in found] == [line.lower() for line in expected]
+
+
+def test_names_that_grow_from_step_to_step_end_somewhere() -> None:
+    """Each DNAME makes the other one's names longer: no name comes twice, and none leads anywhere."""
+    data = document()
+    data["zones"][0]["records"] += "d DNAME x.e\ne DNAME x.d\n"
+    reply = record_by_record(Local(data), "x.d.example.com", "A")
+    found = records(reply.answer)
+    assert len(found) == len(set(found))
+    assert len(found) <= 18
 
 
 def test_dname() -> None:
@@ -294,3 +361,101 @@ def test_any_gets_little(name: str) -> None:
 
 def test_any_at_a_cname_gets_the_cname() -> None:
     assert answers("www.example.com", "ANY") == ["www.example.com. 3600 IN CNAME alias.example.com."]
+
+
+# -- targets of SVCB and HTTPS, RFC 9460 section 4.1 -----------------------------------------------------
+
+SERVICES = r"""
+host1    HTTPS 1 . alpn=h2
+one      HTTPS 1 svc alpn=h2
+one      HTTPS 2 two.svc alpn=h3
+svc      A     198.18.1.5
+svc      AAAA  2001:db8::5
+two.svc  CNAME svc
+pooled   SVCB  1 host2 alpn=h2
+alias    HTTPS 0 one
+far      HTTPS 0 near
+near     HTTPS 0 far
+nothing  HTTPS 0 .
+outside  HTTPS 1 www.example.org. alpn=h2
+below    HTTPS 1 ns.sub alpn=h2
+*.any    HTTPS 1 . alpn=h2
+*.any    A     198.18.1.6
+to-one   CNAME one
+Case     HTTPS 1 SVC alpn=h2
+many     HTTPS 1 big1 alpn=h2
+""".replace("alias    HTTPS", "service  HTTPS").replace("nothing ", "gone    ")
+SERVICES += "".join(f"big1 AAAA 2001:db8:1::{number:x}\n" for number in range(1, 60))
+SVC = ["svc A 198.18.1.5", "svc AAAA 2001:db8::5"]
+TARGETS = {
+    "in the zone": ("one", "HTTPS", [*SVC, "two.svc CNAME svc"]),
+    "through an alias": (
+        "service",
+        "HTTPS",
+        ["one HTTPS 1 svc", "one HTTPS 2 two.svc", *SVC, "two.svc CNAME svc"],
+    ),
+    "through a CNAME": ("to-one", "HTTPS", [*SVC, "two.svc CNAME svc"]),
+    "the owner": ("host1", "HTTPS", ["host1 A pool", "host1 AAAA pool"]),
+    "a hostname": ("pooled", "SVCB", ["host2 A pool", "host2 AAAA pool"]),
+    "a loop of aliases": ("far", "HTTPS", ["near HTTPS 0 far"]),
+    "an alias that says it is not available": ("gone", "HTTPS", []),
+    "outside": ("outside", "HTTPS", []),
+    "below a delegation": ("below", "HTTPS", []),
+    "wildcard": ("x.any", "HTTPS", ["x.any A 198.18.1.6"]),
+    "another type": ("one", "SVCB", []),
+    "upper case": ("case", "HTTPS", SVC),
+}
+
+
+def with_services() -> Local:
+    data = document()
+    data["zones"][0]["records"] += SERVICES
+    return Local(data)
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_addresses_of_service_targets_are_added(case: str) -> None:
+    name, rtype, expected = TARGETS[case]
+    reply = with_services().ask(f"{name}.example.com", rtype, limit=wire.TCP_SIZE)
+    found = []
+    for rrset in reply.additional:
+        for rdata in rrset:
+            text = rdata.to_text()
+            if rdata.rdtype in (1, 28) and ip_address(text) in ip_network(POOLS[int(rdata.rdtype)]):
+                text = "pool" if "host" in rrset.name.to_text() else text
+            line = f"{rrset.name} {rdata.rdtype.name} {text}".replace(".example.com.", "")
+            found.append(line.split(' alpn="')[0])
+    assert sorted(found) == sorted(expected)
+    assert not reply.flags & wire.TC
+
+
+POOLS = {1: "198.18.0.0/20", 28: "2001:db8::/44"}
+
+
+def test_hints_and_added_addresses_are_the_same() -> None:
+    """RFC 9460 section 7.3: a client may take either."""
+    data = document()
+    data["policies"][0]["answer"]["https"] = {"alpn": ["h2"]}
+    reply = Local(data).ask("host0.example.com", "HTTPS")
+    hints = reply.answer[0][0].params
+    assert [list(hints[key].addresses) for key in (4, 6)] == [
+        [each.address for each in found] for found in reply.additional
+    ]
+    assert [found.ttl for found in reply.additional] == [30, 30]
+    data["policies"][0]["answer"]["https"]["hints"] = False
+    bare = Local(data).ask("host0.example.com", "HTTPS")
+    assert bare.answer[0][0].to_text() == '1 . alpn="h2"'
+    assert [
+        ip_address(found[0].address) in ip_network(POOLS[int(found.rdtype)]) for found in bare.additional
+    ] == [True] * 2
+
+
+def test_added_addresses_are_left_out_whole_and_without_tc() -> None:
+    """RFC 2181 section 9: what is not required does not set TC, and a set is not cut."""
+    local = with_services()
+    for limit in (512, 1232):
+        reply = local.ask("many.example.com", "HTTPS", limit=limit, use_edns=0, payload=limit)
+        assert reply.answer
+        assert not reply.additional
+        assert not reply.flags & wire.TC
+    assert len(local.ask("many.example.com", "HTTPS", limit=wire.TCP_SIZE).additional[0]) == 59

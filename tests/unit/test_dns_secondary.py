@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -165,6 +166,15 @@ def test_what_is_no_zone_is_refused(primary: Primary, tamper: Callable[[Records]
     primary.set(NAME, zone_text(1, "a A 198.51.100.1"))
     primary.tamper = tamper
     with pytest.raises(transfer.TransferError, match=why):
+        transfer.fetch(source(primary), APEX, None, 100)
+
+
+def test_records_that_no_message_holds_are_refused(primary: Primary) -> None:
+    """Each comes in a message of its own, and together they could never be answered."""
+    lines = [f"many TXT {number:03}{f' {chr(116) * 249}' * 4}" for number in range(70)]
+    primary.set(NAME, zone_text(1, *lines))
+    primary.records_per_message = 20
+    with pytest.raises(transfer.TransferError, match=r"has .* octets of TXT records at many\.example\.org"):
         transfer.fetch(source(primary), APEX, None, 100)
 
 
@@ -412,10 +422,91 @@ def test_a_notify_with_a_wrong_signature(key: str, secret: str, error: int) -> N
     assert (reply.tsig[0].error, reply.tsig[0].mac) == (error, b"")
 
 
-def signed_notify() -> bytes:
+def flood(packet: bytes, address: str, port: int, count: int = 500) -> None:
+    """Send a packet many times from an address, as who forges it would; the replies go nowhere."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind((address, 0))
+        for _ in range(count):
+            sock.sendto(packet, ("127.0.0.1", port))
+
+
+def plain_notify(name: str) -> bytes:
+    message = dns.message.make_query(name, "SOA", id=7)
+    message.set_opcode(dns.opcode.NOTIFY)
+    return message.to_wire()
+
+
+def test_a_flood_under_one_primarys_address_silences_no_other(tmp_path: Path, primary: Primary) -> None:
+    """Not the other primary of the same zone, and not the same primary for another zone."""
+    other = Primary("127.0.0.2")
+    for each in (primary, other):
+        each.set(NAME, zone_text(1, "x TXT one"))
+    other.set("example.net", zone_text(1, "x TXT one"))
+    zones = with_zone(
+        {"name": NAME, "primaries": [primary.entry(), other.entry()]},
+        {"name": "example.net", "primaries": [other.entry()]},
+    )
+    with running(tmp_path, workers=1, zones=zones) as server:
+        eventually(lambda: answer(server, f"x.{NAME}"), '"one"')
+        eventually(lambda: answer(server, "x.example.net"), '"one"')
+        other.set("example.net", zone_text(2, "x TXT two"))
+        flood(plain_notify(NAME), "127.0.0.1", server.port)
+        assert other.notify(NAME, server.port).rcode() == dns.rcode.NOERROR
+        flood(plain_notify(NAME), "127.0.0.2", server.port)
+        assert other.notify("example.net", server.port).rcode() == dns.rcode.NOERROR
+        eventually(lambda: answer(server, "x.example.net"), '"two"')
+    other.close()
+
+
+def test_who_has_not_the_key_does_not_use_up_the_primarys_share(tmp_path: Path, keyed: Primary) -> None:
+    keyed.set(NAME, zone_text(1, "x TXT one"))
+    zones = with_zone(zone_of(keyed, tsig_key="transfer.key"))
+    with running(tmp_path, workers=1, zones=zones, tsig_keys=KEYS) as server:
+        eventually(lambda: answer(server, "x.example.org"), '"one"')
+        for packet in (plain_notify(NAME), signed_notify("other.key")):
+            flood(packet, "127.0.0.1", server.port)
+            assert keyed.notify(NAME, server.port).rcode() == dns.rcode.NOERROR
+
+
+def test_what_one_primary_may_notify_is_bounded() -> None:
+    """A second's share is passed on, and no more; of strangers nothing is kept."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        for each in (ours, theirs):
+            each.setblocking(False)
+        named = [PrimaryDocument(address=address) for address in ("127.0.0.8", "127.0.0.9")]
+        notices = Notices({APEX: transfer.sources(named, {})}, ours)
+        counts = Counts.private()
+        begun = time.monotonic()
+        for number in range(300):
+            assert notices.answer(plain_notify(NAME), f"198.18.0.{number % 250}", counts)
+            notices.answer(plain_notify(NAME), "127.0.0.9", counts)
+        seconds = int(time.monotonic()) - int(begun) + 1
+        passed = 0
+        with contextlib.suppress(BlockingIOError):
+            while theirs.recv(1024):
+                passed += 1
+        assert 1 <= passed <= 5 * seconds
+        assert len(notices._passed) <= 1
+
+
+def test_a_notify_that_cannot_be_passed_on_is_not_confirmed() -> None:
+    """The primary asks again what nobody has confirmed (RFC 1996 section 3.6)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.setblocking(False)
+    named = PrimaryDocument(address="127.0.0.9")
+    notices = Notices({APEX: transfer.sources([named], {})}, ours)
+    with ours, theirs:
+        with contextlib.suppress(BlockingIOError):
+            while ours.send(b"x"):
+                pass
+        assert notices.answer(plain_notify(NAME), "127.0.0.9", Counts.private()) is None
+
+
+def signed_notify(key: str = "transfer.key") -> bytes:
     message = dns.message.make_query(NAME, "SOA", id=7)
     message.set_opcode(dns.opcode.NOTIFY)
-    message.use_tsig(dns.tsig.Key("transfer.key", SECRET, "hmac-sha256"))
+    message.use_tsig(dns.tsig.Key(key, SECRET, "hmac-sha256"))
     return message.to_wire()
 
 

@@ -491,7 +491,17 @@ def test_a_socket_left_behind_is_replaced_but_nothing_else_is(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "request_", [b"", b"\n", b"{}\n", b"[]\n", b'{"command": 5}\n', b'{"command": "x"}\n', b"\xff\n"]
+    "request_",
+    [
+        b"",
+        b"\n",
+        b"{}\n",
+        b"[]\n",
+        b'{"command": 5}\n',
+        b'{"command": "x"}\n',
+        b"\xff\n",
+        b"[" * 8000 + b"\n",
+    ],
 )
 def test_nonsense_on_the_control_socket_harms_nothing(shared: Running, request_: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as door:

@@ -112,7 +112,10 @@ def test_every_problem_is_reported_at_once(data: dict[str, Any], tmp_path: Path)
     assert keys == {"hosts.edge1.management", "hosts.edge2.routes.default"}
 
 
-@pytest.mark.parametrize(("text", "why"), [("a: [1", "is not YAML"), ("[]", "valid dictionary")])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("a: [1", "is not YAML"), ("[]", "valid dictionary"), ("[" * 5000 + "]" * 5000, "is nested too deeply")],
+)
 def test_what_is_not_a_topology_is_refused(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "topology.yml").write_text(text, encoding="utf-8")
     with pytest.raises(InvalidInputError, match=why):

@@ -130,6 +130,12 @@ CASES: dict[str, tuple[str, str, str, list[str]]] = {
         "IN MX   ten mail",
         ["unmoor.test.zone:6", "fix:"],
     ),
+    "a zone file with several errors": (
+        "zones/unmoor.test.zone",
+        "IN MX   10 mail",
+        "IN MX   ten mail\nx AA 198.18.0.1\ny A 198.18.0.300",
+        ["The inventory has 3 problems", "unmoor.test.zone:6", "unmoor.test.zone:7", "unmoor.test.zone:8"],
+    ),
     "a zone without SOA": (
         "zones/unmoor.test.zone",
         "@       IN SOA  ns1 hostmaster ( 2026112301 7200 900 1209600 60 )",

@@ -15,6 +15,8 @@ from unmoor.dns.lookup import Resolver
 from unmoor.dns.notices import Notices
 from unmoor.dns.options import Options
 from unmoor.dns.snapshot import Snapshot
+from unmoor.dns.tsig import Keys
+from unmoor.dns.wire import Reply
 
 log = logging.getLogger(__name__)
 
@@ -128,20 +130,29 @@ def _with_options(options: Options) -> Callable[[bytes, int, str], bytes | None]
 
 
 def _careful(snapshot: Snapshot, counts: Counts, options: Options, notices: Notices) -> Answerer:
-    resolver = Resolver(snapshot)
+    resolver, keys = Resolver(snapshot), Keys.of(snapshot.document.tsig_keys)
     complaints = iter(range(_MAX_COMPLAINTS))
+
+    def written(packet: bytes, limit: int, address: str) -> tuple[Reply, bytes]:
+        query = wire.parse(packet)
+        signed = keys.check(packet, query.tsig, int(time.time())) if query.tsig else None
+        if signed and signed.error:
+            reply = Reply(signed.rcode, authoritative=False)
+        else:
+            reply = resolver.resolve(query, address)
+        if query.edns:
+            reply.options += options.reply(query.edns, address, limit == wire.TCP_SIZE, _now())
+        if limit < wire.TCP_SIZE:
+            limit = min(limit, query.edns.size) if query.edns else wire.CLASSIC_SIZE
+        if signed is None:
+            return reply, wire.write(query, reply, limit)
+        return reply, signed.sign(wire.write(query, reply, limit - signed.size))
 
     def answer(packet: bytes, limit: int, address: str) -> bytes | None:
         try:
             if wire.is_notify(packet):
                 return notices.answer(packet, address, counts)
-            query = wire.parse(packet)
-            reply = resolver.resolve(query, address)
-            if query.edns:
-                reply.options += options.reply(query.edns, address, limit == wire.TCP_SIZE, _now())
-            if limit < wire.TCP_SIZE:
-                limit = min(limit, query.edns.size) if query.edns else wire.CLASSIC_SIZE
-            message = wire.write(query, reply, limit)
+            reply, message = written(packet, limit, address)
         except wire.NoReplyError:
             counts.add(Event.IGNORED)
             return None

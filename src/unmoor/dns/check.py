@@ -15,6 +15,7 @@ from unmoor.dns.copies import NOT_READY
 from unmoor.dns.enrolled import Enrolled
 from unmoor.dns.hostnames import Registered
 from unmoor.dns.policies import Classifier, Subject
+from unmoor.dns.zonefile import ZoneFile
 from unmoor.errors import Problem
 from unmoor.model import Answer, DnsDocument, Match, Policy, Pool
 
@@ -62,6 +63,9 @@ class Inspection:
             found.setdefault(subject, name)
         return found
 
+
+#: Octets of the protocols in an HTTPS or SVCB answer. Hints and the rest of a message take less than 5,000.
+_MAX_ALPN = 60_000
 
 #: Of transferred zones, by name.
 NO_COPIES: Mapping[bytes, zones.Zone] = MappingProxyType({})
@@ -135,13 +139,14 @@ def _names(
             # Names will be added to it: those of hostnames, and above them.
             transferred[apex] = replace(copy, nodes=dict(copy.nodes))
             continue
-        try:
-            read[apex] = zones.read(zone.records, apex)
-        except zones.ZoneFileError as error:
-            where = f"{zone.source or place}:{error.line}" if error.line else zone.source or place
+        made, file = zones.parse(zone.records, apex)
+        for error in file.errors:
+            where = _at(zone.source or place, error.line)
             found.append(Problem(where, f"zones.{index}.records", zone.name, error.why, error.fix))
-        else:
-            found += _zone(read[apex], index, zone.source or place)
+        if made:
+            found += _zone(made, index, zone.source or place, file)
+            if not file.errors:
+                read[apex] = made
     known: dict[bytes, zones.Zone | None] = {**read, **dict.fromkeys(transferred)}
     registered, name_problems = hostnames.read(document, apexes, known, place)
     found += name_problems
@@ -284,6 +289,10 @@ def _answer(document: DnsDocument, policy: Policy, key: str, place: str) -> Iter
             if not protocol.isascii() or not 1 <= len(protocol) <= 255:
                 why, fix = "is no protocol's name", "write one as IANA lists it (ALPN), such as h3 or h2"
                 yield Problem(place, f"{key}.{field}.alpn.{position}", protocol, why, fix)
+        size = sum(1 + len(protocol.encode()) for protocol in binding.alpn) if binding else 0
+        if size > _MAX_ALPN:
+            why = f"takes {size:,} octets: a DNS message has room for {_MAX_ALPN:,} beside the addresses"
+            yield Problem(place, f"{key}.{field}.alpn", "", why, "name fewer protocols")
     yield from _pinned(answer, used, key, place)
 
 
@@ -331,14 +340,20 @@ def _apexes(document: DnsDocument, place: str) -> tuple[dict[int, bytes], list[P
     return found, problems
 
 
-def _zone(zone: zones.Zone, index: int, place: str) -> Iterator[Problem]:
+def _at(place: str, line: int) -> str:
+    return f"{place}:{line}" if line else place
+
+
+def _zone(zone: zones.Zone, index: int, place: str, file: ZoneFile) -> Iterator[Problem]:
     key = f"zones.{index}.records"
     for name, node in zone.nodes.items():
         cut = zone.cut_above(names.parent(name)) if name != zone.apex else None
-        if cut and node.keys() - ({wire.A, wire.AAAA} if wire.NS in zone.nodes[cut] else set()):
+        hidden = node.keys() - ({wire.A, wire.AAAA} if cut and wire.NS in zone.nodes[cut] else set())
+        if cut and hidden:
+            where = _at(place, min(file.line_of(name, rtype) for rtype in hidden))
             why = f"is below {names.to_text(cut)}, which is delegated: it would never be answered"
             yield Problem(
-                place, key, names.to_text(name), why, "remove it here; keep address records as glue only"
+                where, key, names.to_text(name), why, "remove it here; keep address records as glue only"
             )
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from unmoor import jsontext
 from unmoor.errors import UnmoorError
 
 DEFAULT_PATH = Path("/run/unmoor-dns/control.sock")
@@ -49,7 +50,7 @@ def ask(path: Path, command: Command, program: str = "") -> Reply:
             door.connect(str(path))
             door.sendall(json.dumps(asdict(Request(command, program))).encode() + b"\n")
             with door.makefile("rb") as stream:
-                said = json.loads(stream.readline())
+                said = jsontext.parse(stream.readline())
             return Reply(said["done"], tuple(said["lines"]), said["data"])
         except TimeoutError:
             raise UnmoorError(f"{path}: no reply within {_REPLY_TIMEOUT:.0f} s; see its journal") from None
@@ -102,7 +103,7 @@ def receive(door: socket.socket) -> Request | None:
         return None
     try:
         with door.makefile("rb") as stream:
-            request = json.loads(stream.readline(_MAX_REQUEST))
+            request = jsontext.parse(stream.readline(_MAX_REQUEST))
         command, program = request["command"], request.get("program", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

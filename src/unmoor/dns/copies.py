@@ -17,9 +17,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from unmoor import jsontext
 from unmoor.dns import names, zones
 from unmoor.dns.wire import RRset
-from unmoor.dns.zones import Zone, ZoneFileError
+from unmoor.dns.zonefile import ZoneFileError
+from unmoor.dns.zones import Zone
 from unmoor.errors import UnmoorError
 
 log = logging.getLogger(__name__)
@@ -154,7 +156,7 @@ class Store:
     def members(self) -> list[dict[str, str]]:
         """Give what `keep_members` kept; nothing if there is nothing to be read."""
         try:
-            found: list[dict[str, str]] = json.loads((self._directory / "members.json").read_bytes())
+            found: list[dict[str, str]] = jsontext.parse((self._directory / "members.json").read_bytes())
         except (OSError, ValueError):
             return []
         return found

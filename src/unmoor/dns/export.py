@@ -27,6 +27,7 @@ from unmoor.dns.registry import INTERIOR
 from unmoor.dns.selection import Random, Selector, Sticky, sticky_key
 from unmoor.dns.snapshot import Plan, Snapshot, Target
 from unmoor.dns.wire import RRset
+from unmoor.dns.zonefile import ZoneFileError
 from unmoor.dns.zones import Zone
 from unmoor.errors import UnmoorError
 
@@ -221,7 +222,7 @@ class _Part:
                 static = "".join(takewhile(lambda line: line != _SEPARATOR, file))
                 again = zones.read(static, self.zone.apex)
                 owners, count = _read_lines(file, self.zone.apex)
-        except (zones.ZoneFileError, ValueError) as error:
+        except (ZoneFileError, ValueError) as error:
             raise UnmoorError(f"{self.path}: was not written as it should be: {error}") from None
         if (again.records, count) != (self.zone.records, self.records) or owners > self.names:
             raise UnmoorError(f"{self.path}: was not written as it should be: it lacks records")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -10,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unmoor import jsontext
 from unmoor.dns import journal
 from unmoor.errors import UnmoorError
 
@@ -174,7 +174,7 @@ def _records(directory: Path, unreadable: list[str]) -> Iterator[tuple[str, dict
         for number, line in enumerate(path.read_bytes().splitlines(), 1):
             where = f"{path}:{number}"
             try:
-                record = json.loads(line)
+                record = jsontext.parse(line)
             except ValueError:
                 unreadable.append(f"{where}: is torn: the server or the machine stopped while it was written")
                 continue

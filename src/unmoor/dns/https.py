@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from unmoor.dns import wire
+from unmoor.dns import names, wire
+from unmoor.dns.wire import RRset
 from unmoor.model.dns import ServiceBinding
 
 #: The types that service bindings are asked for by.
@@ -24,6 +25,20 @@ def rdata(record: ServiceBinding, hints: Mapping[int, Sequence[bytes]]) -> bytes
     parameters |= {key: b"".join(addresses) for key, addresses in hints.items() if addresses}
     written = (struct.pack("!2H", key, len(value)) + value for key, value in sorted(parameters.items()))
     return struct.pack("!Hx", record.priority) + b"".join(written)
+
+
+def targets(rrset: RRset) -> Iterator[tuple[bytes, bool]]:
+    """Give the target of each SVCB or HTTPS record, lower case, and whether it is an alias (section 2.4.2).
+
+    The root as a target is the owner in ServiceMode, and nothing in AliasMode (section 2.5).
+    """
+    for pieces in rrset.rdatas:
+        data = b"".join(pieces)
+        is_alias, target = data[:2] == b"\0\0", names.fold(data[2 : names.end(data, 2)])
+        if target != names.ROOT:
+            yield target, is_alias
+        elif not is_alias:
+            yield names.fold(rrset.owner), is_alias
 
 
 def _prefixed(text: bytes) -> bytes:

@@ -14,8 +14,10 @@ from unmoor.dns.zones import Node, Zone
 from unmoor.dns.zones import addresses as glue
 from unmoor.model import DnsDocument
 
-#: CNAME and DNAME steps that are followed inside our zones; a loop ends here.
+#: CNAME and DNAME steps that are followed inside our zones. Loops end earlier: at a name seen before.
 MAX_CHAIN = 16
+#: Targets of SVCB and HTTPS records whose addresses one reply adds, AliasMode steps included.
+MAX_TARGETS = 16
 #: How long 'do not ask for ANY' may be kept, seconds (RFC 8482 section 4.2 leaves it to the operator).
 ANY_TTL = 3600
 
@@ -55,13 +57,53 @@ class Resolver:
             why = (EXTENDED_ERROR, zone.missing.to_bytes(2, "big"))
             return Reply(wire.SERVFAIL, authoritative=False, options=[why])
         reply = Reply()
-        name: bytes | None = query.name
-        for _ in range(MAX_CHAIN):
-            if name is None or zone is None or zone.missing:
-                break
-            name = self._step(zone, name, query.qtype, client, reply)
-            zone = self._zone(name, query.qtype) if name else None
+        self._follow(zone, query.name, query.qtype, client, reply)
+        # What a policy answers is for the owner itself, and has its addresses already.
+        if zone and query.qtype in https.TYPES and reply.answer and reply.counter is None:
+            self._add_targets(zone, query.qtype, client, reply)
         return reply
+
+    def _follow(self, zone: Zone | None, name: bytes, qtype: int, client: Subnet, reply: Reply) -> None:
+        """Answer for a name of `zone` and those its aliases lead to: each once (RFC 1034 section 3.6.2)."""
+        seen: tuple[bytes, ...] = ()
+        while zone and not zone.missing:
+            following = self._step(zone, name, qtype, client, reply)
+            if following is None:
+                return
+            seen = (*seen, name)
+            if following in seen or len(seen) == MAX_CHAIN:
+                return
+            name, zone = following, self._zone(following, qtype)
+
+    def _add_targets(self, zone: Zone, qtype: int, client: Subnet, reply: Reply) -> None:
+        """Add the addresses of SVCB or HTTPS targets below `zone`'s apex (RFC 9460 section 4.1).
+
+        Targets of AliasMode records are asked for `qtype` as well, and the targets of these in turn.
+        """
+        found = [each for each in reply.answer if each.rtype == qtype]
+        seen: set[bytes] = set()
+        for rrset in found:  # grows while AliasMode is followed
+            for target, is_alias in https.targets(rrset):
+                if target in seen or len(seen) >= MAX_TARGETS or not names.is_below(target, zone.apex):
+                    continue
+                seen.add(target)
+                if is_alias:
+                    added = self._add(target, qtype, client, reply)
+                    found += [each for each in added if each.rtype == qtype]
+                for rtype in (wire.A, wire.AAAA):
+                    self._add(target, rtype, client, reply)
+
+    def _add(self, name: bytes, rtype: int, client: Subnet, reply: Reply) -> list[RRset]:
+        """Add a name's records, and those that its aliases lead to, unless they are there; gives the new."""
+        known = {_key(each) for each in (*reply.answer, *reply.extra)}
+        if (name, rtype) in known:
+            return []
+        found = Reply()
+        self._follow(self._zone(name, rtype), name, rtype, client, found)
+        new = [each for each in (*found.answer, *found.extra) if _key(each) not in known]
+        reply.extra += new
+        reply.scope = max(reply.scope, found.scope)
+        return new
 
     def _zone(self, name: bytes, qtype: int) -> Zone | None:
         """Find the zone that answers; DS is the parent's (RFC 4035 section 3.1.4.1)."""
@@ -88,7 +130,7 @@ class Resolver:
             return None
         node, target = zone.nodes.get(source, {}), self._snapshot.target_of(source) or _EMPTY_TARGET
         if found := node.get(wire.CNAME) or node.get(qtype):
-            reply.answer.append(_owned(found, name))
+            _append(reply.answer, _owned(found, name))
             follow = found.rtype == wire.CNAME and qtype not in (wire.CNAME, wire.ANY)
             return names.fold(found.rdatas[0][0]) if follow else None
         if not _choose(target, name, qtype, client, reply):
@@ -176,7 +218,10 @@ def _plan(target: Target, qtype: int, client: Subnet, reply: Reply) -> Plan | No
 
 
 def _offer(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
-    """Answer HTTPS or SVCB as the policy for A says, or that for AAAA; hints are chosen as for these two."""
+    """Answer HTTPS or SVCB as the policy for A says, or that for AAAA; addresses are chosen as for these two.
+
+    They are added to the reply, and are the hints as well: both must agree (RFC 9460 section 7.3).
+    """
     plans = {
         key: plan
         for key, rtype in ((https.IPV4_HINT, wire.A), (https.IPV6_HINT, wire.AAAA))
@@ -186,11 +231,26 @@ def _offer(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply
     if offering is None:
         return False
     binding = offering.services[qtype]
-    hints = {key: plan.selector.addresses(name, client) for key, plan in plans.items() if binding.hints}
+    addresses = {key: plan.selector.addresses(name, client) for key, plan in plans.items()}
+    hints = addresses if binding.hints else {}
     reply.counter = counter_of(offering.slot, qtype)
     ttl = min(plan.ttl for plan in plans.values())
     reply.answer.append(RRset(name, qtype, ttl, ((https.rdata(binding, hints),),)))
+    reply.extra += [
+        RRset(name, plan.rtype, plan.ttl, tuple((each,) for each in addresses[key]))
+        for key, plan in plans.items()
+    ]
     return True
+
+
+def _key(rrset: RRset) -> tuple[bytes, int]:
+    return names.fold(rrset.owner), rrset.rtype
+
+
+def _append(section: list[RRset], rrset: RRset) -> None:
+    """Append records that are not there yet: a chain may come by the same DNAME twice."""
+    if rrset not in section:
+        section.append(rrset)
 
 
 def _owned(rrset: RRset, name: bytes) -> RRset:
@@ -208,10 +268,13 @@ def _refer(zone: Zone, node: Node, reply: Reply) -> None:
 
 def _redirect(dname: RRset, name: bytes, qtype: int, reply: Reply) -> bytes | None:
     """Follow a DNAME: the record, and the CNAME that it stands for (RFC 6672 section 3.1)."""
-    reply.answer.append(dname)
-    target = name[: len(name) - len(dname.owner)] + dname.rdatas[0][0]
+    _append(reply.answer, dname)
+    replacement = dname.rdatas[0][0]
+    target = name[: len(name) - len(dname.owner)] + replacement
     if len(target) > names.MAX_NAME:
         reply.rcode = wire.YXDOMAIN
         return None
     reply.answer.append(RRset(name, wire.CNAME, dname.ttl, ((WireName(target),),)))
-    return None if qtype in (wire.CNAME, wire.ANY) else names.fold(target)
+    # A target below its own owner makes every name longer, and never leads anywhere.
+    endless = names.is_below(names.fold(replacement), names.fold(dname.owner))
+    return None if endless or qtype in (wire.CNAME, wire.ANY) else names.fold(target)

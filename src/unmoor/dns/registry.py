@@ -28,6 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from unmoor import jsontext
 from unmoor.dns import names
 from unmoor.errors import UnmoorError
 
@@ -250,7 +251,7 @@ def _open(path: Path, sha256: str | None, _identity: tuple[int, ...]) -> Registr
 
 
 def _read_summary(data: bytes) -> tuple[tuple[bytes, ...], dict[bytes, Kind], int]:
-    summary = json.loads(data)
+    summary = jsontext.parse(data)
     zones = tuple(names.from_text(zone) for zone in summary["zones"])
     kinds = {
         kind_key(number): Kind(frozenset(tags.items()), zones[zone], count, names.from_text(example))

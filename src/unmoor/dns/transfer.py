@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -29,8 +29,11 @@ import dns.tsig
 import dns.xfr
 import dns.zone
 
-from unmoor.dns import zones
-from unmoor.dns.zones import Zone, ZoneFileError
+from unmoor.dns import zonefile, zones
+from unmoor.dns.tsig import shared_key
+from unmoor.dns.wire import RRset
+from unmoor.dns.zonefile import ZoneFileError
+from unmoor.dns.zones import Zone
 from unmoor.model.dns import Primary, TsigKey
 
 #: Seconds: for the reply to one question, for one message of a transfer, for the whole of it.
@@ -65,8 +68,7 @@ def sources(primaries: Iterable[Primary], keys: dict[str, TsigKey]) -> tuple[Sou
     for each in primaries:
         key = None
         if each.tsig_key:
-            shared = keys[each.tsig_key]
-            key = dns.tsig.Key(dns.name.from_text(each.tsig_key), shared.secret, shared.algorithm)
+            key = shared_key(each.tsig_key, keys[each.tsig_key])
         made.append(Source(each.address, each.port, key))
     return tuple(made)
 
@@ -135,7 +137,7 @@ class _Incoming(dns.zone.Zone):
         ) -> None:
             if next(left, None) is None:
                 raise ZoneFileError(0, f"has more than {self.limit} records", "raise transfer_limit")
-            zones.refuse_contradictions(transaction, name, rdataset)
+            zonefile.refuse_contradictions(transaction, name, rdataset)
 
         transaction.check_put_rdataset(check)
         return transaction
@@ -155,7 +157,7 @@ def _fetch(source: Source, apex: bytes, base: Zone | None, limit: int) -> Zone:
     _sign(query, source)
     try:
         _receive(source, query, dns.xfr.Inbound(zone, query.question[0].rdtype, serial))
-        found = zones.of(apex, zones.rrsets(zone.nodes.items()))
+        found = zones.of(apex, _sendable(zones.rrsets(zone.nodes.items())))
     except ZoneFileError as error:
         if base is not None:
             raise _UnusableDifferencesError from None
@@ -171,6 +173,14 @@ def _fetch(source: Source, apex: bytes, base: Zone | None, limit: int) -> Zone:
     if found.records > limit:
         raise TransferError(f"has more than {limit} records")
     return found
+
+
+def _sendable(records: Iterable[RRset]) -> Iterator[RRset]:
+    """Give the records. Raises ZoneFileError for those that no message can hold."""
+    for rrset in records:
+        if why := zones.too_large(rrset):
+            raise ZoneFileError(0, why, "spread them over several names")
+        yield rrset
 
 
 def _fill(zone: dns.zone.Zone, base: Zone) -> None:

@@ -22,6 +22,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from unmoor import jsontext
 from unmoor.dns.counters import Totals
 from unmoor.dns.listeners import Endpoint, Pair
 from unmoor.errors import UnmoorError
@@ -130,7 +131,7 @@ class Successor:
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         try:
             raw, descriptors, _, _ = socket.recv_fds(self.channel, _MESSAGE, 1)
-            message = json.loads(raw)
+            message = jsontext.parse(raw)
         except (OSError, ValueError):
             raise UnmoorError(self.last_words()) from None
         return message if isinstance(message, dict) else {}, descriptors

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from unmoor.dns import names
 from unmoor.dns.names import WireName
@@ -45,8 +45,8 @@ RCODE_NAMES = {
 
 A, NS, CNAME, SOA, PTR, HINFO, MX, AAAA, DNAME, OPT, DS = 1, 2, 5, 6, 12, 13, 15, 28, 39, 41, 43
 TXT, SVCB, HTTPS = 16, 64, 65
-IXFR, AXFR, ANY = 251, 252, 255
-IN, CH = 1, 3
+TSIG, IXFR, AXFR, ANY = 250, 251, 252, 255
+IN, CH, ANY_CLASS = 1, 3, 255
 
 
 class NoReplyError(Exception):
@@ -82,7 +82,8 @@ class Edns:
 class Query:
     """One question. `question` holds its bytes as sent, to be echoed with the case kept (0x20).
 
-    It is empty in a query that only wants a cookie.
+    It is empty in a query that only wants a cookie. `tsig` is the offset of the signature; 0 if unsigned.
+    `opcode` is as in the header's flags.
     """
 
     ident: bytes
@@ -92,6 +93,8 @@ class Query:
     qtype: int
     qclass: int
     edns: Edns | None
+    tsig: int = 0
+    opcode: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class RRset:
 class Reply:
     """What will be said: the code, the three sections, EDNS options.
 
+    `extra` are records of the additional section that may be left out where there is no room for them.
     `counter` is that of the policy that chose; `scope` how many bits of the client's address it went by.
     """
 
@@ -117,6 +121,7 @@ class Reply:
     answer: list[RRset] = field(default_factory=list)
     authority: list[RRset] = field(default_factory=list)
     additional: list[RRset] = field(default_factory=list)
+    extra: list[RRset] = field(default_factory=list)
     options: list[tuple[int, bytes]] = field(default_factory=list)
     counter: int | None = None
     scope: int = 0
@@ -133,12 +138,30 @@ def parse(packet: bytes) -> Query:
     """Read a query. Raises NoReplyError, or QueryError with FORMERR or NOTIMP."""
     if len(packet) < HEADER_SIZE or packet[2] & 0x80:
         raise NoReplyError
-    _, flags, questions, answers, authorities, additionals = struct.unpack_from("!6H", packet)
+    _, flags, questions, *counts = struct.unpack_from("!6H", packet)
     if flags & OPCODE_MASK:
         raise QueryError(NOTIMP)
     # One question (RFC 9619), or none from who only wants a cookie (RFC 7873 section 5.4).
-    if questions > 1 or answers:
+    if questions > 1 or counts[0]:
         raise QueryError(FORMERR)
+    query = _read(packet, flags, questions, *counts)
+    if not questions and not (query.edns and query.edns.option(COOKIE)):
+        raise QueryError(FORMERR)
+    return query
+
+
+def parse_notify(packet: bytes) -> Query:
+    """Read a packet that `is_notify`. Raises QueryError (FORMERR)."""
+    _, flags, questions, *counts = struct.unpack_from("!6H", packet)
+    if questions != 1:
+        raise QueryError(FORMERR)
+    return replace(_read(packet, flags, questions, *counts), opcode=NOTIFY, recursion_desired=False)
+
+
+def _read(
+    packet: bytes, flags: int, questions: int, answers: int, authorities: int, additionals: int
+) -> Query:
+    """Read all of a message; no record is looked at but OPT and TSIG. Raises QueryError (FORMERR)."""
     try:
         name, at, qtype, qclass = names.ROOT, HEADER_SIZE, 0, IN
         if questions:
@@ -146,13 +169,18 @@ def parse(packet: bytes) -> Query:
             qtype, qclass = struct.unpack_from("!2H", packet, at)
             at += 4
         question_end = at
-        for _ in range(authorities):
+        for _ in range(answers + authorities):
             at = _skip_record(packet, at)
-        edns = None
+        edns, tsig = None, 0
         for _ in range(additionals):
+            if tsig:  # it is the last record (RFC 8945 section 5.1)
+                raise QueryError(FORMERR)
             start, at = at, _skip_record(packet, at)
-            if _is_opt(packet, start):
-                if edns:
+            rtype = _type(packet, start)
+            if rtype == TSIG:
+                tsig = start
+            elif rtype == OPT:
+                if edns or packet[start]:  # one at the most, of the root (RFC 6891 section 6.1.1)
                     raise QueryError(FORMERR)
                 edns = read_opt(packet, start, at)
     except (IndexError, struct.error):
@@ -160,10 +188,8 @@ def parse(packet: bytes) -> Query:
     # Nothing may follow; nor is OPT a type to ask for (RFC 6891 section 6.1.1).
     if at != len(packet) or qtype == OPT:
         raise QueryError(FORMERR)
-    if not questions and not (edns and edns.option(COOKIE)):
-        raise QueryError(FORMERR)
     question = packet[HEADER_SIZE:question_end]
-    return Query(packet[:2], bool(flags & RD), question, name, qtype, qclass, edns)
+    return Query(packet[:2], bool(flags & RD), question, name, qtype, qclass, edns, tsig)
 
 
 def question_name(packet: bytes) -> tuple[bytes, int]:
@@ -195,16 +221,17 @@ def _skip_record(packet: bytes, at: int) -> int:
     return end
 
 
-def _is_opt(packet: bytes, at: int) -> bool:
-    """Whether the record at `at` is OPT with the root as its owner; with another owner, FORMERR."""
-    root = packet[at] == 0
-    while not root and packet[at] and packet[at] < 0xC0:
+def _owner_end(packet: bytes, at: int) -> int:
+    """Give the offset after the owner of the record at `at`, which `_skip_record` found to be whole."""
+    while packet[at] and packet[at] < 0xC0:
         at += 1 + packet[at]
-    at += 2 if packet[at] else 1
-    is_opt = packet[at : at + 2] == b"\0\x29"
-    if is_opt and not root:
-        raise QueryError(FORMERR)
-    return is_opt
+    return at + (2 if packet[at] else 1)
+
+
+def _type(packet: bytes, at: int) -> int:
+    """Give the type of the record at `at`."""
+    end = _owner_end(packet, at)
+    return int.from_bytes(packet[end : end + 2], "big")
 
 
 def read_opt(packet: bytes, start: int, end: int) -> Edns:
@@ -229,10 +256,7 @@ def records(message: bytes) -> Iterator[tuple[int, int, bytes]]:
         at = question_name(message)[1] + 4
     for _ in range(sum(counts)):
         end = _skip_record(message, at)
-        start = at
-        while message[start] and message[start] < 0xC0:
-            start += 1 + message[start]
-        start += 2 if message[start] else 1
+        start = _owner_end(message, at)
         rtype, _, ttl, size = struct.unpack_from("!HHIH", message, start)
         yield rtype, ttl, message[end - size : end]
         at = end
@@ -245,13 +269,20 @@ def opt_record(dnssec_ok: bool, extended_rcode: int = 0, options: Iterable[tuple
 
 
 def bare_error(packet: bytes, rcode: int) -> bytes:
-    """Write the reply to a packet of which nothing but the header can be trusted."""
-    flags = QR | (struct.unpack_from("!H", packet, 2)[0] & (OPCODE_MASK | RD)) | rcode
+    """Write the reply to a packet of which nothing but the header can be trusted.
+
+    RD is a flag of queries (RFC 1035 section 4.1.1); what it means in other operations is not known.
+    """
+    asked = struct.unpack_from("!H", packet, 2)[0]
+    flags = QR | asked & (OPCODE_MASK if asked & OPCODE_MASK else RD) | rcode
     return struct.pack("!2s5H", packet[:2], flags, 0, 0, 0, 0)
 
 
 def write(query: Query, reply: Reply, limit: int) -> bytes:
-    """Write the reply; longer than `limit` octets, it is truncated to the question, with TC set."""
+    """Write the reply; longer than `limit` octets, it is truncated to the question, with TC set.
+
+    Extra records are added as long as the next set of them fits (RFC 2181 section 9).
+    """
     opt = b""
     if query.edns:
         opt = opt_record(query.edns.dnssec_ok, reply.rcode >> 4, reply.options)
@@ -259,12 +290,26 @@ def write(query: Query, reply: Reply, limit: int) -> bytes:
     sections = (reply.answer, reply.authority, reply.additional)
     counts = [writer.add(section) for section in sections]
     body = writer.body
-    flags = QR | AA * reply.authoritative | RD * query.recursion_desired | reply.rcode & 0xF
+    flags = QR | query.opcode | AA * reply.authoritative | RD * query.recursion_desired | reply.rcode & 0xF
     if HEADER_SIZE + len(body) + len(opt) > limit:
         flags |= TC
         body, counts = bytearray(query.question), [0, 0, 0]
+    else:
+        for rrset in reply.extra:
+            end, count = len(body), writer.add([rrset])
+            if HEADER_SIZE + len(body) + len(opt) > limit:
+                del body[end:]  # names may point there now: nothing is written after it
+                break
+            counts[2] += count
     counts[2] += bool(opt)
     return struct.pack("!2s5H", query.ident, flags, bool(query.question), *counts) + body + opt
+
+
+def size(rrset: RRset) -> int:
+    """Octets of a message that answers a question of the owner with these records, and nothing else."""
+    writer = _Writer(rrset.owner + bytes(4))
+    writer.add([rrset])
+    return HEADER_SIZE + len(writer.body)
 
 
 class _Writer:

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 
-import dns.exception
 import dns.name
 import dns.node
 import dns.rdata
-import dns.rdataset
 import dns.rdatatype
-import dns.tokenizer
-import dns.transaction
-import dns.zone
-import dns.zonefile
-from dns.node import NodeKind
 
-from unmoor.dns import names, wire
+from unmoor.dns import names, wire, zonefile
 from unmoor.dns.names import WireName
 from unmoor.dns.wire import RRset
+from unmoor.dns.zonefile import ZoneFile, ZoneFileError
 
 #: The records of one name by type; empty for a name that only has names below it.
 Node = dict[int, RRset]
 
 #: Types whose data is a name that may be compressed (RFC 3597 section 4).
 _NAMES = frozenset((wire.NS, wire.CNAME, wire.PTR))
-
-
-class ZoneFileError(Exception):
-    """A zone that cannot be served: `line` of its file (0 if unknown), why, and the fix."""
-
-    def __init__(self, line: int, why: str, fix: str) -> None:
-        super().__init__(why)
-        self.line, self.why, self.fix = line, why, fix
+#: Octets of a message for its question and one set of records; the rest is for OPT with its options, and for
+#: a signature.
+_ROOM = wire.TCP_SIZE - 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +65,42 @@ class Zone:
 
 def read(text: str, apex: bytes) -> Zone:
     """Read a zone file. Raises ZoneFileError for the first thing that is wrong with it."""
-    return of(apex, rrsets(_read_records(text, dns.name.from_wire(apex, 0)[0])))
+    zone, file = parse(text, apex)
+    if file.errors or zone is None:
+        raise file.errors[0]
+    return zone
+
+
+def parse(text: str, apex: bytes) -> tuple[Zone | None, ZoneFile]:
+    """Read a zone file with all its errors; gives what can be read as a zone, if it is one, and the file."""
+    file = zonefile.read(text, dns.name.from_wire(apex, 0)[0])
+    nodes = _nodes(rrsets(file.nodes.items()))
+    wrong = [error for kind, error in _apex_errors(apex, nodes) if not file.may_have_had(kind)]
+    zone = None if wrong or not nodes.get(apex, {}).keys() >= {wire.SOA, wire.NS} else _made(apex, nodes)
+    file.errors += wrong
+    for node in nodes.values():
+        for rrset in node.values():
+            if why := too_large(rrset):
+                line = file.line_of(rrset.owner, rrset.rtype)
+                file.errors.append(ZoneFileError(line, why, "remove some, or spread them over several names"))
+    file.errors.sort(key=lambda error: error.line)
+    return zone, file
+
+
+def too_large(rrset: RRset) -> str:
+    """Say why records cannot be answered, because no message holds them all; empty if one does."""
+    size = sum(12 + sum(map(len, rdata)) for rdata in rrset.rdatas)
+    if size > _ROOM - 2 * names.MAX_NAME and max(len(b"".join(rdata)) for rdata in rrset.rdatas) < 1 << 16:
+        # Close: names in the data may be compressed, and a wildcard answers for longer names than its own.
+        longest = names.MAX_NAME if rrset.owner.startswith(b"\1*") else len(rrset.owner)
+        size = wire.size(rrset) + longest - len(rrset.owner)
+    if size <= _ROOM:
+        return ""
+    kind = dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rrset.rtype))
+    return (
+        f"has {size:,} octets of {kind} records at {names.to_text(rrset.owner)}: "
+        f"a DNS message has room for {_ROOM:,}"
+    )
 
 
 def rrsets(nodes: Iterable[tuple[dns.name.Name, dns.node.Node]]) -> Iterator[RRset]:
@@ -92,17 +114,34 @@ def rrsets(nodes: Iterable[tuple[dns.name.Name, dns.node.Node]]) -> Iterator[RRs
 
 def of(apex: bytes, records: Iterable[RRset]) -> Zone:
     """Make a zone of its records, one set for each owner and type. Raises ZoneFileError."""
+    nodes = _nodes(records)
+    for _, error in _apex_errors(apex, nodes):
+        raise error
+    return _made(apex, nodes)
+
+
+def _nodes(records: Iterable[RRset]) -> dict[bytes, Node]:
     nodes: dict[bytes, Node] = {}
-    count = 0
     for rrset in records:
         nodes.setdefault(names.fold(rrset.owner), {})[rrset.rtype] = rrset
-        count += len(rrset.rdatas)
+    return nodes
+
+
+def _apex_errors(apex: bytes, nodes: Mapping[bytes, Node]) -> Iterator[tuple[str, ZoneFileError]]:
+    """What is wrong at the apex, each with the type that it is about."""
     top = nodes.get(apex, {})
     for rtype, kind in ((wire.SOA, "SOA"), (wire.NS, "NS")):
         if rtype not in top:
-            raise ZoneFileError(0, f"has no {kind} record at {names.to_text(apex)}", f"add '@ IN {kind} ...'")
+            why = f"has no {kind} record at {names.to_text(apex)}"
+            yield kind, ZoneFileError(0, why, f"add '@ IN {kind} ...'")
     if wire.CNAME in top:
-        raise ZoneFileError(0, "has a CNAME at its apex, beside SOA and NS", "use an A or AAAA record")
+        why = "has a CNAME at its apex, beside SOA and NS"
+        yield "CNAME", ZoneFileError(0, why, "use an A or AAAA record")
+
+
+def _made(apex: bytes, nodes: dict[bytes, Node]) -> Zone:
+    count = sum(len(rrset.rdatas) for node in nodes.values() for rrset in node.values())
+    top = nodes[apex]
     for name in list(nodes):
         _add_ancestors(nodes, name, apex)
     cuts = frozenset(
@@ -118,77 +157,6 @@ def dark(apex: bytes, why: int) -> Zone:
     """Make a zone of which nothing is known; `why` is an extended error's code (RFC 8914 section 4)."""
     nothing = RRset(apex, wire.SOA, 0, ())
     return Zone(apex, {}, frozenset(), nothing, nothing, missing=why)
-
-
-class _SecondRecordError(Exception):
-    """A second record of a type that may stand only once at a name, such as CNAME."""
-
-
-def refuse_contradictions(
-    transaction: dns.transaction.Transaction, name: dns.name.Name, rdataset: dns.rdataset.Rdataset
-) -> None:
-    """Refuse what dnspython would take for a replacement, in a transfer. Raises ZoneFileError."""
-    shown = name.to_text(omit_final_dot=True)
-    node, kind = transaction.get_node(name), NodeKind.classify_rdataset(rdataset)
-    if node and {node.classify(), kind} == {NodeKind.CNAME, NodeKind.REGULAR}:
-        why = f"has a CNAME beside other records at {shown} (RFC 1034 section 3.6.2)"
-        raise ZoneFileError(0, why, "keep either the CNAME or the others")
-    if rdataset.rdtype == dns.rdatatype.SOA:  # replaced at each step of an incremental transfer
-        return
-    try:
-        _refuse_second(transaction, name, rdataset)
-    except _SecondRecordError as error:
-        raise ZoneFileError(0, str(error), "keep one of them") from None
-
-
-def _refuse_second(
-    transaction: dns.transaction.Transaction, name: dns.name.Name, rdataset: dns.rdataset.Rdataset
-) -> None:
-    """Refuse what dnspython would take as a replacement of the first."""
-    rtype = rdataset.rdtype
-    first = transaction.get(name, rtype) if dns.rdatatype.is_singleton(rtype) else None
-    if first is not None and set(first) != set(rdataset):
-        kind = dns.rdatatype.to_text(rtype)
-        raise _SecondRecordError(f"has a second {kind} record at {name.to_text(omit_final_dot=True)}")
-
-
-class _Lines(dns.tokenizer.Tokenizer):
-    """Remembers where the current line begins: many an error is noticed only at its end."""
-
-    line = 0
-
-    def get(self, want_leading: bool = False, want_comment: bool = False) -> dns.tokenizer.Token:
-        if want_leading and want_comment:  # as the reader asks at the beginning of a line, and only there
-            self.line = self.line_number
-        return super().get(want_leading, want_comment)
-
-
-def _read_records(text: str, origin: dns.name.Name) -> Iterator[tuple[dns.name.Name, dns.node.Node]]:
-    zone = dns.zone.Zone(origin, relativize=False)
-    tokens = _Lines(StringIO(text), "zone")
-    try:
-        with zone.writer(replacement=True) as transaction:
-            transaction.check_put_rdataset(_refuse_second)
-            reader = dns.zonefile.Reader(tokens, zone.rdclass, transaction)
-            # dnspython skips records outside the zone in silence; with the root as the limit it hands them
-            # on, and the zone refuses them (KeyError).
-            reader.zone_origin = dns.name.root
-            reader.read()
-    except KeyError:
-        why = f"has a record outside the zone {origin.to_text(omit_final_dot=True)}"
-        raise ZoneFileError(tokens.line, why, "remove it, or correct its name or $ORIGIN") from None
-    except _SecondRecordError as error:
-        raise ZoneFileError(tokens.line, str(error), "keep one of them") from None
-    except dns.zonefile.CNAMEAndOtherData:
-        why = "has a CNAME beside other records of the same name (RFC 1034 section 3.6.2)"
-        raise ZoneFileError(tokens.line, why, "keep either the CNAME or the others") from None
-    except ValueError:  # dnspython's word for it: 'add() has non-origin SOA'
-        why = "has an SOA record below its apex"
-        raise ZoneFileError(tokens.line, why, "remove it, or make it a zone of its own") from None
-    except dns.exception.DNSException as error:
-        why = re.sub(r"^zone:\d+: ", "", str(error))
-        raise ZoneFileError(tokens.line, why, "correct the line; see RFC 1035 section 5") from None
-    yield from zone.nodes.items()
 
 
 def pieces(rtype: int, data: bytes) -> tuple[bytes, ...]:

@@ -121,6 +121,8 @@ def _read(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         why, fix = str(error.strerror), "name a readable topology file with --topology"
+    except RecursionError:
+        why, fix = "is nested too deeply", "correct the syntax"
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         why, fix = f"is not YAML: {' '.join(str(error).split())}", "correct the syntax"
     raise InvalidInputError([Problem(str(path), "", "", why, fix)])

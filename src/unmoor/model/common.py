@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_interface
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from unmoor import jsontext
 from unmoor.errors import InvalidInputError, Problem
 
 
@@ -128,7 +128,7 @@ def load(kind: type[D], path: Path) -> D:
             [Problem(str(path), "", "", str(reason), "name a readable JSON document")]
         ) from None
     try:
-        data = json.loads(text)
+        data = jsontext.parse(text)
     except ValueError as error:
         raise InvalidInputError(
             [Problem(str(path), "", "", f"is not JSON: {error}", "run the playbook again to write it anew")]
@@ -174,7 +174,7 @@ def problems_of(error: ValidationError, locate: Callable[[tuple[int | str, ...]]
         message = _WHYS.get(item["type"], item["msg"].removeprefix("Value error, "))
         why, colon, hint = message.partition(": ")
         fix = hint if colon else _FIXES.get(item["type"], "correct the value")
-        shown = "" if item["type"] == "missing" else json.dumps(item["input"], default=str)
+        shown = "" if item["type"] == "missing" else jsontext.shown(item["input"])
         if any(part in _SECRETS for part in path):
             shown = ""
         if len(shown) > LONGEST_SHOWN:
