@@ -212,6 +212,24 @@ def test_a_bare_host_installs_packages_without_a_network(up: Callable[..., str])
     assert guest("systemctl", "is-active", "nginx", name=OWN) == "active\n"
 
 
+def test_a_lab_works_below_another_root_directory(two_hosts: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    commands = """
+        mount --rbind / "$1"
+        exec chroot "$1" sh -ec '
+            trap "$1 lab down --name $2 >&2" EXIT
+            "$1" lab up --name "$2" --topology "$3" >&2
+            "$1" lab exec --name "$2" edge1 -- sh -c "hostname; pwd; cat /etc/hostname"' sh "$2" "$3" "$4"
+    """
+    args = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", commands, "sh"]
+    done = subprocess.run(
+        [*args, root, UNMOOR, OWN, two_hosts], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "edge1\n/root\nedge1\n"), done.stderr
+    nothing_is_left(OWN)
+
+
 @pytest.mark.usefixtures("shared")
 def test_two_labs_side_by_side_know_nothing_of_each_other(up: Callable[..., str]) -> None:
     up()

@@ -62,7 +62,7 @@ def _hosts(topology: Topology) -> str:
 
 def command(leader: int, args: Sequence[str]) -> list[str]:
     """Arguments that run `args` inside the guest whose first process is `leader`."""
-    enter = ["nsenter", f"--target={leader}", "--all", "--wdns=/root", "--"]
+    enter = ["nsenter", f"--target={leader}", "--all", "--root", "--wdns=/root", "--"]
     # Otherwise the command would live on when the nsenter in front of it is ended.
     return [*enter, "setpriv", "--pdeathsig", "TERM", "--", *args]
 
