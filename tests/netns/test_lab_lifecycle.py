@@ -76,9 +76,9 @@ def status(name: str = SHARED, host: str = "edge1") -> dict[str, Any]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, f"still not so after 30 s: {what}"
+        assert time.monotonic() < deadline, f"still not so after 120 s: {what}"
         time.sleep(0.05)
 
 
