@@ -159,6 +159,26 @@ def test_a_command_ends_with_the_one_that_asked_for_it() -> None:
 
 
 @pytest.mark.usefixtures("shared")
+def test_a_command_that_was_stopped_ends_as_well() -> None:
+    """A guest that shuts down stops all its processes, ends them, and waits until each is reaped."""
+    asking = subprocess.Popen([UNMOOR, "lab", "exec", "--name", SHARED, "edge1", "--", "sleep", "4322"])
+
+    def send(number: str) -> bool:
+        kill = ("pkill", f"--signal={number}", "-f", "^sleep 4322")
+        return unmoor("exec", "--name", SHARED, "edge1", "--", *kill).returncode == 0
+
+    until(lambda: send("STOP"), "it runs")
+    until(lambda: guest("pgrep", "--runstates=T", "-f", "^sleep 4322") != "", "it is stopped")
+    time.sleep(0.5)  # whoever waits for it has seen it; if not, the test is only weaker
+    for number in ("TERM", "CONT"):
+        assert send(number)
+    try:
+        assert asking.wait(60) in (-15, 128 + 15)
+    finally:
+        asking.kill()
+
+
+@pytest.mark.usefixtures("shared")
 def test_up_again_changes_nothing_and_another_topology_is_refused(two_hosts: str) -> None:
     leader = status()["leader"]
     ok("up", "--name", SHARED, "--topology", two_hosts)
