@@ -30,6 +30,10 @@ pop-down: setup ## Take the lab's PoP away, all of it
 .PHONY: test
 test: lint unit netns molecule ## All tests
 
+.PHONY: fresh
+fresh: ## make pop and make test of HEAD on a fresh Debian, in a root of its own; CACHE=0 downloads everything
+	tools/fresh $(if $(filter 0,$(CACHE)),--no-cache) -- make pop test
+
 .PHONY: lint
 lint: setup ## Formatting, style, types, playbooks, shell and C
 	pytest -q tests/lint
@@ -53,7 +57,7 @@ bench-sockets: setup ## Look-ups, floods, replacement and memory of the sockets 
 	python bench/sockets/run.py
 
 bench-dns: setup peers ## The DNS half: evenness, reloads, 20 million names, and beside other servers; half an hour
-	@$(call install,requirements/debian-bench.txt)
+	@tools/install requirements/debian-bench.txt
 	-python bench/dns/uniformity.py
 	-python bench/dns/reloads.py
 	-python bench/dns/registry.py
@@ -73,22 +77,9 @@ lock: setup ## Write the lock files anew
 .PHONY: setup
 setup: debian .venv/.installed ## Debian packages and the virtual environment
 
-# Installs what a list of Debian packages names and this computer has not.
-define install
-missing=$$(dpkg-query --show --showformat='$${db:Status-Status} $${Package}\n' $$(cat $(1)) \
-    2>/dev/null | sed -n 's/^installed //p' | sort | comm -13 - <(sort $(1))) || true; \
-if [ -n "$$missing" ]; then \
-    [ "$$(id -u)" = 0 ] || { echo "run this as root: these Debian packages are missing:" $$missing >&2; exit 1; }; \
-    echo "installing Debian packages:" $$missing; \
-    export DEBIAN_FRONTEND=noninteractive; \
-    apt-get -qq update; \
-    apt-get -qq install --yes --no-install-recommends $$missing >/dev/null; \
-fi
-endef
-
 .PHONY: debian
 debian:
-	@$(call install,requirements/debian.txt)
+	@tools/install requirements/debian.txt
 
 .PHONY: peers
 peers: debian ## Other DNS servers to compare with, unpacked into .cache and not installed
@@ -96,9 +87,13 @@ peers: debian ## Other DNS servers to compare with, unpacked into .cache and not
 
 .venv/.installed: requirements/dev.txt pyproject.toml | debian
 	@echo "making the virtual environment .venv"
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || $(call fail,$(PYTHON) cannot make .venv,rm -r .venv; apt-get install python3-venv)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
-	    --requirement requirements/dev.txt
+	    --requirement requirements/dev.txt \
+	    || $(call fail,pip cannot install requirements/dev.txt,see above; 'pip config list' shows which index it asks)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
-	    --no-index --editable .
+	    --no-index --editable . || $(call fail,pip cannot install this checkout,see its message above)
 	@touch $@
+
+# What a recipe prints, and how it ends, when a step of set-up failed: what failed, what to do.
+fail = { printf 'make setup: %s\nfix: %s\n' "$(1)" "$(2)" >&2; exit 1; }

@@ -57,6 +57,8 @@ zone:
 NSD_CONF = """
 server:
   ip-address: 127.0.0.1@{port}
+  database: ""
+  cookie-secret-file: {d}/cookies
   zonesdir: {d}
   zonelistfile: {d}/zone.list
   xfrdfile: {d}/xfrd.state
@@ -133,7 +135,7 @@ def ours(name: str, directory: Path, port: int, count: int, **more: Any) -> Serv
 
 def others(directory: Path, count: int) -> Iterator[Server]:
     """Write the files of every other server that is here."""
-    for at, (name, program, prepare) in enumerate(_OTHERS):
+    for at, (name, program, prepare) in enumerate(OTHERS):
         if subprocess.run([PROGRAMS, "has", program], check=False).returncode:
             print(f"{program} is not here: tools/peers fetch", file=sys.stderr)
             continue
@@ -191,7 +193,7 @@ def _pdns(lua: str, folder: Path, port: int, _: int) -> list[str]:
 
 
 #: Name, program, what writes its files and gives its arguments.
-_OTHERS: list[tuple[str, str, Callable[[Path, int, int], list[str]]]] = [
+OTHERS: list[tuple[str, str, Callable[[Path, int, int], list[str]]]] = [
     (KNOT, "knotd", partial(_knot, "mod-geoip/pool")),
     (KNOT_COOKIES, "knotd", partial(_knot, "mod-cookies, mod-geoip/pool")),
     ("nsd, static", "nsd", _nsd),

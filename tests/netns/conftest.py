@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ import pytest
 from unmoor.sockets.compiler import compile_program
 from unmoor.sockets.pins import Pins
 
+_CHECKOUT = Path(__file__).parents[2]
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -36,9 +42,18 @@ def netns() -> Iterator[None]:
 
 
 @pytest.fixture
-def pins(tmp_path: Path) -> Iterator[Pins]:
+def open_path() -> Iterator[Path]:
+    """A directory that other users may enter; whoever starts pytest closes the one above `tmp_path`."""
+    with tempfile.TemporaryDirectory(prefix="unmoor-") as name:
+        path = Path(name)
+        path.chmod(0o711)
+        yield path
+
+
+@pytest.fixture
+def pins(open_path: Path) -> Iterator[Pins]:
     """An empty directory of pins on a BPF file system of its own."""
-    mount = tmp_path / "bpf"
+    mount = open_path / "bpf"
     mount.mkdir()
     subprocess.run(["mount", "-t", "bpf", "-o", "mode=0711", "bpf", str(mount)], check=True)
     try:
@@ -53,3 +68,27 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     output = tmp_path_factory.mktemp("program") / "dispatch.o"
     compile_program(output)
     return output.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def unmoor_for_others() -> Iterator[list[str]]:
+    """The command `unmoor` for users who may not read this checkout: a copy with what it needs."""
+    with tempfile.TemporaryDirectory(prefix="unmoor-") as name:
+        directory = Path(name)
+        shutil.copytree(_CHECKOUT / "src" / "unmoor", directory / "unmoor")
+        for package in re.findall(
+            r"^([\w-]+)==", (_CHECKOUT / "requirements/edge.txt").read_text(), re.MULTILINE
+        ):
+            with suppress(metadata.PackageNotFoundError):  # of other systems
+                _copy_package(package, directory)
+        subprocess.run(["chmod", "--recursive", "a+rX", directory], check=True)
+        run = f"import sys; sys.path.insert(0, {name!r}); from unmoor.commands import main; main()"
+        yield ["/usr/bin/python3", "-c", run]
+
+
+def _copy_package(name: str, directory: Path) -> None:
+    for file in metadata.files(name) or ():
+        if ".." not in file.parts:  # of the environment's bin
+            target = directory / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file.locate(), target)  # with its time: compiled files stay valid

@@ -76,9 +76,9 @@ def status(name: str = SHARED, host: str = "edge1") -> dict[str, Any]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, f"still not so after 30 s: {what}"
+        assert time.monotonic() < deadline, f"still not so after 120 s: {what}"
         time.sleep(0.05)
 
 
@@ -159,6 +159,26 @@ def test_a_command_ends_with_the_one_that_asked_for_it() -> None:
 
 
 @pytest.mark.usefixtures("shared")
+def test_a_command_that_was_stopped_ends_as_well() -> None:
+    """A guest that shuts down stops all its processes, ends them, and waits until each is reaped."""
+    asking = subprocess.Popen([UNMOOR, "lab", "exec", "--name", SHARED, "edge1", "--", "sleep", "4322"])
+
+    def send(number: str) -> bool:
+        kill = ("pkill", f"--signal={number}", "-f", "^sleep 4322")
+        return unmoor("exec", "--name", SHARED, "edge1", "--", *kill).returncode == 0
+
+    until(lambda: send("STOP"), "it runs")
+    until(lambda: guest("pgrep", "--runstates=T", "-f", "^sleep 4322") != "", "it is stopped")
+    time.sleep(0.5)  # whoever waits for it has seen it; if not, the test is only weaker
+    for number in ("TERM", "CONT"):
+        assert send(number)
+    try:
+        assert asking.wait(60) in (-15, 128 + 15)
+    finally:
+        asking.kill()
+
+
+@pytest.mark.usefixtures("shared")
 def test_up_again_changes_nothing_and_another_topology_is_refused(two_hosts: str) -> None:
     leader = status()["leader"]
     ok("up", "--name", SHARED, "--topology", two_hosts)
@@ -210,6 +230,24 @@ def test_a_bare_host_installs_packages_without_a_network(up: Callable[..., str])
     assert unmoor("exec", "--name", OWN, "edge1", "--", "nginx", "-v").returncode == 127
     guest("apt-get", "install", "--yes", "nginx", name=OWN)
     assert guest("systemctl", "is-active", "nginx", name=OWN) == "active\n"
+
+
+def test_a_lab_works_below_another_root_directory(two_hosts: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    commands = """
+        mount --rbind / "$1"
+        exec chroot "$1" sh -ec '
+            trap "$1 lab down --name $2 >&2" EXIT
+            "$1" lab up --name "$2" --topology "$3" >&2
+            "$1" lab exec --name "$2" edge1 -- sh -c "hostname; pwd; cat /etc/hostname"' sh "$2" "$3" "$4"
+    """
+    args = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", commands, "sh"]
+    done = subprocess.run(
+        [*args, root, UNMOOR, OWN, two_hosts], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "edge1\n/root\nedge1\n"), done.stderr
+    nothing_is_left(OWN)
 
 
 @pytest.mark.usefixtures("shared")

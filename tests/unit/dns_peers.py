@@ -1,4 +1,7 @@
-"""Servers of other makes on a port of loopback: what every configuration of theirs has."""
+"""Servers of other makes on a port of loopback: what every configuration of theirs has.
+
+Each names every directory that its server writes to: tools/peers hides those of an installed one.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ database:
 NSD = """
 server:
   ip-address: 127.0.0.1@{port}
+  database: ""
+  cookie-secret-file: {directory}/cookies
   zonesdir: {directory}
   zonelistfile: {directory}/zone.list
   xfrdfile: {directory}/xfrd.state

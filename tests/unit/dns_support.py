@@ -179,7 +179,7 @@ class Running:
 
     def wait(self) -> Running:
         """Until it serves."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "serving" not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -188,7 +188,7 @@ class Running:
 
     def until(self, said: str) -> str:
         """Wait until the log says it; gives the log."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while said not in (log := self.log.read_text()):
             assert time.monotonic() < deadline, log
             time.sleep(0.02)

@@ -50,7 +50,7 @@ class Peer:
         command = peers.command(program, *{"knotd": ["-c"], "nsd": ["-d", "-c"]}[program], config)
         with (directory / f"{program}.log").open("w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._serves():
             assert time.monotonic() < deadline, (directory / f"{program}.log").read_text()
             time.sleep(0.05)

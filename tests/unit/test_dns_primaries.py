@@ -115,7 +115,7 @@ class Peer:
         command = peers.command(program, *PROGRAMS[program], config)
         with self.log.open("w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self._serial() is None:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
@@ -138,7 +138,7 @@ class Peer:
 
     def reload_to(self, serial: int) -> None:
         """Have it serve what was written: the process by which NSD reloads may fail, and the old stays."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             self.reload()
             for _ in range(40):

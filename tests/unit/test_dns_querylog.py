@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import struct
 import subprocess
@@ -286,7 +285,7 @@ def test_a_sample_is_about_as_large_as_asked_for(tmp_path: Path) -> None:
 
 def told(server: Running, total: int) -> dict[str, int]:
     """The events, once so many queries are told or dropped: a reply is sent before its query is told of."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         events: dict[str, int] = server.status()["events"]
         if events["logged"] + events["unlogged"] >= total:
@@ -428,8 +427,6 @@ def test_the_server_tells_a_dnstap_receiver(tmp_path: Path) -> None:
 
 def check_with_dnstap_read(tmp_path: Path, stream: bytes) -> None:
     """BIND's own reader; it wants a file, which begins with START."""
-    if not shutil.which("dnstap-read"):
-        pytest.skip("dnstap-read (Debian's bind9-dnsutils) is not installed; all else was checked")
     ready = len(dnstap.control(dnstap.READY))
     (tmp_path / "file").write_bytes(stream[ready:])
     shown = subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -83,7 +82,7 @@ class Resolver:
         self._log = directory / "log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._serves():
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.1)
@@ -156,10 +155,8 @@ def resolve_everything(resolver: Resolver) -> list[str]:
     ],
 )
 def test_clients(server: Running, program: str, arguments: list[str]) -> None:
-    if not shutil.which(program):
-        pytest.skip(f"{program} is not installed (apt-get install dnsutils knot-dnsutils ldnsutils)")
     command = [program, *(argument.format(port=server.port) for argument in arguments)]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "198.18." in shown.stdout
     said = shown.stdout.lower().replace("noerror", "")

@@ -28,7 +28,7 @@ from unmoor.errors import UnmoorError
 QUERY = dns.message.make_query("host0.example.com", "A").to_wire()
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10) -> None:
+def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline
@@ -347,7 +347,7 @@ def test_workers_killed_in_the_midst_of_their_work_cost_what_they_had_read(tmp_p
     """And no more: each client goes on, whichever worker it has."""
     kills = 4
     with running(tmp_path, listen=["127.0.0.1"]) as server:
-        loads = [Load(server, socket.SOCK_DGRAM, patience=1.0) for _ in range(4)]
+        loads = [Load(server, socket.SOCK_DGRAM, patience=3.0) for _ in range(4)]
         for load in loads:
             load.start()
         for number in range(kills):
@@ -377,7 +377,7 @@ def test_a_worker_that_dies_while_a_reload_is_asked_for(tmp_path: Path) -> None:
         asking.start()
         time.sleep(0.1)  # so that both wait; if not, the test is only weaker
         server.process.send_signal(signal.SIGCONT)
-        asking.join(20)
+        asking.join(60)
         assert replies[0].done
         assert server.status()["generation"] == 2
         assert len(server.workers()) == 2
@@ -427,7 +427,7 @@ def test_status(shared: Running) -> None:
 
 def unmoor(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from unmoor.commands import main; main()", "dns", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_the_commands(tmp_path: Path) -> None:

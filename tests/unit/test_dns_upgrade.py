@@ -332,8 +332,10 @@ def test_a_wrong_document_is_no_time_for_an_upgrade(server: Upgradable, tmp_path
 def test_a_release_that_is_slow_is_waited_for_and_others_are_served(
     server: Upgradable, tmp_path: Path
 ) -> None:
+    ready = tmp_path / "ready"
+    wait = f"        while not Path({str(ready)!r}).exists():\n            time.sleep(0.05)\n"
     slow = Release(tmp_path, "2.0").replace(
-        "dns/server.py", "        snapshot = build(", "        time.sleep(2)\n        snapshot = build("
+        "dns/server.py", "        snapshot = build(", f"{wait}        snapshot = build("
     )
     asking = threading.Thread(target=slow.upgrade, args=(server,))
     asking.start()
@@ -347,6 +349,7 @@ def test_a_release_that_is_slow_is_waited_for_and_others_are_served(
     reload = server.reload()
     assert not reload.done
     assert "is under way" in reload.lines[0]
+    ready.touch()
     asking.join()
     assert server.status()["release"] == "2.0"
     assert server.status()["restarts"] == 1
@@ -410,8 +413,11 @@ def test_a_server_that_is_too_old_is_told_apart(tmp_path: Path) -> None:
 
 def test_no_descriptor_is_left_behind(server: Upgradable, tmp_path: Path) -> None:
     def descriptors() -> Counter[str]:
-        found = Path(f"/proc/{server.status()['pid']}/fd")
-        return Counter(str(each.readlink()).split(":")[0] for each in found.iterdir())
+        found = Counter[str]()
+        for each in Path(f"/proc/{server.status()['pid']}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                found[str(each.readlink()).split(":")[0]] += 1
+        return found
 
     releases = [Release(tmp_path, "2.0"), Release(tmp_path, "3.0")]
     assert releases[0].upgrade(server).returncode == 0

@@ -49,7 +49,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_for(condition, what: str) -> None:
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < limit, f"never: {what}"
         time.sleep(0.02)
@@ -142,7 +142,7 @@ HANGING = (PREFIX, "--timeout", "600", "--processes", "2", "--concurrency", "4",
 def test_a_signal_prints_what_is_known(number):
     with silent() as port, running("reach", *HANGING, "--tcp", str(port)) as process:
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (1, "")
     found = json.loads(out)
     assert found["interrupted"]
@@ -153,7 +153,7 @@ def test_a_worker_that_dies_fails_the_run():
     with silent() as port, running("reach", *HANGING, "--tcp", str(port)) as process:
         for worker in children(process.pid):
             os.kill(worker, signal.SIGKILL)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert json.loads(out)["causes"] == {"local limit": 2}
 
@@ -162,7 +162,7 @@ def test_workers_end_with_a_parent_that_was_killed():
     with silent() as port, running("reach", *HANGING, "--tcp", str(port)) as process:
         workers = children(process.pid)
         process.kill()
-        process.communicate(timeout=20)  # ends once no worker holds the pipe
+        process.communicate(timeout=60)  # ends once no worker holds the pipe
     wait_for(lambda: not any(_alive(worker) for worker in workers), "no worker")
 
 
@@ -176,7 +176,7 @@ def _alive(pid: int) -> bool:
 def test_progress_goes_to_standard_error_only():
     with listening(web()) as port:
         process = started("reach", "127.0.0.1", "--tcp", str(port), "--json")
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert json.loads(out)["answered"] == 1
 
 
@@ -301,7 +301,7 @@ def test_a_watch_says_what_failed_and_when():
         assert process.stderr.readline() == "watching\n"
         time.sleep(1)  # the longer, the more is counted
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     found = json.loads(out)
     assert set(found["causes"]) == {"refused"}

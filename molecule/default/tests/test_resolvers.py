@@ -91,7 +91,7 @@ def ask(client: Host, name: str, qtype: str = "A") -> str:
 
 def answers(client: Host, name: str, qtype: str = "A") -> list[list[str]]:
     """The answer section, record by record: name, TTL, class, type, data."""
-    shown = client.check_output(f"dig @127.0.0.1 -p {PORT} +tries=1 +time=3 +noall +answer {name} {qtype}")
+    shown = client.check_output(f"dig @127.0.0.1 -p {PORT} +tries=1 +time=20 +noall +answer {name} {qtype}")
     return [line.split() for line in shown.splitlines()]
 
 

@@ -19,7 +19,7 @@ from unmoor.errors import UnmoorError
 #: Leaves below a host's group. Processes live in leaves only (cgroup v2: no internal processes).
 GUEST, SUPERVISOR, EXEC = "guest", "supervisor", "exec"
 
-_PATIENCE = 10.0  # seconds for killed processes to be gone
+_TIMEOUT = 60.0  # seconds for killed processes to be gone
 
 
 @cache
@@ -60,7 +60,7 @@ def processes(group: Path) -> set[int]:
 
 def kill(group: Path) -> None:
     """End every process below `group`, and wait until they are gone. Raises UnmoorError if one stays."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while pids := _kill(group):
         if time.monotonic() > deadline:
             raise UnmoorError(f"processes of {group} do not end: {sorted(pids)}; see 'ps -o stat,wchan,args'")
@@ -72,7 +72,7 @@ def remove(group: Path) -> None:
 
     Raises UnmoorError if a process stays.
     """
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while left := list(_tree(group)):
         _kill(group)
         for directory in left:

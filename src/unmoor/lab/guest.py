@@ -62,9 +62,12 @@ def _hosts(topology: Topology) -> str:
 
 def command(leader: int, args: Sequence[str]) -> list[str]:
     """Arguments that run `args` inside the guest whose first process is `leader`."""
-    enter = ["nsenter", f"--target={leader}", "--all", "--wdns=/root", "--"]
-    # Otherwise the command would live on when the nsenter in front of it is ended.
-    return [*enter, "setpriv", "--pdeathsig", "TERM", "--", *args]
+    enter = ["nsenter", f"--target={leader}", "--all", "--root", "--wdns=/root", "--no-fork", "--"]
+    # A guest that shuts down stops its processes, ends them and waits until all are reaped. An nsenter that
+    # had forked would stop itself together with its child, and never reap it; a shell does not.
+    shell = ["sh", "-c", '"$@"; exit "$?"', "sh"]
+    # Otherwise the command would live on when the shell in front of it is ended.
+    return [*enter, *shell, "setpriv", "--pdeathsig", "TERM", "--", *args]
 
 
 def environment(outside: Mapping[str, str]) -> dict[str, str]:

@@ -26,8 +26,8 @@ from unmoor.lab.topology import Topology
 Kind = Literal["golden", "bare"]
 Report = Callable[[str], None]
 
-_START_PATIENCE = 10.0  # seconds until a supervisor has begun
-_BOOT_PATIENCE = 120.0  # seconds until a host has booted
+_START_TIMEOUT = 60.0  # seconds until a supervisor has begun
+_BOOT_TIMEOUT = 300.0  # seconds until a host has booted
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +176,10 @@ def _wait(place: Layout, topology: Topology) -> None:
         waited = time.monotonic() - begun
         for host, now in hosts.items():
             if now.phase == "off":
-                failed = host in booting or waited > _START_PATIENCE
+                failed = host in booting or waited > _START_TIMEOUT
             else:
                 booting.add(host)
-                failed = now.phase == "booting" and waited > _BOOT_PATIENCE
+                failed = now.phase == "booting" and waited > _BOOT_TIMEOUT
             if failed:
                 raise UnmoorError(_failure(place, host, now))
         time.sleep(0.05)
