@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from unmoor.errors import UnmoorError
 from unmoor.model import DnsDocument
+from unmoor.udp import enlarge_buffers
 
 # From linux/in.h and linux/in6.h; Python's socket module does not name them all.
 _IP_FREEBIND = 15
@@ -24,8 +25,6 @@ _PMTUDISC_OMIT = 5
 
 #: The most workers that a document can ask for.
 _MAX_PLACES = 256
-#: Asked of the kernel, which grants at most net.core.rmem_max.
-_RECEIVE_BUFFER = 4 << 20
 _BACKLOG = 1024
 #: Of one TCP connection, for each direction, octets; the kernel doubles it.
 _CONNECTION_BUFFER = 65536
@@ -124,7 +123,7 @@ def _bind(endpoint: Endpoint, shared: bool) -> Pair:
         # Inherited by connections. Without it the kernel would keep megabytes for a client that never reads.
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CONNECTION_BUFFER)
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CONNECTION_BUFFER)
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        enlarge_buffers(udp)
         _ignore_path_mtu(udp, family)
         udp.bind((str(endpoint.address), endpoint.port))
         tcp.bind((str(endpoint.address), endpoint.port))

@@ -183,7 +183,7 @@ def _descriptors_left(pairs: Sequence[Pair]) -> int:
 
 def _drain(door: socket.socket, observer: Observer, counts: Counts) -> Callable[[int], None]:
     """Make the handler that answers what waits in a UDP socket."""
-    # A reply is refused for want of a route back, or to port 0: the client will ask again.
+    # A reply is refused for want of a route back or of room, or to port 0: the client will ask again.
     datagrams = Datagrams(door.family, wire.EDNS_SIZE, lambda: counts.add(Event.UNSENT))
     one_batch = datagrams.drain(door, observer.answer, observer)
 
@@ -211,7 +211,7 @@ def _drain_as_dialled(door: socket.socket, observer: Observer, counts: Counts) -
             if reply is not None:
                 try:
                     udp.reply(door, datagram, reply)
-                except OSError:  # no route back, or port 0: the client will ask again
+                except OSError:  # no route back, no room, or port 0: the client will ask again
                     counts.add(Event.UNSENT)
             observer.end()
 
