@@ -23,7 +23,7 @@ from typing import Any
 
 import unmoor
 from unmoor import systemd
-from unmoor.dns import catalog, control, cookies, copies, listeners, names, pools, upgrade, worker
+from unmoor.dns import catalog, control, cookies, copies, limit, listeners, names, pools, upgrade, worker
 from unmoor.dns.catalog import Member
 from unmoor.dns.change import describe_change
 from unmoor.dns.check import NO_COPIES, Inspection
@@ -93,6 +93,7 @@ class Server:
         self._journal = Journal(state)
         self._control_path = control_path
         self._table, self._tallies = Table(), Tallies()
+        self._rates = limit.shared_table()
         # Those that serve, by place; all that live, by pid; and places whose worker could not be started.
         self._processes: dict[int, Process] = {}
         self._children: dict[int, Process] = {}
@@ -251,7 +252,7 @@ class Server:
 
                 def work() -> None:
                     doors = (child_channel, child_inheritance, self._transfers.outbox)
-                    Worker(snapshot, row, places, own, *doors, generation, tally).run()
+                    Worker(snapshot, row, places, own, *doors, generation, tally, self._rates).run()
 
                 pid = _fork(lambda: self._become_worker(work, [*foreign, channel, inheritance]))
             except OSError as error:

@@ -109,7 +109,8 @@ class RRset:
 class Reply:
     """What will be said: the code, the three sections, EDNS options.
 
-    `counter` is that of the policy that chose; `scope` how many bits of the client's address it went by.
+    `counter` is that of the policy that chose; `scope` how many bits of the client's address it went by;
+    `source` the name whose records answer: the name asked for, or the wildcard or DNAME above it.
     """
 
     rcode: int = NOERROR
@@ -120,6 +121,7 @@ class Reply:
     options: list[tuple[int, bytes]] = field(default_factory=list)
     counter: int | None = None
     scope: int = 0
+    source: bytes = b""
 
 
 def is_notify(packet: bytes) -> bool:
