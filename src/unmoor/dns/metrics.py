@@ -59,7 +59,7 @@ class _Status(Collector):
         )
         for name, number, text in gauges:
             yield GaugeMetricFamily(_PREFIX + name, text, value=number)
-        yield _buffers(status["buffers"])
+        yield _buffers(status.get("buffers", {}))  # a server of an older release has none
         yield from _transfers(status["transfers"])
         if self._addresses:
             yield _given(total(self._addresses()).addresses)
