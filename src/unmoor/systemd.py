@@ -26,6 +26,31 @@ def listen_descriptors() -> list[int]:
     return descriptors
 
 
+def stored_descriptors() -> list[tuple[str, int]]:
+    """The descriptors passed to this process, each with its name; of those without, the name is empty."""
+    descriptors = listen_descriptors()
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    return list(zip([*names, *[""] * len(descriptors)], descriptors, strict=False))
+
+
+def store(name: str, descriptor: int) -> None:
+    """Have systemd keep a descriptor for the next start of the service (FileDescriptorStoreMax=)."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    # Without FDPOLL=0 systemd drops a socket once it has an error to report.
+    message = f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}".encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, suppress(OSError):
+        sock.settimeout(_BARRIER_PATIENCE / 1000)
+        sock.connect(_address(path))
+        socket.send_fds(sock, [message], [descriptor])
+
+
+def unstore(name: str) -> None:
+    """Have systemd close the descriptor that it keeps by this name."""
+    notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
 def notify(*assignments: str) -> None:
     """Send assignments such as 'READY=1'; silent when systemd does not listen.
 

@@ -16,7 +16,7 @@ from dns_support import Local, document
 
 from unmoor.dns import names, wire
 from unmoor.dns.answering import _careful, answerer
-from unmoor.dns.limit import RateLimit, limited
+from unmoor.dns.limit import Limiter, counted, shared_table
 from unmoor.dns.notices import Notices
 from unmoor.dns.options import Options
 from unmoor.dns.transfer import Source
@@ -95,7 +95,8 @@ OPTIONS = Options(LOCAL.snapshot.document)
 ANSWER = answerer(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
 CAREFUL = _careful(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
 #: Over the limit from the first packet on: every other one is truncated, the rest get silence.
-LIMITED = limited(ANSWER, RateLimit(0), OPTIONS, LOCAL.counts)
+LIMITER = Limiter(counted(0, shared_table()), OPTIONS, LOCAL.counts)
+LIMITED = answerer(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES, LIMITER)
 
 
 def one(packet: bytes, thorough: bool = False) -> None:

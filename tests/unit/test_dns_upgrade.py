@@ -241,7 +241,9 @@ def test_systemd_learns_who_the_server_is(tmp_path: Path, monkeypatch: pytest.Mo
         first = Release(tmp_path, "1.0")
         server = Upgradable(tmp_path, document(port=free_port()), program=str(first.program)).wait()
         try:
-            assert systemd.recv(4096).startswith(b"READY=1\n")
+            while (first_said := systemd.recv(4096)).startswith(b"FDSTORE=1\n"):
+                pass
+            assert first_said.startswith(b"READY=1\n")
             asking = threading.Thread(target=Release(tmp_path, "2.0").upgrade, args=(server,))
             asking.start()
             assert systemd.recv(4096).startswith(b"RELOADING=1\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from testinfra.host import Host
@@ -61,6 +62,14 @@ def test_the_dns_server_runs_as_its_user_with_one_worker_for_each_core(edge: Hos
     server = edge.check_output("systemctl show -P MainPID unmoor-dns")
     processes = edge.check_output("ps -o user:20= -p %s --ppid %s", server, server).split()
     assert processes == ["unmoor-dns"] * (1 + int(edge.check_output("nproc")))
+
+
+def test_the_dns_servers_sockets_have_large_buffers(edge: Host) -> None:
+    sockets = edge.check_output("ss --no-header --udp --all --numeric --memory sport = :53")
+    sizes = re.findall(r"\b(rb|tb)(\d+)", sockets)
+    # The kernel shows twice what was asked for.
+    assert set(sizes) == {("rb", str(8 << 20)), ("tb", str(8 << 20))}, sockets
+    assert json.loads(edge.check_output("unmoor dns status --json"))["shortage"] == ""
 
 
 def test_pins_are_for_root_and_the_group_alone(edge: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from testinfra.host import Host
 
@@ -67,6 +68,23 @@ def test_reloads_of_the_dns_server_lose_no_query(hosts: dict[str, Host], client:
     result = json.loads(client.check_output("cat /run/watch.json"))
     assert (result["failed"], result["lost"]) == (0, 0), result
     assert result["answered"] > 100
+
+
+def dns_sockets(edge: Host) -> set[str]:
+    """The inodes of the DNS server's own UDP and TCP sockets."""
+    shown = edge.check_output("ss --no-header -u -t -a -n -e state unconnected state listening sport = :53")
+    return set(re.findall(r"ino:(\d+)", shown))
+
+
+def test_sockets_outlive_a_killed_dns_server(hosts: dict[str, Host], client: Host) -> None:
+    edge = hosts["edge1"]
+    before, server = dns_sockets(edge), edge.check_output("systemctl show -P MainPID unmoor-dns")
+    assert before
+    edge.check_output("systemctl kill --kill-who=all --signal=KILL unmoor-dns")
+    arguments = ["--server", EDGE_ADDRESSES["edge1"][0], "--queries", "2000", "--pool", "198.18.0.0/20"]
+    assert eventually(lambda: probe(client, "uniformity", "site0001.unmoor.test", *arguments)["lost"] == 0)
+    assert edge.check_output("systemctl show -P MainPID unmoor-dns") != server
+    assert dns_sockets(edge) == before
 
 
 def test_a_killed_dns_worker_comes_back(hosts: dict[str, Host], client: Host) -> None:

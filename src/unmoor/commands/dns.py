@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
@@ -127,6 +128,35 @@ def reload(control: Path) -> None:
     if not reply.done:
         click.echo("refused: the old configuration goes on answering", err=True)
         sys.exit(1)
+    with suppress(UnmoorError):  # a server of an older release passes no sockets
+        _enlarge(control)
+
+
+@cli.command()
+@_control_option
+def buffers(control: Path) -> None:
+    """Give the server's UDP sockets buffers of 4 MB, which takes CAP_NET_ADMIN; the server has it not.
+
+    `reload` and `upgrade` do the same when they run as root. Exit status 1 when a buffer stays smaller.
+    """
+    from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
+
+    _enlarge(control)
+    found = ask(control, "status").data
+    if found["shortage"]:
+        click.echo(found["shortage"], err=True)
+        sys.exit(1)
+    click.echo("UDP buffers: " + ", ".join(f"{name} {size:,}" for name, size in found["buffers"].items()))
+
+
+def _enlarge(control: Path) -> None:
+    """Enlarge the buffers of the server's UDP sockets, as far as we may."""
+    from unmoor.dns.control import borrow  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.udp import enlarge_buffers  # noqa: PLC0415 - likewise
+
+    for sock in borrow(control):
+        with sock:
+            enlarge_buffers(sock)
 
 
 @cli.command()
@@ -158,6 +188,8 @@ def upgrade(control: Path, program: Path | None) -> None:
     if not reply.done:
         click.echo("refused: the old release goes on answering", err=True)
         sys.exit(1)
+    with suppress(UnmoorError):  # a release from before this one passes no sockets
+        _enlarge(control)
 
 
 @cli.command()
@@ -278,6 +310,8 @@ def _show(data: dict[str, Any]) -> None:
         click.echo(_transfer(name, state))
     if data.get("journal", {}).get("failure"):
         click.echo(data["journal"]["failure"])
+    if data.get("shortage"):
+        click.echo(data["shortage"])
     if data["refused"]:
         click.echo(f"the last reload was refused: {data['refused']}")
 

@@ -11,6 +11,7 @@ from itertools import product
 
 from unmoor.dns import clients, wire
 from unmoor.dns.counters import Counts, Event
+from unmoor.dns.limit import NO_NAME, NOTIFY, Limiter, subject
 from unmoor.dns.lookup import Resolver
 from unmoor.dns.notices import Notices
 from unmoor.dns.options import Options
@@ -50,15 +51,20 @@ _HEADS = _heads()
 
 
 def answerer(
-    snapshot: Snapshot, counts: Counts, options: Options, notices: Notices | None = None
+    snapshot: Snapshot,
+    counts: Counts,
+    options: Options,
+    notices: Notices | None = None,
+    limiter: Limiter | None = None,
 ) -> Answerer:
-    """Make the function that answers packets from `snapshot`.
+    """Make the function that answers packets from `snapshot`, as often as `limiter` lets it.
 
     The hot path recognises a registered hostname's A or AAAA by the question's bytes alone: nothing is
     parsed, the reply is put together from pieces made beforehand. It answers exactly as the careful path
     would (a property that the tests hold it to), and leaves to it whatever it does not recognise.
     """
-    careful = _careful(snapshot, counts, options, notices or Notices({}, None))
+    careful = _careful(snapshot, counts, options, notices or Notices({}, None), limiter)
+    excess = limiter.excess if limiter else None
     hostnames, registered = snapshot.hostnames, snapshot.registered
     heads, answers, join = _HEADS, counts.policies, b"".join
     plain_opt, secure_opt = wire.opt_record(dnssec_ok=False), wire.opt_record(dnssec_ok=True)
@@ -85,9 +91,13 @@ def answerer(
         target = hostnames.get(name) or (registered(name) if registered else None)
         if target is None:
             return careful(packet, limit, address)
-        plan = target.fast.get(question[-4:])
+        kind = question[-4:]
+        plan = target.fast.get(kind)
         if plan is None:
             return careful(packet, limit, address)
+        over = excess(address, name, kind) if excess else 0
+        if over and limiter and not limiter.spares(packet, address):
+            return limiter.cut(packet, over)
         counter, record, ready, draw = plan
         answers[counter] += 1
         return join((packet[:2], head[0], question, record, ready.pop() if ready else draw(), opt))
@@ -129,7 +139,9 @@ def _with_options(options: Options) -> Callable[[bytes, int, str], bytes | None]
     return opt_record
 
 
-def _careful(snapshot: Snapshot, counts: Counts, options: Options, notices: Notices) -> Answerer:
+def _careful(
+    snapshot: Snapshot, counts: Counts, options: Options, notices: Notices, limiter: Limiter | None = None
+) -> Answerer:
     resolver, keys = Resolver(snapshot), Keys.of(snapshot.document.tsig_keys)
     complaints = iter(range(_MAX_COMPLAINTS))
 
@@ -148,23 +160,35 @@ def _careful(snapshot: Snapshot, counts: Counts, options: Options, notices: Noti
             return reply, wire.write(query, reply, limit)
         return reply, signed.sign(wire.write(query, reply, limit - signed.size))
 
+    def failed(packet: bytes, address: str, rcode: int) -> bytes | None:
+        if limiter and (over := limiter.over(packet, address, NO_NAME, bytes((rcode,)))):
+            return limiter.cut(packet, over)
+        counts.add_rcode(rcode)
+        return wire.bare_error(packet, rcode)
+
+    def notified(packet: bytes, address: str) -> bytes | None:
+        message = notices.answer(packet, address, counts)
+        if message and limiter and (over := limiter.over(packet, address, NO_NAME, NOTIFY)):
+            return limiter.cut(packet, over)
+        return message
+
     def answer(packet: bytes, limit: int, address: str) -> bytes | None:
         try:
             if wire.is_notify(packet):
-                return notices.answer(packet, address, counts)
+                return notified(packet, address)
             reply, message = written(packet, limit, address)
         except wire.NoReplyError:
             counts.add(Event.IGNORED)
             return None
         except wire.QueryError as error:
-            counts.add_rcode(error.rcode)
-            return wire.bare_error(packet, error.rcode)
+            return failed(packet, address, error.rcode)
         except Exception:
             # A defect of ours must cost this one query, not the worker and all that wait behind it.
             if next(complaints, None) is not None:
                 log.exception("no answer for the packet %s", packet[:512].hex())
-            counts.add_rcode(wire.SERVFAIL)
-            return wire.bare_error(packet, wire.SERVFAIL)
+            return failed(packet, address, wire.SERVFAIL)
+        if limiter and (over := limiter.over(packet, address, *subject(reply))):
+            return limiter.cut(packet, over)
         if reply.counter is None:
             counts.add_rcode(reply.rcode)
         else:

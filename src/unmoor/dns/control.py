@@ -17,12 +17,14 @@ from unmoor.errors import UnmoorError
 
 DEFAULT_PATH = Path("/run/unmoor-dns/control.sock")
 
-Command = Literal["reload", "status", "addresses", "upgrade"]
+Command = Literal["reload", "status", "addresses", "upgrade", "sockets"]
 
 #: Seconds. A client must say at once what it wants; a reload may take its time with a large document.
 _REQUEST_TIMEOUT = 1.0
 _REPLY_TIMEOUT = 120.0
 _MAX_REQUEST = 8192
+#: Descriptors that one message may carry (SCM_MAX_FD is 253).
+_MAX_DESCRIPTORS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,36 @@ def ask(path: Path, command: Command, program: str = "") -> Reply:
             ) from None
         except (ValueError, KeyError, TypeError):
             raise UnmoorError(f"{path}: the server went away while it was asked; see its journal") from None
+
+
+def borrow(path: Path) -> list[socket.socket]:
+    """Ask the server behind `path` for its UDP sockets. Raises UnmoorError as `ask` does."""
+    received, descriptors = b"", list[int]()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_REPLY_TIMEOUT)
+        try:
+            sock.connect(str(path))
+            sock.sendall(json.dumps(asdict(Request("sockets"))).encode() + b"\n")
+            while not received.endswith(b"\n"):
+                data, passed, _, _ = socket.recv_fds(sock, _MAX_REQUEST, _MAX_DESCRIPTORS)
+                descriptors += passed
+                received += data
+                if not data:
+                    raise UnmoorError(f"{path}: the server does not pass its sockets; is its release older?")
+        except OSError as error:
+            raise UnmoorError(
+                f"{path}: {error.strerror or 'no reply'}; "
+                "is the server running (systemctl status unmoor-dns), and may you ask?"
+            ) from None
+    return [socket.socket(fileno=each) for each in descriptors]
+
+
+def lend(sock: socket.socket, descriptors: list[int]) -> None:
+    """Reply with descriptors: some with each blank, then a line."""
+    with suppress(OSError):
+        for at in range(0, len(descriptors), _MAX_DESCRIPTORS):
+            socket.send_fds(sock, [b" "], descriptors[at : at + _MAX_DESCRIPTORS])
+        reply(sock, Reply(done=True))
 
 
 def listen(path: Path) -> socket.socket:

@@ -25,6 +25,7 @@ _MAX_KNOWN = 4096
 # struct sockaddr_in and sockaddr_in6: how long, and where the address stands.
 _ADDRESS: dict[int, tuple[int, int, int]] = {socket.AF_INET: (16, 4, 8), socket.AF_INET6: (28, 8, 24)}
 _SLOT = 32
+_DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
 class _Vector(ctypes.Structure):
@@ -117,9 +118,10 @@ class Datagrams:
 
         A batch that holds a query for `observer` to look at is answered by that.
 
-        The socket itself blocks: replies wait for room in its queue rather than being dropped.
+        A reply for which the send buffer has no room is dropped. To wait for room would let anyone stall the
+        server: replies to neighbours that do not resolve keep the buffer full for seconds.
         """
-        descriptor, limit, without_waiting = door.fileno(), self._reply_size, socket.MSG_DONTWAIT
+        descriptor, limit = door.fileno(), self._reply_size
         queries, headers, sizes = self._queries.data, self._queries.headers, self._queries.received
         replies, lengths, pointers = self._replies.data, self._replies.lengths, self._replies.names
         names, known, text, send = self._names, self._known, self._text, self._send
@@ -130,7 +132,7 @@ class Datagrams:
         ]
 
         def drain() -> bool:
-            received: int = _receive(descriptor, headers, BATCH, without_waiting, None)
+            received: int = _receive(descriptor, headers, BATCH, _DONTWAIT, None)
             ready, reply_to = 0, answer
             looks = observer is not None and received > observer.left
             if observer is not None and received > 0:
@@ -167,7 +169,7 @@ class Datagrams:
         """Send so many replies; one that cannot be sent holds up no other."""
         done = 0
         while done < ready:
-            sent = _send(descriptor, self._replies.headers + done * _HEADER_SIZE, ready - done, 0)
+            sent = _send(descriptor, self._replies.headers + done * _HEADER_SIZE, ready - done, _DONTWAIT)
             if sent > 0:
                 done += sent
             elif ctypes.get_errno() != errno.EINTR:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from unmoor.errors import UnmoorError
 from unmoor.model import DnsDocument
+from unmoor.udp import BUFFER, buffers, enlarge_buffers
 
 # From linux/in.h and linux/in6.h; Python's socket module does not name them all.
 _IP_FREEBIND = 15
@@ -24,8 +25,6 @@ _PMTUDISC_OMIT = 5
 
 #: The most workers that a document can ask for.
 _MAX_PLACES = 256
-#: Asked of the kernel, which grants at most net.core.rmem_max.
-_RECEIVE_BUFFER = 4 << 20
 _BACKLOG = 1024
 #: Of one TCP connection, for each direction, octets; the kernel doubles it.
 _CONNECTION_BUFFER = 65536
@@ -54,6 +53,35 @@ class Pair(NamedTuple):
         """Close both."""
         self.udp.close()
         self.tcp.close()
+
+
+class Buffers(NamedTuple):
+    """Octets that the UDP sockets have for what arrives, and for what is sent: those of the worst off."""
+
+    receive: int
+    send: int
+
+
+def buffers_of(pairs: Collection[Pair]) -> Buffers:
+    """Give the smallest buffers of any UDP socket."""
+    found = [buffers(pair.udp) for pair in pairs] or [(BUFFER, BUFFER)]
+    return Buffers(min(receive for receive, _ in found), min(send for _, send in found))
+
+
+def shortage(pairs: Collection[Pair]) -> str:
+    """Report buffers that are smaller than asked for, and the fix; nothing when all is well."""
+    return "\n".join(
+        f"{key} = {size}: a UDP socket has a {name} buffer of {size} octets instead of {BUFFER}: {loss}\n"
+        f"    fix: systemctl reload unmoor-dns, which enlarges it, or raise {key} and restart the server"
+        for name, key, size, loss in zip(
+            ("receive", "send"),
+            ("net.core.rmem_max", "net.core.wmem_max"),
+            buffers_of(pairs),
+            ("a reload under load may lose queries", "spoofed queries may hold up replies"),
+            strict=True,
+        )
+        if size < BUFFER
+    )
 
 
 def open_pair(endpoint: Endpoint, first: bool) -> Pair:
@@ -124,7 +152,7 @@ def _bind(endpoint: Endpoint, shared: bool) -> Pair:
         # Inherited by connections. Without it the kernel would keep megabytes for a client that never reads.
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CONNECTION_BUFFER)
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CONNECTION_BUFFER)
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        enlarge_buffers(udp)
         _ignore_path_mtu(udp, family)
         udp.bind((str(endpoint.address), endpoint.port))
         tcp.bind((str(endpoint.address), endpoint.port))

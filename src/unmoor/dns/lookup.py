@@ -120,14 +120,17 @@ class Resolver:
                 _refer(zone, above, reply)
                 return None
             if wire.DNAME in above and cut != name:
+                reply.source = reply.source or cut
                 return _redirect(above[wire.DNAME], name, qtype, reply)
         source = self.source_of(zone, name)
         if source is None:
             if self._snapshot.named and self._point(zone, name, qtype, reply):
+                reply.source = reply.source or zone.apex
                 return None
             reply.rcode = wire.NXDOMAIN
             reply.authority.append(zone.negative_soa)
             return None
+        reply.source = reply.source or source
         node, target = zone.nodes.get(source, {}), self._snapshot.target_of(source) or _EMPTY_TARGET
         if found := node.get(wire.CNAME) or node.get(qtype):
             _append(reply.answer, _owned(found, name))

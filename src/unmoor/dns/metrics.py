@@ -59,6 +59,7 @@ class _Status(Collector):
         )
         for name, number, text in gauges:
             yield GaugeMetricFamily(_PREFIX + name, text, value=number)
+        yield _buffers(status.get("buffers", {}))  # a server of an older release has none
         yield from _transfers(status["transfers"])
         if self._addresses:
             yield _given(total(self._addresses()).addresses)
@@ -97,6 +98,17 @@ def _latency(status: Mapping[str, Any]) -> Metric:
     for transport, (*counts, nanoseconds) in status["latency"].items():
         buckets = list(zip(bounds, accumulate(counts), strict=True))
         family.add_metric([transport], buckets, nanoseconds / 10**9)
+    return family
+
+
+def _buffers(sizes: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(
+        f"{_PREFIX}socket_buffer_bytes",
+        "Smallest buffer of any UDP socket; 4194304 is asked for.",
+        labels=["direction"],
+    )
+    for direction, size in sizes.items():
+        family.add_metric([direction], size)
     return family
 
 

@@ -23,7 +23,19 @@ from typing import Any
 
 import unmoor
 from unmoor import systemd
-from unmoor.dns import catalog, control, cookies, copies, listeners, names, pools, upgrade, worker
+from unmoor.dns import (
+    catalog,
+    control,
+    cookies,
+    copies,
+    fdstore,
+    limit,
+    listeners,
+    names,
+    pools,
+    upgrade,
+    worker,
+)
 from unmoor.dns.catalog import Member
 from unmoor.dns.change import describe_change
 from unmoor.dns.check import NO_COPIES, Inspection
@@ -93,6 +105,7 @@ class Server:
         self._journal = Journal(state)
         self._control_path = control_path
         self._table, self._tallies = Table(), Tallies()
+        self._rates = limit.shared_table()
         # Those that serve, by place; all that live, by pid; and places whose worker could not be started.
         self._processes: dict[int, Process] = {}
         self._children: dict[int, Process] = {}
@@ -109,6 +122,8 @@ class Server:
             self._generation, self._started = left.generation + 1, left.started
             self._pairs = self._predecessor.pairs()
             cookies.OWN_SECRET = bytes.fromhex(left.secret)
+        else:  # what arrived since the server before us ended waits in them
+            self._pairs = fdstore.kept()
         self._store = Store(state, keep=True)
         self._transfers = Transfers(state)
         self._watched: socket.socket | None = None
@@ -156,12 +171,24 @@ class Server:
                 self._stop()
 
     def _begin(self) -> None:
-        self._pairs = listeners.open_missing(listeners.endpoints(self._snapshot.document), {})
+        wanted = listeners.endpoints(self._snapshot.document)
+        self._pairs = listeners.open_missing(wanted, self._pairs)
+        fdstore.forget(self._pairs.keys() - set(wanted))
+        self._keep_only(wanted)
+        fdstore.keep(self._pairs)
+        shortage = listeners.shortage(self._pairs.values())
+        if shortage and "NOTIFY_SOCKET" not in os.environ:  # the unit enlarges them after the start
+            log.warning("%s", shortage)
         self._journal.take()
         self._journal.start(self._snapshot.document, self._generation)
         for place in range(listeners.places(self._snapshot.document)):
             self._adopt(self._spawn(place, self._snapshot, self._generation, self._pairs))
         systemd.notify("READY=1", f"STATUS={self._summary()}")
+
+    def _keep_only(self, wanted: Iterable[Endpoint]) -> None:
+        """Close the sockets that are not wanted."""
+        listeners.close_others(self._pairs, keep=wanted)
+        self._pairs = {endpoint: self._pairs[endpoint] for endpoint in wanted}
 
     def _wait(self) -> float | None:
         waits = [_RETRY if self._vacant or self._successor else None, self._transfers.wait()]
@@ -222,6 +249,8 @@ class Server:
                 control.reply(door, control.Reply(done=True, data=self.status()))
             elif request.command == "addresses":
                 control.reply(door, control.Reply(done=True, data=self.addresses()))
+            elif request.command == "sockets":
+                control.lend(door, [pair.udp.fileno() for pair in self._pairs.values()])
             elif request.command == "reload":
                 control.reply(door, self._reload())
             elif request.command == "upgrade":
@@ -251,7 +280,7 @@ class Server:
 
                 def work() -> None:
                     doors = (child_channel, child_inheritance, self._transfers.outbox)
-                    Worker(snapshot, row, places, own, *doors, generation, tally).run()
+                    Worker(snapshot, row, places, own, *doors, generation, tally, self._rates).run()
 
                 pid = _fork(lambda: self._become_worker(work, [*foreign, channel, inheritance]))
             except OSError as error:
@@ -439,8 +468,10 @@ class Server:
             lambda place: self._adopt(started[place]),
         )
         self._vacant.clear()
-        listeners.close_others(self._pairs, keep=wanted)
-        self._pairs = {endpoint: pairs[endpoint] for endpoint in wanted}
+        fdstore.keep({endpoint: pairs[endpoint] for endpoint in wanted if endpoint not in self._pairs})
+        fdstore.forget(self._pairs.keys() - set(wanted))
+        self._pairs = pairs
+        self._keep_only(wanted)
         self._snapshot = snapshot
         self._generation += 1
         self._tallies.switch(snapshot.layout, self._generation)
@@ -557,12 +588,22 @@ class Server:
             self._adopt(started[place])
         totals, self._restarts = predecessor.counters()
         self._table.carry(totals)
-        listeners.close_others(self._pairs, keep=wanted)
-        self._pairs = {endpoint: self._pairs[endpoint] for endpoint in wanted}
+        old = list(self._pairs)
+        self._keep_only(wanted)
         self._journal.settle(document, self._generation)
         predecessor.restore_errors()
         predecessor.in_force(f"release {unmoor.__version__} in force: {self._summary()}")
         self._predecessor = None
+        self._selector.register(
+            predecessor.channel, selectors.EVENT_READ, lambda: self._alone(predecessor.channel, old)
+        )
+
+    def _alone(self, channel: socket.socket, old: Iterable[Endpoint]) -> None:
+        """Have systemd keep our sockets: the other server has ended, and systemd listens to us."""
+        self._selector.unregister(channel)
+        channel.close()
+        fdstore.forget(set(old) - self._pairs.keys())
+        fdstore.keep(self._pairs)
 
     # -- transfers ---------------------------------------------------------------------------------------
 
@@ -661,6 +702,8 @@ class Server:
             "latency": totals.latency,
             "refused": self._refused,
             "transfers": dict(sorted(self._transfers.state.items())),
+            "buffers": listeners.buffers_of(self._pairs.values())._asdict(),
+            "shortage": listeners.shortage(self._pairs.values()),
             "journal": {"kept": self._journal.kept, "failure": self._journal.failure},
         }
 

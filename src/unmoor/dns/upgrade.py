@@ -221,9 +221,8 @@ class Predecessor:
         return Totals.of(found["totals"]), found["restarts"]
 
     def in_force(self, summary: str) -> None:
-        """Say that the server may go. Raises UnmoorError when it is gone already."""
+        """Say that the server may go; its end closes the channel. Raises UnmoorError when it is gone."""
         self._say({"in_force": summary})
-        self.channel.close()
         os.close(self.estate.errors)
 
     def _say(self, message: Mapping[str, Any], *descriptors: int) -> None:

@@ -113,7 +113,8 @@ class Reply:
     """What will be said: the code, the three sections, EDNS options.
 
     `extra` are records of the additional section that may be left out where there is no room for them.
-    `counter` is that of the policy that chose; `scope` how many bits of the client's address it went by.
+    `counter` is that of the policy that chose; `scope` how many bits of the client's address it went by;
+    `source` the name whose records answer: the name asked for, or the wildcard or DNAME above it.
     """
 
     rcode: int = NOERROR
@@ -125,6 +126,7 @@ class Reply:
     options: list[tuple[int, bytes]] = field(default_factory=list)
     counter: int | None = None
     scope: int = 0
+    source: bytes = b""
 
 
 def is_notify(packet: bytes) -> bool:

@@ -13,7 +13,7 @@ from unmoor.dns import wire
 from unmoor.dns.answering import Answerer, answerer
 from unmoor.dns.counters import Counts, Event, Noting, Transport
 from unmoor.dns.datagrams import MAX_PACKET, Datagrams
-from unmoor.dns.limit import RateLimit, limited
+from unmoor.dns.limit import Limiter, counted
 from unmoor.dns.listeners import ANY_ADDRESS, Pair
 from unmoor.dns.notices import Notices
 from unmoor.dns.observer import Observer
@@ -47,7 +47,8 @@ class Worker:
     A reload starts a new worker on the same sockets, which stands by, and retires this one: between two
     packets this one stops, and only then the new one begins. None is lost, since what has arrived stays in
     the sockets; and no client that was answered by the new one is answered by this one afterwards.
-    `workers` is how many there are; `notices` takes the NOTIFYs that primaries send.
+    `workers` is how many there are; `notices` takes the NOTIFYs that primaries send; `rates` are the
+    counters of the rate limit, shared by all workers.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Worker:
         notices: socket.socket | None = None,
         generation: int = 0,
         tally: Tally | None = None,
+        rates: memoryview | None = None,
     ) -> None:
         self._parent = parent
         self._tally = tally
@@ -78,13 +80,13 @@ class Worker:
         self._any_address = document.any_address
         limits = Limits.of(document, workers, _descriptors_left(self._pairs))
         options = Options(document)
-        share = RateLimit(max(1, document.rate_limit // workers)) if document.rate_limit else None
+        excess = counted(document.rate_limit, rates) if rates is not None and document.rate_limit else None
         self._receiver = receiver_for(document)
 
         def answering(counts: Counts) -> Answerer:
-            answer = answerer(snapshot, counts, options, Notices(snapshot.sources, notices))
-            guarded = share and counts.transport == Transport.UDP
-            return limited(answer, share, options, counts) if share and guarded else answer
+            over_udp = counts.transport == Transport.UDP
+            limiter = Limiter(excess, options, counts) if excess and over_udp else None
+            return answerer(snapshot, counts, options, Notices(snapshot.sources, notices), limiter)
 
         def observer(counts: Counts) -> Observer:
             noting, log = Noting(counts), None
@@ -183,7 +185,7 @@ def _descriptors_left(pairs: Sequence[Pair]) -> int:
 
 def _drain(door: socket.socket, observer: Observer, counts: Counts) -> Callable[[int], None]:
     """Make the handler that answers what waits in a UDP socket."""
-    # A reply is refused for want of a route back, or to port 0: the client will ask again.
+    # A reply is refused for want of a route back or of room, or to port 0: the client will ask again.
     datagrams = Datagrams(door.family, wire.EDNS_SIZE, lambda: counts.add(Event.UNSENT))
     one_batch = datagrams.drain(door, observer.answer, observer)
 
@@ -211,7 +213,7 @@ def _drain_as_dialled(door: socket.socket, observer: Observer, counts: Counts) -
             if reply is not None:
                 try:
                     udp.reply(door, datagram, reply)
-                except OSError:  # no route back, or port 0: the client will ask again
+                except OSError:  # no route back, no room, or port 0: the client will ask again
                     counts.add(Event.UNSENT)
             observer.end()
 

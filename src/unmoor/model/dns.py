@@ -238,8 +238,9 @@ class DnsDocument(Document):
         0,
         ge=0,
         le=10**9,
-        description="UDP queries a second that one client network (IPv4 /24, IPv6 /56) has answered in full, "
-        "shared evenly by the workers; beyond it half get a truncated reply, and half none. 0: no limit.",
+        description="UDP replies a second that one client network (IPv4 /24, IPv6 /56) gets in full about "
+        "one name and type, one zone's missing names, or one error; beyond it half are truncated, and half "
+        "are dropped. 0: no limit.",
     )
     tell_name: bool = Field(
         False, description="Tell the edge's name to who asks: NSID (RFC 5001), id.server CH TXT (RFC 4892)."
