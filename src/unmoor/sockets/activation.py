@@ -31,7 +31,7 @@ MAX_CLIENTS = 512
 #: Connections that wait to be closed. With as many of them, none is accepted until workers have closed some.
 MAX_LEFT = 512
 MAX_ACCEPTED = 128  # in one round
-_BACKLOG = 128  # short, so that a client of root's never waits behind a thousand of somebody else's
+_BACKLOG = 1024  # clients wait there while the service is restarted
 _INTERVAL = 1.0
 _DISCARD_INTERVAL = 0.1  # many at once: a worker that closes descriptors has to exit, and the next to start
 _PAUSE = 0.1
