@@ -15,6 +15,7 @@ import pytest
 from sockets_support import ROOT, UNMOOR, Bed, activation, ask, listener, make_local, refuses, run, wait_until
 
 from unmoor.sockets import libbpf
+from unmoor.sockets.descriptors import SocketInfo
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.protocol import Request
 from unmoor.sockets.registry import Peer, RefusedError, Registry
@@ -281,7 +282,7 @@ def test_the_service_needs_two_capabilities_only(bed: Bed, tmp_path: Path) -> No
         process.communicate()
 
 
-def registry(bed: Bed, label: str, *sockets: Any, peer: Peer = ROOT) -> tuple[str, ...]:
+def registry(bed: Bed, label: str, *sockets: Any, peer: Peer = ROOT) -> tuple[SocketInfo, ...]:
     descriptors = [each if isinstance(each, int) else each.fileno() for each in sockets]
     return Registry(bed.pins).handle(Request("register", label), descriptors, peer)
 
