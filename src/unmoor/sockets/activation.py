@@ -35,6 +35,7 @@ _BACKLOG = 1024  # clients wait there while the service is restarted
 _INTERVAL = 1.0
 _DISCARD_INTERVAL = 0.1  # many at once: a worker that closes descriptors has to exit, and the next to start
 _PAUSE = 0.1
+_MAX_SIGNALS = 4096  # read at once, a byte each
 
 
 @dataclass(eq=False, slots=True)
@@ -67,8 +68,10 @@ class Activation:
         waker, wakee = socket.socketpair()
         wakee.setblocking(False)
         signal.set_wakeup_fd(wakee.fileno())
+        waker.setblocking(False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGCHLD, _wake)
         self._selector.register(waker, selectors.EVENT_READ)
         self._workers.start()
         systemd.notify("READY=1", "STATUS=Waiting for listeners")
@@ -76,7 +79,6 @@ class Activation:
             self._accept_if(len(self._workers.left) < MAX_LEFT)
             self.step()
         systemd.notify("STOPPING=1")
-        self._selector.unregister(waker)
         self._finish()
         os._exit(0)  # whatever is in the queues of connections is closed by the exit: see `workers`
 
@@ -111,6 +113,8 @@ class Activation:
             elif isinstance(key.data, _Client) and key.data.sock in self._clients:
                 key.data.ready = True
                 self._selector.unregister(key.data.sock)
+            elif key.data is None and isinstance(key.fileobj, socket.socket):
+                key.fileobj.recv(_MAX_SIGNALS)
         now = time.monotonic()
         for client in [each for each in self._clients.values() if each.deadline <= now and not each.ready]:
             self._remove(client)
@@ -163,6 +167,10 @@ class Activation:
         if now >= self._next_discard or len(self._workers.left) >= MAX_PASSED:
             self._next_discard = now + _DISCARD_INTERVAL
             self._workers.discard()
+
+
+def _wake(_number: int, _frame: object) -> None:
+    """A worker has exited: `step` returns from its wait."""
 
 
 def open_listener(path: Path) -> socket.socket:

@@ -32,9 +32,11 @@ DISCARD = -1
 #: Connections that are passed with one message (SCM_MAX_FD).
 MAX_PASSED = 253
 
-#: Seconds for a worker to start, and to deal with what it was given: more than a client waits.
-START_TIMEOUT = 5.0
-JOB_TIMEOUT = 20.0
+#: Seconds for a worker to start or to deal with what it was given: more than a client waits.
+TIMEOUT = 20.0
+#: Another is started beside one that has not started in so many seconds, up to so many.
+_START_SOON = 1.0
+_MAX_STARTING = 4
 _MAX_IDLE = 1
 _FIRST_DESCRIPTOR = 3
 
@@ -89,7 +91,9 @@ class Workers:
             return None
         if self._idle:
             return self._idle.pop()
-        if not any(worker.user is None and worker.channel for worker in self._workers):
+        starting = [worker for worker in self._workers if worker.user is None and worker.channel]
+        soon = time.monotonic() + TIMEOUT - _START_SOON
+        if len(starting) < _MAX_STARTING and all((each.deadline or soon) < soon for each in starting):
             self.start()
         return None
 
@@ -116,7 +120,7 @@ class Workers:
             if pid == 0:
                 _be_worker(theirs, self._tasks)
         ours.setblocking(False)
-        worker = Worker(pid, ours, time.monotonic() + START_TIMEOUT)
+        worker = Worker(pid, ours, time.monotonic() + TIMEOUT)
         self._workers.append(worker)
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
@@ -155,7 +159,7 @@ class Workers:
         except OSError:
             self._kill(worker)
             return False
-        worker.deadline = time.monotonic() + JOB_TIMEOUT
+        worker.deadline = time.monotonic() + TIMEOUT
         return True
 
     def report(self, worker: Worker) -> None:
@@ -192,7 +196,7 @@ class Workers:
             worker.channel = None
         if worker in self._idle:
             self._idle.remove(worker)
-        worker.deadline = worker.deadline or time.monotonic() + JOB_TIMEOUT
+        worker.deadline = worker.deadline or time.monotonic() + TIMEOUT
 
     def tend(self) -> None:
         """Kill workers that took too long, and forget those that have exited."""
