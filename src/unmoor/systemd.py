@@ -4,6 +4,7 @@ sd_notify(3)).
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
@@ -90,3 +91,23 @@ def _address(path: str) -> str:
 def reloading() -> None:
     """Say that a reload begins; READY=1 ends it."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+
+class Watchdog:
+    """Reports to systemd that the service is alive (sd_watchdog_enabled(3)).
+
+    `interval` is WatchdogSec= in seconds, infinite where the unit has none.
+    """
+
+    def __init__(self) -> None:
+        wanted = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        microseconds = int(os.environ.get("WATCHDOG_USEC", "0")) if wanted else 0
+        self.interval = microseconds / 1_000_000 or math.inf
+        self._next = time.monotonic()
+
+    def ping(self) -> None:
+        """Report if it is time to; call it more often than `interval`."""
+        now = time.monotonic()
+        if now >= self._next and self.interval < math.inf:
+            self._next = now + self.interval / 3
+            notify("WATCHDOG=1")

@@ -15,6 +15,7 @@ from typing import Any
 
 from unmoor.model import EdgeDocument
 from unmoor.sockets import generation
+from unmoor.sockets.descriptors import SocketInfo
 from unmoor.sockets.generation import Change
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.protocol import Request
@@ -48,7 +49,7 @@ class Bed:
     def load(self, *services: dict[str, Any], prefixes: Sequence[str] = PREFIXES) -> Change:
         return generation.load(document(*services, prefixes=prefixes), self.code, self.pins)
 
-    def register(self, service: str, *sockets: socket.socket) -> tuple[str, ...]:
+    def register(self, service: str, *sockets: socket.socket) -> tuple[SocketInfo, ...]:
         registry = Registry(self.pins)
         return registry.handle(Request("register", service), [each.fileno() for each in sockets], ROOT)
 

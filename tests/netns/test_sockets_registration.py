@@ -15,6 +15,7 @@ import pytest
 from sockets_support import ROOT, UNMOOR, Bed, activation, ask, listener, make_local, refuses, run, wait_until
 
 from unmoor.sockets import libbpf
+from unmoor.sockets.descriptors import SocketInfo
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.protocol import Request
 from unmoor.sockets.registry import Peer, RefusedError, Registry
@@ -120,6 +121,66 @@ def test_a_process_that_does_not_listen_there(bed: Bed, door: Path, server: Call
     assert bed.count("web").sockets == ()
 
 
+def multipath(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    """A socket as Go servers open them (MPTCP). Skips where the kernel has none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM, 262)
+    except OSError:
+        pytest.skip("this kernel has no MPTCP")
+    sock.bind((host, port))
+    sock.listen()
+    return sock
+
+
+def test_a_multipath_socket_is_refused_for_what_it_is(bed: Bed, door: Path) -> None:
+    with multipath() as sock:
+        done = _with_listen_fds([sock], "sockets", "register", "web", "--socket", str(door))
+    assert done.returncode == 1
+    assert "Multipath TCP" in done.stderr
+    assert "GODEBUG=multipathtcp=0" in done.stderr
+    assert "net.mptcp.enabled=0" in done.stderr
+
+
+@pytest.mark.parametrize(("host", "listen"), [("127.0.0.1", "127.0.0.1:8009"), ("::", "[::]:8009")])
+def test_a_process_that_listens_with_multipath_tcp(bed: Bed, door: Path, host: str, listen: str) -> None:
+    with multipath(host, 8009):
+        done = _register_own("--listen", listen, "--wait", "0", "--socket", str(door))
+    assert done.returncode == 1
+    assert f"it has  mptcp {listen}" in done.stderr
+    assert "GODEBUG=multipathtcp=0" in done.stderr
+
+
+def _register_own(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Register a socket of this process, or fail to."""
+    return run("sockets", "register", "web", "--pid", str(os.getpid()), *arguments)
+
+
+def test_a_miss_lists_what_the_process_has_on_one_screen(bed: Bed, door: Path) -> None:
+    missing = ("--listen", "127.0.0.1:8009", "--wait", "0", "--socket", str(door))
+    with listener() as four, listener("::1") as six:
+        text = _register_own(*missing).stderr
+        assert "no tcp socket that listens at 127.0.0.1 port 8009" in text
+        assert f"it has  tcp 127.0.0.1:{four.getsockname()[1]}\n" in text
+        assert f"it has  tcp [::1]:{six.getsockname()[1]}\n" in text
+        many = [socket.create_server(("127.0.0.1", 0)) for _ in range(40)]
+        text = _register_own(*missing).stderr
+        assert len(text.splitlines()) < 24
+        assert "... and 26 more" in text
+        for sock in many:
+            sock.close()
+
+
+def test_a_socket_bound_to_an_interface_is_registered_with_a_warning(bed: Bed, door: Path) -> None:
+    with listener(says="bound") as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+        listen = f"127.0.0.1:{sock.getsockname()[1]}"
+        done = _register_own("--listen", listen, "--socket", str(door))
+        assert (done.returncode, done.stdout) == (0, f"web: tcp {listen}\n")
+        assert f"warning: tcp {listen} is bound to interface lo (SO_BINDTODEVICE)" in done.stderr
+        assert ask("198.18.1.1", 80).startswith("bound")
+
+
 def test_sockets_passed_by_systemd(bed: Bed, door: Path) -> None:
     with listener(says="passed") as four:
         done = _with_listen_fds([four], "sockets", "register", "web", "--socket", str(door))
@@ -218,7 +279,7 @@ def test_the_service_needs_two_capabilities_only(
         process.communicate()
 
 
-def registry(bed: Bed, label: str, *sockets: Any, peer: Peer = ROOT) -> tuple[str, ...]:
+def registry(bed: Bed, label: str, *sockets: Any, peer: Peer = ROOT) -> tuple[SocketInfo, ...]:
     descriptors = [each if isinstance(each, int) else each.fileno() for each in sockets]
     return Registry(bed.pins).handle(Request("register", label), descriptors, peer)
 

@@ -18,10 +18,14 @@ def test_requests_come_back_as_they_were(verb: str, service: str) -> None:
     assert parse_request(data) == request
 
 
-@given(st.booleans(), st.text(), st.lists(st.text()))
-def test_replies_come_back_as_they_were(ok: bool, why: str, sockets: list[str]) -> None:
-    reply = Reply(ok, why, tuple(sockets))
+@given(st.booleans(), st.text(), st.lists(st.text()), st.lists(st.text()))
+def test_replies_come_back_as_they_were(ok: bool, why: str, sockets: list[str], warnings: list[str]) -> None:
+    reply = Reply(ok, why, tuple(sockets), tuple(warnings))
     assert parse_reply(reply.encode()) == reply
+
+
+def test_a_reply_of_an_older_service_has_no_warnings() -> None:
+    assert parse_reply(b'{"ok": true, "why": "", "sockets": []}') == Reply(True)
 
 
 @given(st.binary())

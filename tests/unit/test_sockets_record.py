@@ -179,3 +179,14 @@ def test_a_prefix_that_grows_goes_on_in_the_counters_of_its_addresses() -> None:
     large, fresh = allocate([LARGE], small)
     assert counters(small, addresses).items() <= counters(large, addresses).items()
     assert sum(count for _, count in fresh) == LARGE.num_addresses - SMALL.num_addresses
+
+
+@given(st.data())
+def test_a_damaged_record_is_reported(data: st.DataObject) -> None:
+    good = Record(7, "ab" * 32, 1, Packed.of(edge()).encode(), {"web": 3}).encode()
+    at = data.draw(st.integers(4, len(good) - 1))
+    cut = good[:at]
+    with pytest.raises(UnmoorError, match="damaged"):
+        decode(cut)
+    with pytest.raises(UnmoorError):
+        decode(good[:4] + bytes(len(good) - 4))

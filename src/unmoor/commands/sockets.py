@@ -303,6 +303,8 @@ def _request(door: Path, request: protocol.Request, descriptors: Sequence[int]) 
     reply = send(door, request, descriptors)
     if not reply.ok:
         _fail(request.service, reply.why)
+    for warning in reply.warnings:
+        click.echo(f"unmoor: {request.service}: warning: {warning}", err=True)
     click.echo(f"{request.service}: {', '.join(reply.sockets) or 'no sockets'}")
 
 
@@ -316,11 +318,11 @@ def _fail(service: str, why: str) -> NoReturn:
 @_door
 def serve(pins: Path, door: Path) -> None:
     """Run the activation service."""
-    from unmoor.sockets.activation import Activation, open_door  # noqa: PLC0415 - see load
+    from unmoor.sockets.activation import Activation, open_listener  # noqa: PLC0415 - see load
     from unmoor.sockets.registry import Registry  # noqa: PLC0415 - see load
 
     try:
-        listening = open_door(door)
+        listening = open_listener(door)
     except OSError as error:
         raise UnmoorError(f"cannot listen at {door}: {error.strerror}") from None
     Activation(Registry(pinned.Pins(pins)), listening).serve()

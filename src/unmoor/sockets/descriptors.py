@@ -1,12 +1,17 @@
-"""What a socket is: asked of the kernel by its descriptor."""
+"""What a socket is: asked of the kernel by its descriptor.
+
+With getsockopt(2) alone, which no other file than a socket answers: fstat(2) of a FUSE file asks its owner.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import ipaddress
 import os
 import socket
-import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -14,8 +19,12 @@ from unmoor.model import Protocol
 
 # From <asm-generic/socket.h> and <linux/sockios.h>; the socket module lacks them.
 _SO_PROTOCOL = 38
+_SO_DOMAIN = 39
+_CLASS = (socket.SO_TYPE, _SO_DOMAIN, _SO_PROTOCOL)
 _SO_COOKIE = 57
 _SIOCGSKNS = 0x894C
+_MAX_NAME = 16  # IFNAMSIZ
+_IPPROTO_MPTCP = 262  # IPPROTO_MPTCP from <linux/in.h>
 
 _FAMILIES = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _PROTOCOLS: dict[tuple[int, int], Protocol] = {
@@ -23,12 +32,20 @@ _PROTOCOLS: dict[tuple[int, int], Protocol] = {
     (socket.SOCK_DGRAM, socket.IPPROTO_UDP): "udp",
 }
 
+#: How such a socket is listed, and why it cannot be registered. Go servers listen with it since Go 1.24.
+MPTCP = "mptcp"
+MPTCP_REFUSED = (
+    "Multipath TCP (protocol 262), which the kernel accepts in no socket map; fix: make the server listen "
+    "with plain TCP: GODEBUG=multipathtcp=0 in the environment of a Go program, or sysctl net.mptcp.enabled=0"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class SocketInfo:
     """A socket that can take packets: listening TCP, or bound and unconnected UDP.
 
-    `family` is 4 or 6; `cookie` is the kernel's number for it; `netns` the inode of its network namespace.
+    `family` is 4 or 6; `cookie` is the kernel's number for it; `netns` the inode of its network namespace;
+    `interface` the one that it is bound to (SO_BINDTODEVICE), empty for any.
     """
 
     protocol: Protocol
@@ -38,6 +55,17 @@ class SocketInfo:
     cookie: int
     reuseport: bool
     netns: int
+    interface: str = ""
+
+    @property
+    def warning(self) -> str:
+        """What is odd about it, though it can be registered; empty when nothing is."""
+        if not self.interface:
+            return ""
+        return (
+            f"{self} is bound to interface {self.interface} (SO_BINDTODEVICE): "
+            "its replies leave by this interface only, so clients that come in by another get none"
+        )
 
     def __str__(self) -> str:
         """As people write it: tcp 127.0.0.1:80."""
@@ -51,14 +79,13 @@ class UnsuitableError(Exception):
 
 def inspect(descriptor: int) -> SocketInfo:
     """Tell what `descriptor` is. Raises UnsuitableError unless it can take packets for a service."""
-    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-        raise UnsuitableError("this descriptor is not a socket")
-    with socket.socket(fileno=os.dup(descriptor)) as sock:
+    with _borrowed(descriptor) as sock:
         family = _FAMILIES.get(sock.family)
         if family is None:
             raise UnsuitableError("wrong family: the socket is neither IPv4 nor IPv6")
-        kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
-        protocol = _PROTOCOLS.get((kind, sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL)))
+        if sock.proto == _IPPROTO_MPTCP:
+            raise UnsuitableError(f"the socket at {_endpoint(sock)} is {MPTCP_REFUSED}")
+        protocol = _PROTOCOLS.get((sock.type, sock.proto))
         if protocol is None:
             raise UnsuitableError("wrong protocol: the socket is neither TCP nor UDP")
         host, port, *_ = sock.getsockname()
@@ -71,7 +98,54 @@ def inspect(descriptor: int) -> SocketInfo:
             int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little"),
             bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
             _namespace(sock),
+            _interface(sock),
         )
+
+
+def describe(descriptor: int) -> str | None:
+    """A socket that waits for clients, even if it cannot be registered; None for any other descriptor."""
+    try:
+        with _borrowed(descriptor) as sock:
+            name = MPTCP if sock.proto == _IPPROTO_MPTCP else _PROTOCOLS.get((sock.type, sock.proto))
+            if sock.family not in _FAMILIES or name is None:
+                return None
+            _check_state(sock, "udp" if name == "udp" else "tcp", sock.getsockname()[1])
+            return f"{name} {_endpoint(sock)}"
+    except (UnsuitableError, OSError):
+        return None
+
+
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """The descriptor as a socket object, of its true family, type and protocol, that does not close it."""
+    with _as_socket(descriptor, socket.AF_INET, socket.SOCK_STREAM, 0) as unknown:
+        kind, family, number = (unknown.getsockopt(socket.SOL_SOCKET, option) for option in _CLASS)
+    with _as_socket(descriptor, family, kind, number) as sock:
+        yield sock
+
+
+@contextmanager
+def _as_socket(descriptor: int, family: int, kind: int, number: int) -> Iterator[socket.socket]:
+    try:
+        sock = socket.socket(family, kind, number, descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ENOTSOCK, errno.EBADF):  # EBADF: opened with O_PATH
+            raise
+        raise UnsuitableError("this descriptor is not a socket") from None
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def _endpoint(sock: socket.socket) -> str:
+    host, port, *_ = sock.getsockname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _interface(sock: socket.socket) -> str:
+    name = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _MAX_NAME)
+    return name.rstrip(b"\0").decode(errors="replace")
 
 
 def _check_state(sock: socket.socket, protocol: Protocol, port: int) -> None:

@@ -1,13 +1,14 @@
 """How a listener talks to the activation service: one line of JSON each way over a UNIX stream socket.
 
-The sockets to register travel with the request's first byte as SCM_RIGHTS (unix(7)). The service answers once
-and closes.
+A client sends the whole line and, as SCM_RIGHTS (unix(7)), the sockets to register in one message: one call
+of sendmsg(2). The service reads the line first and receives no descriptor of a peer that may not register.
+It answers once and closes.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,15 +40,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of it: the sockets that the service has now, or the reason why nothing was changed."""
+    """What became of it: the sockets that the service has now, or the reason why nothing was changed.
+
+    `warnings` name what is odd about sockets that were registered.
+    """
 
     ok: bool
     why: str = ""
     sockets: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """The line to send."""
-        return json.dumps({"ok": self.ok, "why": self.why, "sockets": self.sockets}).encode() + b"\n"
+        return json.dumps(asdict(self)).encode() + b"\n"
 
 
 def parse_request(text: bytes) -> Request:
@@ -63,7 +68,12 @@ def parse_reply(text: bytes) -> Reply:
     """Read a reply. Raises ProtocolError for anything that is not one."""
     found = _parse(text)
     try:
-        return Reply(bool(found["ok"]), str(found["why"]), tuple(map(str, found["sockets"])))
+        return Reply(
+            bool(found["ok"]),
+            str(found["why"]),
+            tuple(map(str, found["sockets"])),
+            tuple(map(str, found.get("warnings", ()))),  # a service of an older release sends none
+        )
     except (KeyError, TypeError):
         raise ProtocolError("not a reply of the activation service") from None
 

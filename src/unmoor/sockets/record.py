@@ -95,7 +95,19 @@ class Record:
 
 
 def decode(data: bytes) -> Record:
-    """Read what Record.encode wrote. Raises UnmoorError for a record of another version of Unmoor."""
+    """Read what Record.encode wrote.
+
+    Raises UnmoorError for a record of another version of Unmoor, and for one that is damaged.
+    """
+    try:
+        return _decode(data)
+    except (zlib.error, ValueError, LookupError, TypeError):
+        raise UnmoorError(
+            "the record of what is loaded is damaged: run unmoor sockets unload, then unmoor sockets load"
+        ) from None
+
+
+def _decode(data: bytes) -> Record:
     size = int.from_bytes(data[:_SIZE], "little")
     plain = zlib.decompress(data[_SIZE : _SIZE + size])
     # The formats before 3 were JSON from the first byte.

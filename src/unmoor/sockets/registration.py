@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -18,20 +19,37 @@ from pathlib import Path
 from unmoor.errors import UnmoorError
 from unmoor.model import Protocol
 from unmoor.sockets import protocol
-from unmoor.sockets.descriptors import SocketInfo, UnsuitableError, inspect
+from unmoor.sockets.descriptors import MPTCP, MPTCP_REFUSED, SocketInfo, UnsuitableError, describe, inspect
 from unmoor.sockets.layout import SOCKET_SLOTS
 
 Endpoint = tuple[IPv4Address | IPv6Address, int]
 
 _SYS_PIDFD_GETFD = 438  # the same on every architecture
-_TIMEOUT = 15.0
+_TIMEOUT = 15
 _PAUSE = 0.05
+_MAX_SHOWN = 16  # sockets listed in an error
+_TIMEVAL = struct.Struct("@ll")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MissingError(Exception):
-    """The process has no such socket (yet); says which."""
+    """The process has no such socket (yet); says which, and which sockets it `has`."""
+
+    def __init__(self, why: str, has: Sequence[str] = ()) -> None:
+        super().__init__(why)
+        self.why = why
+        self.has = tuple(has)
+
+    def __str__(self) -> str:
+        """One screen at most."""
+        shown = self.has[:_MAX_SHOWN]
+        lines = [self.why, *(f"    it has  {text}" for text in shown)]
+        if len(self.has) > len(shown):
+            lines.append(f"    ... and {len(self.has) - len(shown)} more")
+        if any(text.startswith(f"{MPTCP} ") for text in self.has):
+            lines.append(f"    {MPTCP} is {MPTCP_REFUSED}")
+        return "\n".join(lines)
 
 
 def send(path: Path, request: protocol.Request, descriptors: Sequence[int] = ()) -> protocol.Reply:
@@ -41,7 +59,9 @@ def send(path: Path, request: protocol.Request, descriptors: Sequence[int] = ())
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-            door.settimeout(_TIMEOUT)
+            # The kernel's timeouts: with Python's, connect fails at once while the service's backlog is full.
+            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                door.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_TIMEOUT, 0))
             door.connect(os.fspath(path))
             if descriptors:
                 socket.send_fds(door, [request.encode()], descriptors)
@@ -77,7 +97,7 @@ def wait_for_sockets(
             return _collect(_read_pid(pid, pidfile), listen, kind)
         except MissingError as error:
             if time.monotonic() >= end:
-                raise MissingError(f"{error} (waited {patience:g} s)") from None
+                raise MissingError(f"{error.why} (waited {patience:g} s)", error.has) from None
             time.sleep(_PAUSE)
 
 
@@ -96,15 +116,19 @@ def _read_pid(pid: int | None, pidfile: Path | None) -> int:
 
 def _collect(pid: int, listen: Sequence[Endpoint], kind: Protocol) -> list[int]:
     found: dict[Endpoint, dict[int, int]] = {endpoint: {} for endpoint in listen}
+    has: dict[str, None] = {}  # each once, in order
     try:
-        for descriptor, info in _sockets(_family_tree(pid)):
-            members = found.get((info.address, info.port))
-            wanted = members is not None and info.protocol == kind and info.cookie not in members
-            if members is None or not wanted or len(members) >= SOCKET_SLOTS:
+        for descriptor in _sockets(_family_tree(pid)):
+            info = _suitable(descriptor)
+            text = str(info) if info else describe(descriptor)
+            if text:
+                has[text] = None
+            members = found.get((info.address, info.port)) if info and info.protocol == kind else None
+            if info is None or members is None or info.cookie in members or len(members) >= SOCKET_SLOTS:
                 os.close(descriptor)
             else:
                 members[info.cookie] = descriptor
-        _check_complete(found, pid, kind)
+        _check_complete(found, pid, kind, list(has))
     except BaseException:
         for descriptor in (each for members in found.values() for each in members.values()):
             os.close(descriptor)
@@ -112,10 +136,22 @@ def _collect(pid: int, listen: Sequence[Endpoint], kind: Protocol) -> list[int]:
     return [descriptor for members in found.values() for descriptor in members.values()]
 
 
-def _check_complete(found: dict[Endpoint, dict[int, int]], pid: int, kind: Protocol) -> None:
+def _check_complete(
+    found: dict[Endpoint, dict[int, int]], pid: int, kind: Protocol, has: Sequence[str]
+) -> None:
     for (address, port), members in found.items():
         if not members:
-            raise MissingError(f"process {pid} has no {kind} socket that listens at {address} port {port}")
+            raise MissingError(
+                f"process {pid} has no {kind} socket that listens at {address} port {port}",
+                has or [f"none that waits for clients, nor have its children: is {pid} the right process?"],
+            )
+
+
+def _suitable(descriptor: int) -> SocketInfo | None:
+    try:
+        return inspect(descriptor)
+    except UnsuitableError:
+        return None
 
 
 def _family_tree(pid: int) -> Iterator[int]:
@@ -130,8 +166,8 @@ def _family_tree(pid: int) -> Iterator[int]:
                     yield from _family_tree(int(child))
 
 
-def _sockets(pids: Iterable[int]) -> Iterator[tuple[int, SocketInfo]]:
-    """A copy of each suitable socket of these processes."""
+def _sockets(pids: Iterable[int]) -> Iterator[int]:
+    """A copy of each socket of these processes."""
     for pid in pids:
         try:
             pidfd = os.pidfd_open(pid)
@@ -140,14 +176,8 @@ def _sockets(pids: Iterable[int]) -> Iterator[tuple[int, SocketInfo]]:
         try:
             for number in _socket_numbers(pid):
                 copy = _copy(pidfd, number, pid)
-                if copy is None:
-                    continue
-                try:
-                    info = inspect(copy)
-                except UnsuitableError:
-                    os.close(copy)
-                else:
-                    yield copy, info
+                if copy is not None:
+                    yield copy
         finally:
             os.close(pidfd)
 

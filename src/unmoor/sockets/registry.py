@@ -47,8 +47,11 @@ class Registry:
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
 
-    def handle(self, request: Request, descriptors: Sequence[int], peer: Peer) -> tuple[str, ...]:
-        """Do what is asked; returns the sockets registered. Raises RefusedError, with nothing changed."""
+    def authorize(self, request: Request, peer: Peer) -> None:
+        """Whether the peer may ask this. Raises RefusedError. Needs none of the request's descriptors."""
+        self._authorized(request, peer)
+
+    def _authorized(self, request: Request, peer: Peer) -> tuple[Record, list[Service]]:
         try:
             record = read_current(self._pins)
         except UnmoorError as error:
@@ -63,6 +66,11 @@ class Registry:
                 f"user id {peer.uid} may not register {request.service!r}: "
                 "add the user to the service's users"
             )
+        return record, services
+
+    def handle(self, request: Request, descriptors: Sequence[int], peer: Peer) -> tuple[SocketInfo, ...]:
+        """Do what is asked; returns the sockets registered. Raises RefusedError, with nothing changed."""
+        record, services = self._authorized(request, peer)
         if request.verb == "unregister":
             if descriptors:
                 raise RefusedError("unregister takes no sockets")
@@ -72,7 +80,7 @@ class Registry:
 
     def _register(
         self, record: Record, label: str, services: Sequence[Service], descriptors: Sequence[int]
-    ) -> tuple[str, ...]:
+    ) -> tuple[SocketInfo, ...]:
         if not descriptors:
             raise RefusedError("no socket came with the request")
         allowed = {protocol for service in services for protocol in service.protocols}
@@ -95,7 +103,7 @@ class Registry:
         with libbpf.opened(self._pins.registry) as sockets:
             for number, members in groups.items():
                 _fill_slots(sockets, number, [descriptor for descriptor, _ in members])
-        return tuple(str(info) for members in groups.values() for _, info in members)
+        return tuple(info for members in groups.values() for _, info in members)
 
     def _unregister(self, record: Record, label: str) -> None:
         first = group(record.services[label], PROTOCOLS[0], FAMILIES[0])
