@@ -8,6 +8,7 @@ of its log.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +31,7 @@ from ctypes import (
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unmoor.errors import UnmoorError
 
@@ -50,6 +51,11 @@ _OBJ_GET = 7
 _SYSCALL_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 
 _LOG_SIZE = 1 << 20
+_MAX_PROGRAM_MAPS = 64  # MAX_USED_MAPS of the kernel
+
+#: What a pin can be. A descriptor of /proc/self/fd shows which: "anon_inode:bpf-map" and so on.
+Kind = Literal["map", "program", "link"]
+_KINDS: dict[str, Kind] = {"bpf-map": "map", "bpf-prog": "program", "bpf_link": "link", "bpf-link": "link"}
 
 
 class _OpenOptions(Structure):
@@ -127,9 +133,21 @@ class _MapInfo(Structure):
 
 
 class _ProgramInfo(Structure):
-    """`struct bpf_prog_info` up to the number."""
+    """`struct bpf_prog_info` up to the ids of its maps."""
 
-    _fields_ = (("type", c_uint32), ("id", c_uint32))
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("tag", c_uint8 * 8),
+        ("jited_prog_len", c_uint32),
+        ("xlated_prog_len", c_uint32),
+        ("jited_prog_insns", c_uint64),
+        ("xlated_prog_insns", c_uint64),
+        ("load_time", c_uint64),
+        ("created_by_uid", c_uint32),
+        ("nr_map_ids", c_uint32),
+        ("map_ids", c_uint64),
+    )
 
 
 class _LinkInfo(Structure):
@@ -216,7 +234,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError:
+    except OSError as error:
+        if os.strerror(errno.EMFILE) in str(error):
+            raise
         raise UnmoorError("libbpf.so.1 is missing: install the Debian package libbpf1") from None
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
@@ -282,6 +302,8 @@ class BpfObject:
     def load(self) -> None:
         """Create maps and programs. Raises UnmoorError with the verifier's last words."""
         result = _library().bpf_object__load(self._pointer)
+        if -result in (errno.EMFILE, errno.ENFILE):
+            _check(result)
         if result < 0:
             log = self._log.value.decode(errors="replace").strip().splitlines()
             detail = "\n    ".join(["", *log[-12:]])
@@ -343,28 +365,45 @@ def pin(fd: int, path: Path) -> None:
     _check(_library().bpf_obj_pin(fd, os.fsencode(path)), str(path))
 
 
-def open_pin(path: Path) -> int:
-    """A descriptor to read and write what is pinned at `path`."""
-    return _check(_library().bpf_obj_get(os.fsencode(path)), str(path))
+def open_pin(path: Path, kind: Kind | None = None) -> int:
+    """A descriptor to read and write what is pinned at `path`. Raises UnmoorError when it is no `kind`."""
+    return _of_kind(_check(_library().bpf_obj_get(os.fsencode(path)), str(path)), path, kind)
 
 
-def open_pin_to_read(path: Path) -> int:
-    """A descriptor of a pinned map that can only read: needs no more than read permission."""
+def open_pin_to_read(path: Path, kind: Kind | None = None) -> int:
+    """A descriptor of a pinned map that can only read: needs no more than read permission.
+
+    Raises UnmoorError when it is no `kind`.
+    """
     name = c_char_p(os.fsencode(path))
     attributes = _ObjectGet(pathname=ctypes.cast(name, c_void_p).value, file_flags=F_RDONLY)
     number = _SYSCALL_BPF.get(platform.machine())
     if number is None:
-        return open_pin(path)
+        return open_pin(path, kind)
     fd: int = _libc().syscall(number, _OBJ_GET, byref(attributes), c_size_t(sizeof(attributes)))
     if fd < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
-    return fd
+    return _of_kind(fd, path, kind)
+
+
+def _of_kind(fd: int, path: Path, kind: Kind | None) -> int:
+    """The descriptor, if it is of this kind: the kernel would read one's information as the other's."""
+    if kind is None:
+        return fd
+    found = _KINDS.get(str(Path(f"/proc/self/fd/{fd}").readlink()).removeprefix("anon_inode:").strip("[]"))
+    if found == kind:
+        return fd
+    os.close(fd)
+    raise UnmoorError(
+        f"{path}: this pin is a {found}, not a {kind}\n"
+        "    fix: remove it, then run unmoor sockets load, which makes it again"
+    )
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """What is pinned at `path`, for the length of a block."""
-    with closing(open_pin(path)) as fd:
+def opened(path: Path, kind: Kind | None = None) -> Iterator[int]:
+    """What is pinned at `path`, for the length of a block. Raises UnmoorError when it is no `kind`."""
+    with closing(open_pin(path, kind)) as fd:
         yield fd
 
 
@@ -449,6 +488,14 @@ def program_id(fd: int) -> int:
     info = _ProgramInfo()
     _info(fd, info)
     return int(info.id)
+
+
+def program_maps(fd: int) -> frozenset[int]:
+    """The ids of the maps that a program uses."""
+    ids = (c_uint32 * _MAX_PROGRAM_MAPS)()
+    info = _ProgramInfo(nr_map_ids=_MAX_PROGRAM_MAPS, map_ids=ctypes.addressof(ids))
+    _info(fd, info)
+    return frozenset(ids[: info.nr_map_ids])
 
 
 def link_info(fd: int) -> LinkInfo:
