@@ -80,7 +80,8 @@ struct counters {
 	__u64 wrong_family;   /* EAFNOSUPPORT */
 	__u64 wrong_protocol; /* EPROTOTYPE */
 	__u64 wrong_state;    /* ESOCKTNOSUPPORT */
-	__u64 already_chosen; /* EEXIST: another program chose a socket first */
+	/* Not an error: a program attached before this one had chosen a socket. */
+	__u64 replaced;
 	__u64 other_error;
 	__u64 zero;
 };
@@ -357,8 +358,6 @@ static __always_inline void count_error(struct counters *count, long error)
 		count->wrong_protocol++;
 	else if (error == -ESOCKTNOSUPPORT)
 		count->wrong_state++;
-	else if (error == -EEXIST)
-		count->already_chosen++;
 	else
 		count->other_error++;
 }
@@ -386,9 +385,14 @@ static __always_inline long assign(struct bpf_sk_lookup *ctx, __u32 group, __u64
 	return error;
 }
 
-/* Both programs below are this one: `explain` tells what `dispatch` would do and counts nothing. */
+/* Both programs below are this one: `explain` reports what `dispatch` would do and counts nothing.
+ *
+ * A hit replaces the choice of a program that was attached before (BPF_SK_LOOKUP_F_REPLACE). A miss
+ * cannot: the kernel keeps the last socket chosen, whatever a later program returns.
+ */
 static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 {
+	__u64 flags = explaining ? BPF_SK_LOOKUP_F_NO_REUSEPORT : BPF_SK_LOOKUP_F_REPLACE;
 	__u32 is_udp = ctx->protocol == IPPROTO_UDP;
 	__u32 is_ipv6 = ctx->family == FAMILY_IPV6;
 	__u32 key = ctx->local_port | is_udp << 16;
@@ -398,9 +402,13 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 	struct answer *answer = NULL;
 	struct roots roots;
 	__u32 group, zero = 0;
+	int had_socket;
 	long error;
 
 	if (explaining) {
+		/* A real packet: somebody attached `explain`. It decides nothing. */
+		if (ctx->remote_port || ctx->ingress_ifindex)
+			return SK_PASS;
 		answer = bpf_map_lookup_elem(&answers, &zero);
 		if (!answer)
 			return SK_DROP;
@@ -424,10 +432,11 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 		return SK_PASS;
 
 	group = leaf->service * 4 + is_udp * 2 + is_ipv6;
-	error = assign(ctx, group, explaining ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0);
+	had_socket = ctx->sk != NULL;
+	error = assign(ctx, group, flags);
 	/* Without a socket of its own an IPv4 packet may go to a dual-stack socket. */
 	if (error == 1 && !is_ipv6) {
-		error = assign(ctx, group + 1, explaining ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0);
+		error = assign(ctx, group + 1, flags);
 		if (error == -EAFNOSUPPORT)
 			error = 1;
 	}
@@ -447,8 +456,11 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 		count_ipv6(&target);
 	else
 		count_address((target.high >> 32) + leaf->address_base);
-	if (!error)
+	if (!error) {
+		if (had_socket)
+			count->replaced++;
 		return SK_PASS;
+	}
 	if (error == 1)
 		count->misses++;
 	else

@@ -42,9 +42,11 @@ COUNTERS = (
     "wrong_family",
     "wrong_protocol",
     "wrong_state",
-    "already_chosen",
+    "replaced",
     "other_error",
 )
+#: Those of look-ups that were refused since the socket could not take the packet.
+ERRORS = ("wrong_family", "wrong_protocol", "wrong_state", "other_error")
 #: struct answer: bound, service, length, ifindex, error, asked_ifindex.
 ANSWER = Struct("=IIIIiI")
 KEY = Struct("=I")

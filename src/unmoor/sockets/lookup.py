@@ -1,13 +1,13 @@
 """Asks the program itself: a test run of its twin `explain` over a generation's own table.
 
-`explain` is compiled from the same lines as `dispatch`, reads the same maps, and counts nothing.
+`explain` is compiled from the same lines as `dispatch`, reads the same maps, and counts nothing. It decides
+only about packets without a remote port and an interface, as those of a test run are; real ones pass, in case
+it is attached by mistake.
 """
 
 from __future__ import annotations
 
-import fcntl
 import mmap
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from unmoor.model import Protocol
 from unmoor.sockets import libbpf
 from unmoor.sockets.layout import ANSWER, CONTEXT, COOKIE, FAMILY_NUMBERS, PROTOCOL_NUMBERS
 
-#: What a test run's packet comes from; the program does not look at it.
-_REMOTE_PORT = b"\x30\x39\0\0"
+#: The port that a test run's packet comes from. `dispatch` ignores it; `explain` wants none.
+_REMOTE_PORT = 12345
 _PASS = 1
 
 
@@ -39,7 +39,9 @@ class Answer:
     error: int = 0
 
 
-def context(protocol: Protocol, address: IPv4Address | IPv6Address, port: int) -> bytes:
+def context(
+    protocol: Protocol, address: IPv4Address | IPv6Address, port: int, remote_port: int = _REMOTE_PORT
+) -> bytes:
     """`struct bpf_sk_lookup` of a packet to this address and port."""
     packed = address.packed
     ipv4, ipv6 = (packed, bytes(16)) if address.version == 4 else (bytes(4), packed)
@@ -49,7 +51,7 @@ def context(protocol: Protocol, address: IPv4Address | IPv6Address, port: int) -
         PROTOCOL_NUMBERS[protocol],
         bytes(4),
         bytes(16),
-        _REMOTE_PORT,
+        remote_port.to_bytes(2, "big") + bytes(2),
         ipv4,
         ipv6,
         port,
@@ -72,7 +74,7 @@ class Explainer:
         if ifindex != self._ifindex:
             ANSWER.pack_into(self._answers, 0, 0, 0, 0, 0, 0, ifindex)
             self._ifindex = ifindex
-        run = libbpf.run_test(self._program, context(protocol, address, port))
+        run = libbpf.run_test(self._program, context(protocol, address, port, remote_port=0))
         bound, service, length, condition, error, _ = ANSWER.unpack_from(self._answers)
         if not bound:
             return Answer(None)
@@ -82,13 +84,10 @@ class Explainer:
 
 @contextmanager
 def explainer(generation: Path) -> Iterator[Explainer]:
-    """The twin of the generation pinned at `generation`; one user at a time."""
-    directory = os.open(generation, os.O_RDONLY | os.O_DIRECTORY)
-    with libbpf.closing(directory):
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        with (
-            libbpf.opened(generation / "explain") as program,
-            libbpf.opened(generation / "answers") as answers,
-            mmap.mmap(answers, mmap.PAGESIZE) as memory,
-        ):
-            yield Explainer(program, memory)
+    """The twin of the generation pinned at `generation`. Call it with the guard held: one user at a time."""
+    with (
+        libbpf.opened(generation / "explain", "program") as program,
+        libbpf.opened(generation / "answers", "map") as answers,
+        mmap.mmap(answers, mmap.PAGESIZE) as memory,
+    ):
+        yield Explainer(program, memory)

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from unmoor.sockets.counts import address_counts
-from unmoor.sockets.layout import COUNTERS
+from unmoor.sockets.layout import ERRORS
 from unmoor.sockets.pins import Pins
 from unmoor.sockets.status import Status, read_status
 
@@ -63,6 +63,7 @@ def _services(status: Status) -> Iterator[Metric]:
     for name, text in (
         ("lookups", "Look-ups that matched a binding."),
         ("misses", "Look-ups refused because no socket was registered."),
+        ("replaced", "Look-ups that took over from another sk_lookup program, attached before."),
     ):
         counter = CounterMetricFamily(f"{_PREFIX}{name}", text, labels=_SERVICE)
         for labels, each in labelled:
@@ -72,7 +73,7 @@ def _services(status: Status) -> Iterator[Metric]:
         f"{_PREFIX}errors", "Look-ups refused: the socket cannot take them.", labels=(*_SERVICE, "error")
     )
     for labels, each in labelled:
-        for name in COUNTERS[2:]:
+        for name in ERRORS:
             errors.add_metric((*labels, name), each.counters[name])
     yield errors
     sockets = GaugeMetricFamily(f"{_PREFIX}registered", "Sockets registered.", labels=_SERVICE)

@@ -13,6 +13,7 @@ from unmoor.sockets.layout import (
     COOKIE,
     COUNTERS,
     COUNTERS_STRUCT,
+    ERRORS,
     KEY,
     PROTOCOLS,
     SOCKET_SLOTS,
@@ -37,7 +38,7 @@ class Destination:
     @property
     def errors(self) -> int:
         """Look-ups whose socket could not take the packet."""
-        return sum(self.counters[name] for name in COUNTERS[2:])
+        return sum(self.counters[name] for name in ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
