@@ -277,7 +277,7 @@ def test_a_conflict_changes_nothing(bed: Bed) -> None:
     with pytest.raises(UnmoorError, match="one service"):
         bed.load(WEB, {"label": "thief", "ports": [80]})
     assert sorted(path.name for path in bed.pins.root.iterdir()) == sorted(
-        ["addresses", "counters", "current", "link", "lock", "registry", "seen", "sockets"]
+        ["addresses", "counters", "current", "guard", "link", "lock", "registry", "seen", "sockets"]
     )
     with listener(says="four") as four:
         bed.register("web", four)

@@ -166,7 +166,10 @@ def diff(file: Path, as_json: bool, pins: Path) -> None:
 @click.option("--interface", default="", help="The interface that the packet comes in by.")
 @_json
 @_pins
-def explain(kind: Any, address: str, port: int, interface: str, as_json: bool, pins: Path) -> None:
+@_door
+def explain(
+    kind: Any, address: str, port: int, interface: str, as_json: bool, pins: Path, door: Path
+) -> None:
     """Say which binding, service and socket would take a packet, and why. Exit status 1 when none would."""
     from unmoor.sockets.explain import explain as ask  # noqa: PLC0415 - see load
     from unmoor.sockets.status import binding_as_json  # noqa: PLC0415 - see load
@@ -175,7 +178,7 @@ def explain(kind: Any, address: str, port: int, interface: str, as_json: bool, p
         target = ipaddress.ip_address(address)
     except ValueError:
         raise UnmoorError(f"{address!r} is not an IP address, such as 198.18.3.7 or 2001:db8::1") from None
-    found = ask(pinned.Pins(pins), kind, target, port, interface)
+    found = ask(pinned.Pins(pins), kind, target, port, interface, door)
     if as_json:
         binding = binding_as_json(found.binding) if found.binding else None
         losers = [binding_as_json(each) for each in found.losers]

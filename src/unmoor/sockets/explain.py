@@ -7,21 +7,25 @@ import os
 import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import Any
 
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding, Protocol
-from unmoor.sockets.generation import find_live
+from unmoor.sockets import protocol as wire
+from unmoor.sockets.generation import find_live, record_id
 from unmoor.sockets.lookup import Answer, explainer
-from unmoor.sockets.pins import Pins
+from unmoor.sockets.pins import GUARD_TIMEOUT, Pins
 from unmoor.sockets.precedence import order
 from unmoor.sockets.record import Record
+from unmoor.sockets.registration import send
 
+#: How often the service is asked again since a load came in between.
+_MAX_TRIES = 5
 _ERRORS = {
     -errno.EAFNOSUPPORT: "its socket is of the other address family",
     -errno.EPROTOTYPE: "its socket is of the other protocol",
     -errno.ESOCKTNOSUPPORT: "its socket is in a state that cannot take packets",
-    -errno.EEXIST: "another program chose a socket first",
 }
 
 
@@ -52,31 +56,79 @@ class Explanation:
 
 
 def explain(
-    pins: Pins, protocol: Protocol, address: IPv4Address | IPv6Address, port: int, interface: str = ""
+    pins: Pins,
+    protocol: Protocol,
+    address: IPv4Address | IPv6Address,
+    port: int,
+    interface: str = "",
+    service: Path = wire.SOCKET,
 ) -> Explanation:
-    """Ask the live generation. Raises UnmoorError when nothing is loaded."""
-    found = find_live(pins)
-    if found is None:
-        raise UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
-    directory, record = found
+    """Ask the live generation; who may only read asks the activation service at `service` to do it.
+
+    Raises UnmoorError when nothing is loaded, or the service refuses or does not answer.
+    """
+    question = wire.Question(protocol, address, port, _index(interface))
+    for _ in range(_MAX_TRIES):
+        live = find_live(pins)
+        if live is None:
+            raise _nothing_loaded(pins)
+        try:
+            generation, answer = ask(pins, question)
+        except PermissionError:
+            generation, answer = _ask_service(question, service)
+        if generation == live.id:
+            return _explanation(live.record, question, interface, answer)
+    raise UnmoorError("the dispatch table keeps changing: try again")
+
+
+def ask(pins: Pins, question: wire.Question, timeout: float = GUARD_TIMEOUT) -> tuple[int, Answer]:
+    """The answer of the live generation, after the id of the record that its numbers refer to.
+
+    Raises BusyError when a load takes longer than `timeout` seconds, UnmoorError when nothing is loaded, and
+    PermissionError when the caller may only read.
+    """
+    with pins.guarded(timeout):
+        directory = pins.live()
+        generation = record_id(directory) if directory else None
+        if directory is None or generation is None:
+            raise _nothing_loaded(pins)
+        with explainer(directory) as twin:
+            return generation, twin.ask(question.protocol, question.address, question.port, question.ifindex)
+
+
+def _nothing_loaded(pins: Pins) -> UnmoorError:
+    return UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
+
+
+def _ask_service(question: wire.Question, service: Path) -> tuple[int, Answer]:
+    reply = send(service, question)
+    if not reply.ok:
+        raise UnmoorError(f"the activation service refuses: {reply.why}")
+    try:
+        found: dict[str, Any] = dict(reply.answer or {})
+        return found.pop("generation"), Answer(**found)
+    except (KeyError, TypeError):
+        raise UnmoorError(f"not an answer of the activation service at {service}: update it") from None
+
+
+def _explanation(record: Record, question: wire.Question, interface: str, answer: Answer) -> Explanation:
+    protocol, address, port = question.protocol, question.address, question.port
     matching = _matching(record, protocol, address, port, interface)
-    with explainer(directory) as twin:
-        answer = twin.ask(protocol, address, port, _index(interface))
     if answer.service is None:
         return Explanation("pass", _not_bound(record, protocol, address, port), None, "", 0, ())
-    service = next(label for label, number in record.services.items() if number == answer.service)
+    label = next(label for label, number in record.services.items() if number == answer.service)
     binding = next(
         (
             each
             for each in matching
-            if (each.service, each.prefix.prefixlen) == (service, answer.length)
+            if (each.service, each.prefix.prefixlen) == (label, answer.length)
             and record.interfaces.get(each.interface, 0) == answer.ifindex
         ),
         None,
     )
     losers = tuple(each for each in matching if each != binding)
     verdict, why = _verdict(answer)
-    return Explanation(verdict, why, binding, service, answer.cookie, losers)
+    return Explanation(verdict, why, binding, label, answer.cookie, losers)
 
 
 def _matching(

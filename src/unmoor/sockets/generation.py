@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from unmoor.errors import UnmoorError
 from unmoor.model import EdgeDocument
@@ -35,7 +36,16 @@ from unmoor.sockets.layout import (
     SOCKET_SLOTS,
 )
 from unmoor.sockets.packed import Packed
-from unmoor.sockets.pins import ACCOUNT, PROGRAMS, SHARED, TABLE, Pins, own, remove
+from unmoor.sockets.pins import (
+    ACCOUNT,
+    PROGRAMS,
+    SHARED,
+    TABLE,
+    NothingLoadedError,
+    Pins,
+    protect,
+    remove,
+)
 from unmoor.sockets.record import Record, decode
 from unmoor.sockets.rules import Lines, Rule, difference
 from unmoor.sockets.verify import ROOM, claims, prove, rehearse
@@ -74,32 +84,60 @@ class Change:
         return bool(self.added or self.removed or self.new_program or self.others)
 
 
+class Live(NamedTuple):
+    """The live generation: its directory, its record, and the id of the record's map.
+
+    The directory's name may be another generation's a moment later. The id is this one's alone.
+    """
+
+    directory: Path
+    record: Record
+    id: int
+
+
 def read_record(generation: Path) -> Record | None:
     """The record of the generation pinned at `generation`; None when there is none."""
+    with _opened_record(generation) as fd:
+        return None if fd is None else _decoded(fd)
+
+
+def record_id(generation: Path) -> int | None:
+    """The id of the record's map; None when there is none."""
+    with _opened_record(generation) as fd:
+        return None if fd is None else libbpf.map_info(fd).id
+
+
+@contextmanager
+def _opened_record(generation: Path) -> Iterator[int | None]:
     path = generation / "record"
     try:
-        fd = libbpf.open_pin_to_read(path)
+        fd = libbpf.open_pin_to_read(path, "map")
     except FileNotFoundError:
-        return None
+        yield None
+        return
     except PermissionError:
         raise UnmoorError(
             f"may not read {path}: run this as root or as a member of group {ACCOUNT}"
         ) from None
     with libbpf.closing(fd):
-        size = libbpf.map_info(fd).value_size
-        return decode(libbpf.lookup(fd, KEY.pack(0), size) or b"")
+        yield fd
 
 
-def find_live(pins: Pins) -> tuple[Path, Record] | None:
-    """The live generation's directory and record; None when nothing is loaded.
+def _decoded(fd: int) -> Record:
+    return decode(libbpf.lookup(fd, KEY.pack(0), libbpf.map_info(fd).value_size) or b"")
+
+
+def find_live(pins: Pins) -> Live | None:
+    """The live generation; None when nothing is loaded.
 
     Waits while a load renames it.
     """
     for _ in range(_READ_TRIES):
         directory = pins.live()
-        record = read_record(directory) if directory else None
-        if directory and record:
-            return directory, record
+        if directory:
+            with _opened_record(directory) as fd:
+                if fd is not None:
+                    return Live(directory, _decoded(fd), libbpf.map_info(fd).id)
         if not pins.link.exists():
             return None
         time.sleep(_READ_PAUSE)
@@ -109,7 +147,7 @@ def find_live(pins: Pins) -> tuple[Path, Record] | None:
 def read_current(pins: Pins) -> Record | None:
     """The record of the live generation; None when nothing is loaded."""
     found = find_live(pins)
-    return found[1] if found else None
+    return found.record if found else None
 
 
 def plan(edge: EdgeDocument, code: bytes | None, pins: Pins, netns: Path = OWN_NETNS) -> Change:
@@ -133,10 +171,11 @@ def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -
 
     Raises InvalidInputError or UnmoorError with nothing changed.
     """
-    pins.create()
-    with pins.locked(), _opened_netns(netns) as namespace, _without_collector():
-        pins.settle()
+    with pins.created(), _opened_netns(netns) as namespace, _without_collector():
+        pins.protect()
         _check_namespace(pins, namespace)
+        with pins.guarded():
+            pins.settle()
         attached = pins.live_program() is not None
         running = read_record(pins.current)
         wanted = _Wanted(edge, netns)
@@ -144,24 +183,30 @@ def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -
         if not change.changed:
             return change
         earlier = [record for record in (running, read_record(pins.previous)) if record]
-        try:
-            _build(wanted, code, namespace, pins, earlier)
-        except BaseException:
-            remove(pins.new)
-            raise
-        _switch(pins, namespace)
-        pins.settle()
+        with ExitStack() as stack:
+            try:
+                unused = _build(wanted, code, namespace, pins, earlier)
+                stack.enter_context(pins.guarded())
+            except BaseException:
+                remove(pins.new)
+                raise
+            _clear(pins, unused)
+            _switch(pins, namespace)
+            pins.settle()
         return change
 
 
 def rollback(pins: Pins) -> Record:
     """Switch back to the generation before; doing it twice changes nothing in the end. Returns its record."""
-    with pins.locked():
+    with pins.locked(), pins.guarded():
         pins.settle()
         record = read_record(pins.previous)
         if record is None or pins.live_program() is None:
             raise UnmoorError(f"there is no generation to go back to at {pins.root}")
-        with libbpf.opened(pins.link) as link, libbpf.opened(pins.previous / "dispatch") as program:
+        with (
+            libbpf.opened(pins.link, "link") as link,
+            libbpf.opened(pins.previous / "dispatch", "program") as program,
+        ):
             libbpf.switch(link, program)
         pins.settle()
         return record
@@ -169,10 +214,11 @@ def rollback(pins: Pins) -> Record:
 
 def unload(pins: Pins) -> bool:
     """Detach and unpin everything; False when nothing was there."""
-    if not pins.root.exists():
+    try:
+        with pins.locked(), pins.guarded():
+            pins.clear()
+    except NothingLoadedError:
         return False
-    with pins.locked():
-        remove(pins.root)
     return True
 
 
@@ -206,8 +252,12 @@ def _interfaces(edge: EdgeDocument, netns: Path) -> dict[str, int]:
         ) from None
 
 
-def _build(wanted: _Wanted, code: bytes, namespace: int, pins: Pins, earlier: list[Record]) -> None:
-    """Pin the new generation at `pins.new`, proved; nothing runs it yet."""
+def _build(wanted: _Wanted, code: bytes, namespace: int, pins: Pins, earlier: list[Record]) -> frozenset[int]:
+    """Pin the new generation at `pins.new`, proved; nothing runs it yet.
+
+    Returns the ids of services that no earlier generation used: what older maps hold for them belongs to
+    services of long ago.
+    """
     counters = allocate_counters(wanted.rules, *(record.counted for record in earlier))
     record = Record(
         generation=1 + max((record.generation for record in earlier), default=0),
@@ -230,32 +280,27 @@ def _build(wanted: _Wanted, code: bytes, namespace: int, pins: Pins, earlier: li
         for name in SHARED:
             if name not in shared:
                 libbpf.pin(bpf.map_fd(name), pins.root / name)
-            own(pins.root / name, 0o640)
         if not pins.registry.exists():
             libbpf.pin(bpf.map_fd("sockets"), pins.registry)
-        own(pins.registry, 0o600, ACCOUNT)
         if earlier:
-            _clear(record, earlier, bpf.map_fd("sockets"), bpf.map_fd("counters"))
             record = replace(record, begins=begins(bpf.map_fd("addresses"), counters, earlier))
 
         pins.new.mkdir(mode=0o750)
-        own(pins.new, 0o750)
         for name in TABLE:
             libbpf.pin(bpf.map_fd(name), pins.new / name)
-            own(pins.new / name, 0o640)
         for name in PROGRAMS:
             libbpf.pin(bpf.program_fd(name), pins.new / name)
-        own(pins.new / "dispatch", 0o600)
-        # To ask takes writing; and the kernel opens programs to read and write only.
-        own(pins.new / "explain", 0o660)
-        own(pins.new / "answers", 0o660)
         data = record.encode()
         with libbpf.closing(
             libbpf.create_map(libbpf.MAP_ARRAY, "record", KEY.size, len(data), 1, libbpf.F_MMAPABLE)
         ) as fd:
             _fill(fd, data)
             libbpf.pin(fd, pins.new / "record")
-        own(pins.new / "record", 0o640)
+    pins.protect()
+    if not shared and not earlier:
+        return frozenset()
+    used = {number for old in earlier for number in old.services.values()}
+    return frozenset(record.services.values()) - used
 
 
 def _loaded(
@@ -291,7 +336,7 @@ def _shared(pins: Pins, stack: ExitStack) -> dict[str, int]:
         path = pins.root / name
         if not path.exists():
             continue
-        found[name] = stack.enter_context(libbpf.opened(path))
+        found[name] = stack.enter_context(libbpf.opened(path, "map"))
         info = libbpf.map_info(found[name])
         if (info.value_size, info.max_entries) != _SHAPES[name]:
             raise UnmoorError(
@@ -312,28 +357,33 @@ def _pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def _clear(record: Record, earlier: list[Record], sockets: int, counters: int) -> None:
-    """Ids that no generation used may hold what services of long ago left: begin afresh."""
-    used = {number for old in earlier for number in old.services.values()}
+def _clear(pins: Pins, ids: frozenset[int]) -> None:
+    """Empty the slots and counters of these services. Call it with the guard held."""
+    if not ids:
+        return
     zero = bytes(COUNTERS_STRUCT.size * libbpf.possible_cpus())
-    for number in set(record.services.values()) - used:
-        for group in range(number * GROUPS_PER_SERVICE, (number + 1) * GROUPS_PER_SERVICE):
-            libbpf.update(counters, KEY.pack(group), zero)
-            for slot in range(group * SOCKET_SLOTS, (group + 1) * SOCKET_SLOTS):
-                libbpf.delete(sockets, KEY.pack(slot))
+    with (
+        libbpf.opened(pins.root / "sockets", "map") as sockets,
+        libbpf.opened(pins.root / "counters", "map") as counters,
+    ):
+        for number in ids:
+            for group in range(number * GROUPS_PER_SERVICE, (number + 1) * GROUPS_PER_SERVICE):
+                libbpf.update(counters, KEY.pack(group), zero)
+                for slot in range(group * SOCKET_SLOTS, (group + 1) * SOCKET_SLOTS):
+                    libbpf.delete(sockets, KEY.pack(slot))
 
 
 def _switch(pins: Pins, namespace: int) -> None:
     """Run the new generation's program from the next packet on."""
-    with libbpf.opened(pins.new / "dispatch") as program:
+    with libbpf.opened(pins.new / "dispatch", "program") as program:
         if pins.live_program() is not None:
-            with libbpf.opened(pins.link) as link:
+            with libbpf.opened(pins.link, "link") as link:
                 libbpf.switch(link, program)
             return
         pins.link.unlink(missing_ok=True)  # its network namespace is gone
         with libbpf.closing(libbpf.attach(program, namespace)) as link:
             libbpf.pin(link, pins.link)
-        own(pins.link, 0o600)
+        protect(pins.link)
 
 
 @contextmanager
@@ -352,7 +402,7 @@ def _without_collector() -> Iterator[None]:
 def _opened_netns(path: Path) -> Iterator[int]:
     try:
         fd = os.open(path, os.O_RDONLY)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UnmoorError(f"no network namespace at {path}: {error.strerror}") from None
     with libbpf.closing(fd):
         yield fd
@@ -361,7 +411,7 @@ def _opened_netns(path: Path) -> Iterator[int]:
 def _check_namespace(pins: Pins, namespace: int) -> None:
     if pins.live_program() is None:
         return
-    with libbpf.opened(pins.link) as link:
+    with libbpf.opened(pins.link, "link") as link:
         attached = libbpf.link_info(link).netns
     if attached != os.fstat(namespace).st_ino:
         raise UnmoorError(

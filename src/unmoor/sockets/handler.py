@@ -104,6 +104,8 @@ class Handler:
             if text is None:
                 return None
             request = protocol.parse_request(text)
+            if isinstance(request, protocol.Question):
+                return protocol.Reply(True, answer=self._registry.explain(request, peer))
             label = request.service
             self._registry.authorize(request, peer)
             _receive(sock, descriptors)

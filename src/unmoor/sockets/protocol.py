@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Literal
 
+from unmoor.model import Protocol
 from unmoor.sockets.layout import FAMILIES, PROTOCOLS, SOCKET_SLOTS
 
 SOCKET = Path("/run/unmoor/activation.sock")
@@ -39,29 +41,69 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """Asks what becomes of a packet to `address` and `port` from interface `ifindex` (0 for none)."""
+
+    protocol: Protocol
+    address: IPv4Address | IPv6Address
+    port: int
+    ifindex: int = 0
+
+    def encode(self) -> bytes:
+        """The line to send."""
+        return json.dumps({"verb": "explain", **asdict(self), "address": str(self.address)}).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What became of it: the sockets that the service has now, or the reason why nothing was changed.
 
-    `warnings` name what is odd about sockets that were registered.
+    `warnings` name what is odd about sockets that were registered; `answer` is what a question gets, see
+    `registry.explain`.
     """
 
     ok: bool
     why: str = ""
     sockets: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    answer: dict[str, int | None] | None = None
 
     def encode(self) -> bytes:
         """The line to send."""
         return json.dumps(asdict(self)).encode() + b"\n"
 
 
-def parse_request(text: bytes) -> Request:
+def parse_request(text: bytes) -> Request | Question:
     """Read a request. Raises ProtocolError for anything that is not one."""
     found = _parse(text)
+    if found.get("verb") == "explain":
+        return _parse_question(found)
     verb, service = found.get("verb"), found.get("service")
     if verb not in ("register", "unregister") or not isinstance(service, str) or len(found) != 2:
         raise ProtocolError('not a request: {"verb": "register" or "unregister", "service": LABEL}')
     return Request(verb, service)
+
+
+def _parse_question(found: dict[str, Any]) -> Question:
+    try:
+        address = ip_address(str(found.get("address")))
+    except ValueError:
+        raise ProtocolError("not a question: address is not an IP address") from None
+    if (
+        found.get("protocol") not in PROTOCOLS
+        or len(found) != 5
+        or not _is_number(found.get("port"), 1, (1 << 16) - 1)
+        or not _is_number(found.get("ifindex"), 0, (1 << 31) - 1)
+    ):
+        raise ProtocolError(
+            'not a question: {"verb": "explain", "protocol": "tcp" or "udp", '
+            '"address": ADDRESS, "port": PORT, "ifindex": NUMBER}'
+        )
+    return Question(found["protocol"], address, found["port"], found["ifindex"])
+
+
+def _is_number(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def parse_reply(text: bytes) -> Reply:
@@ -73,6 +115,7 @@ def parse_reply(text: bytes) -> Reply:
             str(found["why"]),
             tuple(map(str, found["sockets"])),
             tuple(map(str, found.get("warnings", ()))),  # a service of an older release sends none
+            found.get("answer"),
         )
     except (KeyError, TypeError):
         raise ProtocolError("not a reply of the activation service") from None

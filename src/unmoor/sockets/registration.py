@@ -52,7 +52,9 @@ class MissingError(Exception):
         return "\n".join(lines)
 
 
-def send(path: Path, request: protocol.Request, descriptors: Sequence[int] = ()) -> protocol.Reply:
+def send(
+    path: Path, request: protocol.Request | protocol.Question, descriptors: Sequence[int] = ()
+) -> protocol.Reply:
     """Send one request to the activation service and wait for its answer.
 
     Raises UnmoorError when nobody answers at `path`.

@@ -1,19 +1,24 @@
-"""Puts sockets into the slots of a service, all or none, for whoever may do so."""
+"""Puts sockets into the slots of a service, all or none, for whoever may; asks `explain` for readers."""
 
 from __future__ import annotations
 
 import grp
 import os
 import pwd
+import stat
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from unmoor.errors import UnmoorError
 from unmoor.model import Service
 from unmoor.sockets import libbpf
 from unmoor.sockets.descriptors import SocketInfo, UnsuitableError, inspect
-from unmoor.sockets.generation import OWN_NETNS, read_current
+from unmoor.sockets.explain import ask
+from unmoor.sockets.generation import OWN_NETNS, Live, find_live, record_id
 from unmoor.sockets.layout import (
     DESCRIPTOR,
     FAMILIES,
@@ -23,9 +28,17 @@ from unmoor.sockets.layout import (
     SOCKET_SLOTS,
     group,
 )
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.protocol import MOST_DESCRIPTORS, Request
+from unmoor.sockets.pins import ACCOUNT, BusyError, Pins
+from unmoor.sockets.protocol import MOST_DESCRIPTORS, Question, Request
 from unmoor.sockets.record import Record
+
+#: Seconds that a request waits for a load to switch generations. The service answers nobody else meanwhile.
+GUARD_TIMEOUT = 0.5
+#: How often a registration begins again since the generation has changed meanwhile.
+_MAX_TRIES = 5
+
+#: Sockets of a request by their group of slots: descriptor and description.
+_Groups = dict[int, list[tuple[int, SocketInfo]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,50 +54,88 @@ class RefusedError(Exception):
     """The request is refused; says why. Nothing was changed."""
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _refusing(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Make what an operator can fix the reason of a refusal."""
+
+    @wraps(function)
+    def refusing(*arguments: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            return function(*arguments, **options)
+        except BusyError:
+            raise RefusedError("the dispatch table is being changed: try again") from None
+        except UnmoorError as error:
+            raise RefusedError(str(error)) from None
+
+    return refusing
+
+
 class Registry:
     """The sockets of all services, as the running generation knows them."""
 
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
 
+    @_refusing
     def authorize(self, request: Request, peer: Peer) -> None:
         """Whether the peer may ask this. Raises RefusedError. Needs none of the request's descriptors."""
-        self._authorized(request, peer)
+        _authorized(self._live().record, request.service, peer)
 
-    def _authorized(self, request: Request, peer: Peer) -> tuple[Record, list[Service]]:
-        try:
-            record = read_current(self._pins)
-        except UnmoorError as error:
-            raise RefusedError(str(error)) from None
-        if record is None:
-            raise RefusedError("no dispatch table is loaded: run unmoor sockets load")
-        services = [service for service in record.declared if service.label == request.service]
-        if not services:
-            raise RefusedError(f"unknown service {request.service!r}: add it to the inventory's services")
-        if not any(may_register(service, peer) for service in services):
-            raise RefusedError(
-                f"user id {peer.uid} may not register {request.service!r}: "
-                "add the user to the service's users"
-            )
-        return record, services
-
+    @_refusing
     def handle(self, request: Request, descriptors: Sequence[int], peer: Peer) -> tuple[SocketInfo, ...]:
-        """Do what is asked; returns the sockets registered. Raises RefusedError, with nothing changed."""
-        record, services = self._authorized(request, peer)
+        """Do what is asked; returns the sockets registered. Raises RefusedError, with nothing changed.
+
+        What takes time is done first. The guard is held only for the write, and only while the generation is
+        still the one that was read: no load gives another service the ids that are written to.
+        """
+        for _ in range(_MAX_TRIES):
+            live = self._live()
+            services = _authorized(live.record, request.service, peer)
+            groups = self._prepared(live.record, request, services, descriptors)
+            with self._pins.guarded(GUARD_TIMEOUT):
+                directory = self._pins.live()
+                if directory and record_id(directory) == live.id:
+                    self._write(directory, groups)
+                    return tuple(info for members in groups.values() for _, info in members)
+        raise RefusedError("the dispatch table keeps changing: try again")
+
+    @_refusing
+    def explain(self, question: Question, peer: Peer) -> dict[str, int | None]:
+        """What `lookup.Answer` holds, and `generation`: the id of the record that its numbers refer to.
+
+        For root and whoever may read the pins. Costs one test run. Raises RefusedError.
+        """
+        if not _may_read(self._pins.root, peer):
+            raise RefusedError(
+                f"user id {peer.uid} may not see what is loaded: "
+                f"run this as root or as a member of group {ACCOUNT}"
+            )
+        generation, answer = ask(self._pins, question, GUARD_TIMEOUT)
+        return {"generation": generation, **asdict(answer)}
+
+    def _live(self) -> Live:
+        found = find_live(self._pins)
+        if found is None:
+            raise RefusedError("no dispatch table is loaded: run unmoor sockets load")
+        return found
+
+    def _prepared(
+        self, record: Record, request: Request, services: Sequence[Service], descriptors: Sequence[int]
+    ) -> _Groups:
+        """The sockets by their group of slots, checked; to unregister, every group without one."""
+        label = request.service
         if request.verb == "unregister":
             if descriptors:
                 raise RefusedError("unregister takes no sockets")
-            self._unregister(record, request.service)
-            return ()
-        return self._register(record, request.service, services, descriptors)
-
-    def _register(
-        self, record: Record, label: str, services: Sequence[Service], descriptors: Sequence[int]
-    ) -> tuple[SocketInfo, ...]:
+            first = group(record.services[label], PROTOCOLS[0], FAMILIES[0])
+            return {number: [] for number in range(first, first + GROUPS_PER_SERVICE)}
         if not descriptors:
             raise RefusedError("no socket came with the request")
         allowed = {protocol for service in services for protocol in service.protocols}
-        groups: dict[int, list[tuple[int, SocketInfo]]] = defaultdict(list)
+        groups: _Groups = defaultdict(list)
         for descriptor in descriptors:
             try:
                 info = inspect(descriptor)
@@ -100,16 +151,18 @@ class Registry:
         for members in groups.values():
             _check_group([info for _, info in members])
         self._prove([descriptor for members in groups.values() for descriptor, _ in members])
-        with libbpf.opened(self._pins.registry) as sockets:
+        return groups
+
+    def _write(self, directory: Path, groups: _Groups) -> None:
+        with libbpf.opened(self._pins.registry, "map") as sockets:
+            with libbpf.opened(directory / "explain", "program") as program:
+                if libbpf.map_info(sockets).id not in libbpf.program_maps(program):
+                    raise RefusedError(
+                        f"{self._pins.registry} is not the map that the dispatch program uses: "
+                        "run unmoor sockets load, which restores it"
+                    )
             for number, members in groups.items():
                 _fill_slots(sockets, number, [descriptor for descriptor, _ in members])
-        return tuple(info for members in groups.values() for _, info in members)
-
-    def _unregister(self, record: Record, label: str) -> None:
-        first = group(record.services[label], PROTOCOLS[0], FAMILIES[0])
-        with libbpf.opened(self._pins.registry) as sockets:
-            for number in range(first, first + GROUPS_PER_SERVICE):
-                _fill_slots(sockets, number, [])
 
     @staticmethod
     def _prove(descriptors: Sequence[int]) -> None:
@@ -124,6 +177,27 @@ class Registry:
                     raise RefusedError(
                         f"the kernel refuses the socket: {os.strerror(error.errno or 0)}"
                     ) from None
+
+
+def _authorized(record: Record, label: str, peer: Peer) -> list[Service]:
+    """The services of this label. Raises RefusedError when there is none, or the peer may not register it."""
+    services = [service for service in record.declared if service.label == label]
+    if not services:
+        raise RefusedError(f"unknown service {label!r}: add it to the inventory's services")
+    if not any(may_register(service, peer) for service in services):
+        raise RefusedError(
+            f"user id {peer.uid} may not register {label!r}: add the user to the service's users"
+        )
+    return services
+
+
+def _may_read(path: Path, peer: Peer) -> bool:
+    """Whether a path's mode lets root, or the peer as a member of its group, read it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return peer.uid == 0
+    return peer.uid == 0 or (found.st_gid in peer.groups and bool(found.st_mode & stat.S_IRGRP))
 
 
 def _check_group(members: Sequence[SocketInfo]) -> None:
