@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 
 import click
@@ -21,6 +23,9 @@ COMMANDS = {
     "validate": ("unmoor.commands.validate", "Check a document against its schema."),
     "sockets": ("unmoor.commands.sockets", "The sk_lookup half: dispatch table, sockets, counters."),
 }
+
+
+_MORE_DESCRIPTORS = "raise it: ulimit -n 1024, or LimitNOFILE=1024 in the unit"
 
 
 class _LazyGroup(click.Group):
@@ -51,4 +56,11 @@ def main() -> None:
         cli()
     except UnmoorError as error:
         click.echo(f"unmoor: {error}", err=True)
+        sys.exit(2)
+    except (OSError, ImportError) as error:
+        # An import opens files, too; of a shared library the error is text alone.
+        limits = (errno.EMFILE, errno.ENFILE)
+        if getattr(error, "errno", None) not in limits and os.strerror(errno.EMFILE) not in str(error):
+            raise
+        click.echo(f"unmoor: file descriptor limit reached\n    fix: {_MORE_DESCRIPTORS}", err=True)
         sys.exit(2)

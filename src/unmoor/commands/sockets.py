@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import ipaddress
 import json
@@ -31,7 +32,11 @@ CONFIG = Path("/etc/unmoor/edge.json")
 
 _PATH = click.Path(path_type=Path)
 _pins = click.option(
-    "--pins", type=_PATH, default=pinned.DEFAULT, show_default=True, help="Directory of the pins, on a bpffs."
+    "--pins",
+    type=click.Path(path_type=Path, readable=False),  # who may not read gets our error
+    default=pinned.DEFAULT,
+    show_default=True,
+    help="Directory of the pins, on a bpffs.",
 )
 _door = click.option(
     "--socket", "door", type=_PATH, default=protocol.SOCKET, show_default=True, help="The activation service."
@@ -39,7 +44,32 @@ _door = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
+#: The fix of what the kernel refuses, by errno.
+_FIXES = {
+    errno.EACCES: "run this as root; members of group unmoor may read",
+    errno.EPERM: "run this as root; a unit needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+    errno.ENOMEM: "free memory, or raise the unit's MemoryMax=",
+    errno.ENOSPC: "free memory, or use a shorter document",
+    errno.EROFS: "add the directory of the pins to the unit's ReadWritePaths=",
+}
+
+
+class _Sockets(click.Group):
+    """What the kernel refuses is one line with its fix."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EMFILE, errno.ENFILE):
+                raise  # the reader of our output is gone, which click ends quietly; or no matter of ours
+            place = f"{error.filename}: " if error.filename else ""
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            fix = _FIXES.get(error.errno or 0, "run this as root; docs/sockets.md has the limits")
+            raise UnmoorError(f"{place}{reason}\n    fix: {fix}") from None
+
+
+@click.group(cls=_Sockets)
 def cli() -> None:
     """The sk_lookup half: dispatch table, sockets, counters."""
 
@@ -74,6 +104,8 @@ def load(
     edge, code = _edge(config), _object(object_file)
     apply = generation.plan if check else generation.load
     change = apply(edge, code, pinned.Pins(pins), netns or generation.OWN_NETNS)
+    for repair in change.repairs:
+        click.echo(f"{'would repair' if check else 'repaired'}: {repair}", err=True)
     _print_change(change, check, as_json)
 
 
@@ -115,6 +147,7 @@ def _print_change(change: Change, check: bool, as_json: bool) -> None:
                     "added": [binding_as_json(binding) for binding in change.added],
                     "removed": [binding_as_json(binding) for binding in change.removed],
                     "program": "new" if change.new_program else "same",
+                    "repairs": list(change.repairs),
                 }
             )
         )

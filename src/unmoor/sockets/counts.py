@@ -13,7 +13,7 @@ from unmoor.sockets import libbpf
 from unmoor.sockets.addresses import totals
 from unmoor.sockets.generation import read_current
 from unmoor.sockets.layout import ADDRESS_CHUNK, COUNTERS_OF_ADDRESSES, KEY, SEEN, SEEN_SETS, SEEN_WAYS
-from unmoor.sockets.pins import Pins
+from unmoor.sockets.pins import Pins, opened_shared
 from unmoor.sockets.record import Record
 
 
@@ -31,7 +31,7 @@ def address_counts(pins: Pins) -> dict[IPv4Address | IPv6Address, int]:
 
 def _ipv4(pins: Pins, record: Record) -> Iterator[tuple[IPv4Address, int]]:
     counts = array("Q", bytes(8 * COUNTERS_OF_ADDRESSES))
-    with libbpf.closing(libbpf.open_pin_to_read(pins.root / "addresses")) as fd:
+    with opened_shared(pins, "addresses") as fd:
         for chunk, values in totals(fd):
             counts[chunk * ADDRESS_CHUNK : (chunk + 1) * ADDRESS_CHUNK] = array("Q", values)
     for start, size, first in record.counted:
@@ -45,7 +45,7 @@ def _ipv6(pins: Pins) -> Iterator[tuple[IPv6Address, int]]:
     """Addresses seen, summed over the processors, each of which has a table of its own."""
     size = SEEN.size * SEEN_WAYS * libbpf.possible_cpus()
     totals: dict[int, int] = defaultdict(int)
-    with libbpf.closing(libbpf.open_pin_to_read(pins.root / "seen")) as fd:
+    with opened_shared(pins, "seen") as fd:
         for number in range(SEEN_SETS):
             for high, low, count in SEEN.iter_unpack(libbpf.lookup(fd, KEY.pack(number), size) or b""):
                 if count:

@@ -47,6 +47,7 @@ from unmoor.sockets.pins import (
     remove,
 )
 from unmoor.sockets.record import Record, decode
+from unmoor.sockets.repair import check_rollback, missing, repair
 from unmoor.sockets.rules import Lines, Rule, difference
 from unmoor.sockets.verify import ROOM, claims, prove, rehearse
 
@@ -77,11 +78,12 @@ class Change:
     removed: Lines
     new_program: bool
     others: bool
+    repairs: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.added or self.removed or self.new_program or self.others)
+        return bool(self.added or self.removed or self.new_program or self.others or self.repairs)
 
 
 class Live(NamedTuple):
@@ -152,7 +154,10 @@ def read_current(pins: Pins) -> Record | None:
 
 def plan(edge: EdgeDocument, code: bytes | None, pins: Pins, netns: Path = OWN_NETNS) -> Change:
     """What `load` would change; changes nothing. Without `code` programs are not compared."""
-    return _difference(read_current(pins), _Wanted(edge, netns), code)
+    running = read_current(pins)
+    change = _difference(running, _Wanted(edge, netns), code)
+    lacking = missing(pins) if running else ()
+    return replace(change, repairs=tuple(f"the pin {name} is missing" for name in lacking))
 
 
 class _Wanted:
@@ -176,10 +181,13 @@ def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -
         _check_namespace(pins, namespace)
         with pins.guarded():
             pins.settle()
+            repairs = repair(pins)
         attached = pins.live_program() is not None
         running = read_record(pins.current)
         wanted = _Wanted(edge, netns)
-        change = _difference(running if attached else None, wanted, code)
+        change = replace(
+            _difference(running if attached else None, wanted, code), repairs=repairs if attached else ()
+        )
         if not change.changed:
             return change
         earlier = [record for record in (running, read_record(pins.previous)) if record]
@@ -203,6 +211,7 @@ def rollback(pins: Pins) -> Record:
         record = read_record(pins.previous)
         if record is None or pins.live_program() is None:
             raise UnmoorError(f"there is no generation to go back to at {pins.root}")
+        check_rollback(pins)
         with (
             libbpf.opened(pins.link, "link") as link,
             libbpf.opened(pins.previous / "dispatch", "program") as program,

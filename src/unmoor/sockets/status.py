@@ -19,7 +19,7 @@ from unmoor.sockets.layout import (
     SOCKET_SLOTS,
     group,
 )
-from unmoor.sockets.pins import Pins
+from unmoor.sockets.pins import Pins, opened_shared
 from unmoor.sockets.precedence import order
 from unmoor.sockets.record import Record
 
@@ -125,8 +125,8 @@ def _destinations(pins: Pins, record: Record) -> list[Destination]:
     )
     found = []
     with (
-        libbpf.closing(libbpf.open_pin_to_read(pins.root / "counters")) as counters,
-        libbpf.closing(libbpf.open_pin_to_read(pins.root / "sockets")) as sockets,
+        opened_shared(pins, "counters") as counters,
+        opened_shared(pins, "sockets") as sockets,
     ):
         for service, protocol, family in wanted:
             number = record.services[service]
