@@ -21,8 +21,8 @@ short_description: Put files in place, all validated before the first one lands
 description:
   - Writes each file that differs beside its place, validates all of them, and only then renames them, one
     after the other, over one connection. Missing directories above a file are made (C(0755), root).
-  - Nothing stays beside the places when a write fails; what a run that was killed left there is removed by the
-    next one, also when no file differs.
+  - Nothing stays beside the places when a write fails; what a run that was killed left there is removed by
+    the next one, also when no file differs.
   - In check mode nothing is written, and the differences are the same, also on a host that has none of this.
 options:
   files:
@@ -75,8 +75,8 @@ FILE = {
     "validate": {"type": "str"},
 }
 
-#: How what is written beside a place is called. The dot keeps programs that read whole directories from taking
-#: it for one of theirs.
+#: How what is written beside a place is called. The dot keeps programs that read whole directories from
+#: taking it for one of theirs.
 TEMPORARY = ".unmoor-"
 #: Held while files are written, so that what lies beside the places without it was left by a killed run. In a
 #: directory of root's: a lock that others can open is one that others can hold.
@@ -120,7 +120,7 @@ def difference(file):
 
 
 def write_beside(file):
-    """Write the file beside its place, with its permissions; returns where. Raises WriteError, leaving nothing."""
+    """Write the file beside its place, with its permissions; returns where. Raises WriteError."""
     folder = os.path.dirname(file["path"])
     name = None
     try:

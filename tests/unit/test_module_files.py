@@ -14,9 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(
-    *files: dict[str, Any], check: bool = False, within: tuple[str | Path, ...] = ()
-) -> dict[str, Any]:
+def run(*files: dict[str, Any], check: bool = False, within: tuple[str | Path, ...] = ()) -> dict[str, Any]:
     """What the module returns; `within` is a command that runs Ansible, such as unshare."""
     environment = os.environ | {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -74,7 +72,7 @@ def names_in(directory: Path) -> list[str]:
 
 
 def on_small_disk(size: str, directory: Path, log: Path) -> tuple[str | Path, ...]:
-    """A command that runs another one with a file system of `size` at `directory`, then lists that into `log`."""
+    """A command that runs another with a file system of `size` at `directory`, then lists that into `log`."""
     script = f'mount -t tmpfs -o {size} none "$0"; "$@"; status=$?; ls -A "$0" > {log}; exit $status'
     return ("unshare", "--mount", "sh", "-c", script, directory)
 

@@ -196,9 +196,7 @@ def upgrade(control: Path, program: Path | None) -> None:
 @_control_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--metrics", is_flag=True, help="Print Prometheus' text format.")
-@click.option(
-    "--text", is_flag=True, help="With --json: the document in force as well. It may hold secrets."
-)
+@click.option("--text", is_flag=True, help="With --json: the document in force as well. It may hold secrets.")
 def status(control: Path, as_json: bool, metrics: bool, text: bool) -> None:
     """Show the generation in force, the workers, and what was answered."""
     from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick

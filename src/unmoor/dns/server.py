@@ -452,7 +452,8 @@ class Server:
             text = Text.of(self._config)
             document = parse(DnsDocument, text.text, str(self._config))
             changes = describe_change(old, document)
-            if document != old:
+            half_switched = any(each.document != self._text.digest for each in self._processes.values())
+            if document != old or half_switched:
                 self._replace(self._build(document, old), text)
                 self._document, self._text = document, text
                 self._transfers.follow(document)
