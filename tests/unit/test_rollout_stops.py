@@ -162,3 +162,25 @@ def test_a_vantage_that_is_lost_at_the_proof_puts_the_edge_back(tmp_path: Path, 
     result = Result(tmp_path, "proved_by=far", f"batch={batch}")
     assert len(result.touched) == int(batch)
     assert "edge1 was put back: web: the vantage host is unreachable" in result.said
+
+
+def test_a_teardown_that_cannot_reach_an_edge_leaves_the_vantage_hosts(tmp_path: Path) -> None:
+    """The shipped playbook, in check mode: vantage `near` is this machine."""
+    inventory, ansible = tmp_path / "hosts.yml", str(Path(sys.executable).with_name("ansible-playbook"))
+    local = f"{{ansible_connection: local, ansible_python_interpreter: {sys.executable}}}"
+    inventory.write_text(
+        "edges: {children: {pop_lab: {hosts: {edge1: {ansible_host: 127.0.0.1, ansible_port: 9}}}}}\n"
+        f"vantage: {{hosts: {{near: {local}}}}}\n"
+        "all: {vars: {ansible_ssh_args: -F /dev/null -o BatchMode=yes}}\n"
+    )
+    playbook = str(ROOT / "playbooks/teardown.yml")
+    done = subprocess.run(
+        [ansible, "-i", str(inventory), "--check", playbook, "-e", "confirm=lab"],
+        env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "edge1: not removed, so the vantage hosts stay" in done.stdout + done.stderr
+    assert "Authority is gone" not in done.stdout
