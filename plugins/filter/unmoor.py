@@ -44,11 +44,15 @@ def unmoor_failures(results: list[dict[str, Any]]) -> list[str]:
     return [
         line
         for done in results
-        for line in proof.failure(
-            done["item"]["title"],
-            done["rc"],
-            json.loads(done["stdout"]) if done["stdout"].startswith("{") else None,
-            done["stderr"] or done.get("msg", ""),
+        for line in (
+            [f"{done['item']['title']}: the vantage host is unreachable: {done['msg']}"]
+            if done.get("unreachable")
+            else proof.failure(
+                done["item"]["title"],
+                done["rc"],
+                json.loads(done["stdout"]) if done["stdout"].startswith("{") else None,
+                done["stderr"] or done.get("msg", ""),
+            )
         )
     ]
 

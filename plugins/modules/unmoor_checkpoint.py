@@ -369,7 +369,9 @@ def main():
     except BrokenError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(msg=f"{error.filename}: {error.strerror}")
+        # Of a copy that fails, the second is where it was to go; a write names no file.
+        place = error.filename2 or error.filename or module.params["directory"]
+        module.fail_json(msg=f"{place}: {error.strerror}")
     module.exit_json(**{"changed": False, **result})
 
 

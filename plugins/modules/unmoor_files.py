@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import grp
 import os
 import shlex
@@ -18,6 +21,8 @@ short_description: Put files in place, all validated before the first one lands
 description:
   - Writes each file that differs beside its place, validates all of them, and only then renames them, one
     after the other, over one connection. Missing directories above a file are made (C(0755), root).
+  - Nothing stays beside the places when a write fails; what a run that was killed left there is removed by
+    the next one, also when no file differs.
   - In check mode nothing is written, and the differences are the same, also on a host that has none of this.
 options:
   files:
@@ -70,6 +75,17 @@ FILE = {
     "validate": {"type": "str"},
 }
 
+#: How what is written beside a place is called. The dot keeps programs that read whole directories from
+#: taking it for one of theirs.
+TEMPORARY = ".unmoor-"
+#: Held while files are written, so that what lies beside the places without it was left by a killed run. In a
+#: directory of root's: a lock that others can open is one that others can hold.
+LOCK = "/run/unmoor-files.lock"
+
+
+class WriteError(Exception):
+    """A file cannot be written; the text names the file, the reason and, where it is known, the fix."""
+
 
 def current(path):
     """Text, permissions and group of the file at `path`; None for each when it is not there."""
@@ -104,18 +120,60 @@ def difference(file):
 
 
 def write_beside(file):
-    """Write the file beside its place, with its permissions; returns where."""
+    """Write the file beside its place, with its permissions; returns where. Raises WriteError."""
     folder = os.path.dirname(file["path"])
-    os.makedirs(folder, mode=0o755, exist_ok=True)
-    # The dot keeps programs that read whole directories from taking it for one of theirs.
-    handle, name = tempfile.mkstemp(prefix=".unmoor-", dir=folder)
-    with os.fdopen(handle, "w", encoding="utf-8") as out:
-        out.write(file["content"])
-        out.flush()
-        os.fsync(out.fileno())
-    shutil.chown(name, "root", file["group"])
-    os.chmod(name, int(file["mode"], 8))
+    name = None
+    try:
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(file["content"])
+            out.flush()
+            os.fsync(out.fileno())
+        shutil.chown(name, "root", file["group"])
+        os.chmod(name, int(file["mode"], 8))
+    except (OSError, LookupError) as error:
+        if name:
+            os.unlink(name)
+        raise WriteError(reason(file, error)) from None
     return name
+
+
+def reason(file, error):
+    """Why `file` cannot be written, for people: an error of the temporary file is one of the file itself."""
+    if isinstance(error, LookupError):
+        return f"{file['path']}: {error}: make the group before its files"
+    text = f"{file['path']}: cannot be written: {error.strerror}"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return text
+    mount = mount_of(os.path.dirname(file["path"]))
+    status = os.statvfs(mount)
+    free = f"{status.f_bavail * status.f_frsize} bytes"
+    if status.f_files:
+        free += f" and {status.f_favail} inodes"
+    needed = len(file["content"].encode())
+    return (
+        f"{text}: it has {needed} bytes, and the file system at {mount} has {free} free\n"
+        f"    fix: free space there and run this again; what was in place is unchanged"
+    )
+
+
+def mount_of(folder):
+    """Where the file system is mounted that `folder`, or what there is of it, lies on."""
+    path = os.path.realpath(folder)
+    while path != "/" and (not os.path.exists(path) or not os.path.ismount(path)):
+        path = os.path.dirname(path)
+    return path
+
+
+def remove_stale(folders):
+    """Remove what runs that were killed left in `folders`; the caller holds LOCK."""
+    for folder in folders:
+        for path in glob.glob(os.path.join(glob.escape(folder), TEMPORARY + "*"), include_hidden=True):
+            if os.path.isdir(path) and not os.path.islink(path):  # of unmoor_checkpoint
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
 
 
 def validate(module, file, written):
@@ -131,7 +189,7 @@ def validate(module, file, written):
 
 
 def place(module, files):
-    """Write, validate, rename; nothing is left beside the places, whatever happens."""
+    """Write, validate, rename; nothing is left beside the places, whatever happens. Raises WriteError."""
     written = {}
     try:
         for file in files:
@@ -139,7 +197,11 @@ def place(module, files):
         for file in files:
             validate(module, file, written[file["path"]])
         for file in files:
-            os.rename(written.pop(file["path"]), file["path"])
+            try:
+                os.rename(written[file["path"]], file["path"])
+            except OSError as error:
+                raise WriteError(reason(file, error)) from None
+            del written[file["path"]]
     finally:
         for name in written.values():
             with contextlib.suppress(FileNotFoundError):
@@ -152,15 +214,18 @@ def main():
         argument_spec={"files": {"type": "list", "elements": "dict", "options": FILE, "required": True}},
         supports_check_mode=True,
     )
-    found = [(file, difference(file)) for file in module.params["files"]]
-    changed = [file for file, shown in found if shown]
-    if changed and not module.check_mode:
-        try:
-            place(module, changed)
-        except OSError as error:
-            module.fail_json(msg=f"{error.filename}: {error.strerror}")
-        except LookupError as error:
-            module.fail_json(msg=f"{error}: make the group before its files")
+    try:
+        found = [(file, difference(file)) for file in module.params["files"]]
+        changed = [file for file, shown in found if shown]
+        if not module.check_mode:
+            with open(os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600), "w", encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                remove_stale({os.path.dirname(file["path"]) for file, _ in found})
+                place(module, changed)
+    except WriteError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename}: {error.strerror}")
     module.exit_json(
         changed=bool(changed),
         paths=[file["path"] for file in changed],

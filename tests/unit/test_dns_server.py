@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import resource
@@ -425,6 +426,40 @@ def test_status(shared: Running) -> None:
     assert [worker["place"] for worker in status["workers"]] == [0, 1]
 
 
+def digest_in_force(server: Running) -> str:
+    """The digest of the document in force, which every worker must have."""
+    status = server.status()
+    assert {worker["document"] for worker in status["workers"]} == {status["document"]}
+    return str(status["document"])
+
+
+def test_the_document_in_force_is_reported_and_not_the_one_on_disk(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        first = server.config.read_bytes()
+        assert digest_in_force(server) == hashlib.sha256(first).hexdigest()
+        server.write(with_pool(server.data, "198.18.7.7/32"))
+        assert digest_in_force(server) == hashlib.sha256(first).hexdigest()
+        assert control.ask(server.control, "document").data == first.decode()
+        assert server.reload().done
+        second = server.config.read_bytes()
+        assert digest_in_force(server) == hashlib.sha256(second).hexdigest()
+        os.kill(server.workers()[0], signal.SIGKILL)
+        eventually(lambda: server.status()["restarts"] == 1 and len(server.workers()) == 2)
+        assert digest_in_force(server) == hashlib.sha256(second).hexdigest()
+        server.config.write_text("{")
+        assert not server.reload().done
+        assert control.ask(server.control, "document").data == second.decode()
+
+
+def test_another_form_of_the_same_document_is_in_force_at_once(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        workers = server.workers()
+        server.config.write_bytes(json.dumps(server.data, indent=3).encode().replace(b"\n", b"\r\n"))
+        assert server.reload().done
+        assert server.workers() == workers
+        assert digest_in_force(server) == hashlib.sha256(server.config.read_bytes()).hexdigest()
+
+
 def unmoor(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from unmoor.commands import main; main()", "dns", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -436,6 +471,10 @@ def test_the_commands(tmp_path: Path) -> None:
         shown = unmoor("status", *at)
         assert "generation 1" in shown.stdout
         assert json.loads(unmoor("status", "--json", *at).stdout)["generation"] == 1
+        assert "text" not in json.loads(unmoor("status", "--json", *at).stdout)
+        assert f"document {digest_in_force(server)}" in shown.stdout
+        text = json.loads(unmoor("status", "--json", "--text", *at).stdout)["text"]
+        assert text == server.config.read_text()
         dns.query.udp(dns.message.make_query("biz.example.com", "A"), "127.0.0.1", 5, server.port)
         metrics = unmoor("status", "--metrics", *at).stdout
         assert 'unmoor_dns_answers_total{policy="business",transport="udp",type="A"} 1.0\n' in metrics

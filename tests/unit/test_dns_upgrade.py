@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -198,6 +199,8 @@ def test_the_document_on_disk_comes_into_force_with_it(server: Upgradable, tmp_p
         assert Release(tmp_path, "2.0").upgrade(server).returncode == 0
         assert str(ask_over(stream)) == "198.18.7.7"
     assert len(server.workers()) == 3
+    on_disk = hashlib.sha256(server.config.read_bytes()).hexdigest()
+    assert {worker["document"] for worker in server.status()["workers"]} == {on_disk}
     with pytest.raises(ConnectionRefusedError):
         connect(server, "::1")
 

@@ -25,7 +25,7 @@ class Host:
         (root / "etc/b.json").chmod(0o640)
         (root / "current").symlink_to("releases/1")
 
-    def act(self, state: str, told_by: str = "", **more: Any) -> dict[str, Any]:
+    def act(self, state: str, told_by: str = "", within: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
         tell = told_by or f"echo %s >> {self.told}"
         parts = [
             {"paths": [f"{self.root}/etc/a*"], "told_by": tell.replace("%s", "a")},
@@ -41,7 +41,7 @@ class Host:
             **more,
         }
         done = subprocess.run(
-            [sys.executable, str(MODULE)],
+            [*within, sys.executable, str(MODULE)],
             input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
             capture_output=True,
             text=True,
@@ -136,3 +136,11 @@ def test_a_release_that_is_gone_is_said_before_anything_changes(host: Host) -> N
 def test_check_mode_keeps_nothing(host: Host) -> None:
     host.act("begun", _ansible_check_mode=True)
     assert not (host.root / "kept").exists()
+
+
+def test_a_full_disk_is_the_checkpoint_s_and_not_that_of_what_is_kept(host: Host) -> None:
+    (host.root / "etc/b.json").write_text("b" * 100_000)
+    (host.root / "kept").mkdir()
+    mount = f'mount -t tmpfs -o size=64k none {host.root}/kept; exec "$@"'
+    result = host.act("begun", within=("unshare", "--mount", "sh", "-c", mount, "sh"))
+    assert result["msg"] == (f"{host.root}/kept/new/files{host.root}/etc/b.json: No space left on device")

@@ -196,7 +196,8 @@ def upgrade(control: Path, program: Path | None) -> None:
 @_control_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--metrics", is_flag=True, help="Print Prometheus' text format.")
-def status(control: Path, as_json: bool, metrics: bool) -> None:
+@click.option("--text", is_flag=True, help="With --json: the document in force as well. It may hold secrets.")
+def status(control: Path, as_json: bool, metrics: bool, text: bool) -> None:
     """Show the generation in force, the workers, and what was answered."""
     from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
     from unmoor.dns.metrics import exposition  # noqa: PLC0415 - and this one
@@ -205,6 +206,8 @@ def status(control: Path, as_json: bool, metrics: bool) -> None:
     if metrics:
         click.echo(exposition(data), nl=False)
     elif as_json:
+        if text and "document" in data:  # a server of an older release does not report it
+            data["text"] = ask(control, "document").data
         click.echo(json.dumps(data, indent=2))
     else:
         _show(data)
@@ -300,6 +303,10 @@ def _show(data: dict[str, Any]) -> None:
     addresses = ", ".join(data["listen"])
     click.echo(f"{data['edge']} of PoP {data['pop']}, on {addresses} port {data['port']}")
     click.echo(f"generation {data['generation']}, up {data['uptime']:.0f} s")
+    if "document" in data:
+        click.echo(f"document {data['document']} (sha256)")
+        if half := [each for each in data["workers"] if each["document"] != data["document"]]:
+            click.echo(f"workers with another document: {', '.join(str(each['pid']) for each in half)}")
     click.echo(f"{len(data['workers'])} workers (pid {pids}), {data['restarts']} restarted")
     click.echo(f"{data['zones']} zones, {data['hostnames']} hostnames")
     for title in ("policies", "rcodes", "events"):

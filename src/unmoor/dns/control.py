@@ -17,7 +17,7 @@ from unmoor.errors import UnmoorError
 
 DEFAULT_PATH = Path("/run/unmoor-dns/control.sock")
 
-Command = Literal["reload", "status", "addresses", "upgrade", "sockets"]
+Command = Literal["reload", "status", "addresses", "document", "upgrade", "sockets"]
 
 #: Seconds. A client must say at once what it wants; a reload may take its time with a large document.
 _REQUEST_TIMEOUT = 1.0

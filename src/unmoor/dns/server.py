@@ -7,6 +7,7 @@ copy-on-write. So a reload is a new set of workers on the same sockets, and the 
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
 import os
 import resource
@@ -50,7 +51,7 @@ from unmoor.dns.upgrade import Estate, Predecessor, Successor
 from unmoor.dns.worker import Worker
 from unmoor.dns.zones import Zone
 from unmoor.errors import InvalidInputError, UnmoorError
-from unmoor.model import DnsDocument, load
+from unmoor.model import DnsDocument, parse, read
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,20 @@ _SETTLE_PATIENCE = 0.25
 _SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document as it was read, and the SHA-256 of that in hexadecimal."""
+
+    text: str
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path) -> Text:
+        """Read a file. Raises InvalidInputError."""
+        text = read(path)
+        return cls(text, hashlib.sha256(text.encode()).hexdigest())
+
+
 @dataclass(slots=True)
 class Process:
     """A worker, as its parent knows it."""
@@ -81,6 +96,8 @@ class Process:
     inheritance: socket.socket
     generation: int
     born: float
+    #: Digest of the document that it answers from.
+    document: str
 
 
 class Server:
@@ -129,7 +146,9 @@ class Server:
         self._watched: socket.socket | None = None
         # Member zones of catalogs, as they were when a snapshot was last made with them.
         self._members: list[Member] = []
-        self._document = load(DnsDocument, config)
+        # The document in force, as it was read, and parsed.
+        self._text = Text.of(config)
+        self._document = parse(DnsDocument, self._text.text, str(config))
         # What the newest snapshot was made of.
         self._found: Inspection | None = None
         self._snapshot = self._first(self._document)
@@ -251,6 +270,8 @@ class Server:
                 control.reply(door, control.Reply(done=True, data=self.addresses()))
             elif request.command == "sockets":
                 control.lend(door, [pair.udp.fileno() for pair in self._pairs.values()])
+            elif request.command == "document":
+                control.reply(door, control.Reply(done=True, data=self._text.text))
             elif request.command == "reload":
                 control.reply(door, self._reload())
             elif request.command == "upgrade":
@@ -261,8 +282,18 @@ class Server:
 
     # -- workers -----------------------------------------------------------------------------------------
 
-    def _spawn(self, place: int, snapshot: Snapshot, generation: int, pairs: dict[Endpoint, Pair]) -> Process:
-        """Start a worker and wait until it stands by. Raises UnmoorError if it does not."""
+    def _spawn(
+        self,
+        place: int,
+        snapshot: Snapshot,
+        generation: int,
+        pairs: dict[Endpoint, Pair],
+        text: Text | None = None,
+    ) -> Process:
+        """Start a worker and wait until it stands by. Raises UnmoorError if it does not.
+
+        `text` is what the snapshot was made of, unless that is the document in force.
+        """
         # During a reload `pairs` holds those of the old document as well.
         own = [pairs[each] for each in listeners.endpoints(snapshot.document) if each.place == place]
         foreign = [each for pair in pairs.values() if pair not in own for each in pair]
@@ -286,7 +317,8 @@ class Server:
             except OSError as error:
                 raise UnmoorError(f"cannot start worker {place}: {error.strerror}") from None
             ours.pop_all()
-        process = Process(place, pid, channel, inheritance, generation, time.monotonic())
+        digest = (text or self._text).digest
+        process = Process(place, pid, channel, inheritance, generation, time.monotonic(), digest)
         self._children[pid] = process
         if _hear(process) != worker.READY:
             self._bury(process)
@@ -417,12 +449,18 @@ class Server:
         systemd.reloading()
         old = self._document
         try:
-            document = load(DnsDocument, self._config)
+            text = Text.of(self._config)
+            document = parse(DnsDocument, text.text, str(self._config))
             changes = describe_change(old, document)
-            if document != old:
-                self._replace(self._build(document, old))
-                self._document = document
+            half_switched = any(each.document != self._text.digest for each in self._processes.values())
+            if document != old or half_switched:
+                self._replace(self._build(document, old), text)
+                self._document, self._text = document, text
                 self._transfers.follow(document)
+            else:  # perhaps another form of what the workers have
+                self._text = text
+                for process in self._processes.values():
+                    process.document = text.digest
             self._refused = None
         except UnmoorError as error:
             self._refused = str(error)
@@ -446,14 +484,17 @@ class Server:
         systemd.notify("READY=1", f"STATUS={self._summary()}; the last reload was refused")
         return control.Reply(done=False, lines=tuple((self._refused or "").splitlines()))
 
-    def _replace(self, snapshot: Snapshot) -> None:
-        """Start new workers, then retire the old ones. Raises UnmoorError, with nothing changed."""
+    def _replace(self, snapshot: Snapshot, text: Text | None = None) -> None:
+        """Start new workers, then retire the old ones. Raises UnmoorError, with nothing changed.
+
+        `text` is what the snapshot was made of, unless that is the document in force.
+        """
         wanted = listeners.endpoints(snapshot.document)
         pairs = listeners.open_missing(wanted, self._pairs)
         started: list[Process] = []
         try:
             for place in range(listeners.places(snapshot.document)):
-                started.append(self._spawn(place, snapshot, self._generation + 1, pairs))
+                started.append(self._spawn(place, snapshot, self._generation + 1, pairs, text))
         except Exception:
             for process in started:
                 process.channel.shutdown(socket.SHUT_RDWR)
@@ -684,13 +725,19 @@ class Server:
             "program": _PROGRAM,
             "pid": os.getpid(),
             "generation": self._generation,
+            "document": self._text.digest,
             "uptime": round(time.monotonic() - self._started, 1),
             "listen": [str(address) for address in document.listen],
             "port": document.port,
             "zones": len(self._snapshot.zones),
             "hostnames": self._snapshot.count,
             "workers": [
-                {"place": each.place, "pid": each.pid, "generation": each.generation}
+                {
+                    "place": each.place,
+                    "pid": each.pid,
+                    "generation": each.generation,
+                    "document": each.document,
+                }
                 for each in sorted(self._processes.values(), key=lambda each: each.place)
             ],
             "restarts": self._restarts,

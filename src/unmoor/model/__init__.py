@@ -1,6 +1,6 @@
 """What an inventory says: typed, validated, and the only place that knows the documents."""
 
-from unmoor.model.common import Document, Prefix, Protocol, load, parse_ports, validate
+from unmoor.model.common import Document, Prefix, Protocol, load, parse, parse_ports, read, validate
 from unmoor.model.dns import Answer, DnsDocument, Hostnames, Match, Policy, Pool, RegistryFile, Zone
 from unmoor.model.edge import Binding, EdgeDocument, Service
 
@@ -20,6 +20,8 @@ __all__ = [
     "Service",
     "Zone",
     "load",
+    "parse",
     "parse_ports",
+    "read",
     "validate",
 ]

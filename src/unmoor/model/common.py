@@ -120,20 +120,29 @@ def load(kind: type[D], path: Path) -> D:
 
     Raises InvalidInputError, naming file, key, value and fix, for each thing that is wrong.
     """
+    return parse(kind, read(path), str(path))
+
+
+def read(path: Path) -> str:
+    """Read the text of a document, exactly. Raises InvalidInputError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()  # a text file's line ends would be translated
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise InvalidInputError(
             [Problem(str(path), "", "", str(reason), "name a readable JSON document")]
         ) from None
+
+
+def parse(kind: type[D], text: str, place: str) -> D:
+    """Validate the text of a document; `place` is what errors call it. Raises InvalidInputError."""
     try:
         data = jsontext.parse(text)
     except ValueError as error:
         raise InvalidInputError(
-            [Problem(str(path), "", "", f"is not JSON: {error}", "run the playbook again to write it anew")]
+            [Problem(place, "", "", f"is not JSON: {error}", "run the playbook again to write it anew")]
         ) from None
-    return validate(kind, data, str(path))
+    return validate(kind, data, place)
 
 
 def validate(kind: type[D], data: Any, place: str) -> D:

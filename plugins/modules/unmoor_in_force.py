@@ -1,0 +1,145 @@
+#!/usr/bin/python
+"""What an edge's services have in force, and how that differs from the edge's own documents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: unmoor_in_force
+short_description: What an edge's services have in force
+description:
+  - Asks the DNS server and the kernel what they have in force, over one connection, and compares it with the
+    documents on the edge. These say only what a run wrote; one that was cut short before the reload leaves
+    services with another document. Changes nothing.
+options:
+  edge:
+    description: Path of the document of the sockets half.
+    default: /etc/unmoor/edge.json
+    type: path
+  dns:
+    description: Path of the document of the DNS half.
+    default: /etc/unmoor/dns.json
+    type: path
+  program:
+    description: Path of the program C(unmoor).
+    default: /opt/unmoor/current/bin/unmoor
+    type: path
+"""
+
+EXAMPLES = """
+- name: Read what is in force
+  unmoor_in_force:
+  register: __in_force
+"""
+
+RETURN = """
+documents:
+  description: >-
+    The texts C(edge) and C(dns), "" for one that is not there. That of C(dns) is what the DNS server answers
+    from, if it reports it, else the file's. They may hold secrets.
+  returned: always
+  type: dict
+dns:
+  description: How what the DNS server has in force differs from its file, in words; empty when it does not.
+  returned: always
+  type: list
+edge:
+  description: How what the kernel has in force differs from C(edge), in words; empty when it does not.
+  returned: always
+  type: list
+down:
+  description: Why the DNS server does not answer; empty when it does.
+  returned: always
+  type: list
+"""
+
+COMMANDS = (
+    ("dns", "status", "--json", "--text"),
+    ("sockets", "diff"),
+    ("anyip", "apply", "--check"),
+)
+UNREPORTED = "DNS: the release {} does not report its document, so it is reloaded"
+
+
+def in_force(documents, answers):
+    """What this module returns: `answers` are exit status, output and errors of COMMANDS."""
+    found = {"documents": documents, "dns": [], "edge": [], "down": []}
+    if not all(documents.values()):  # nothing is rolled out here yet
+        return found
+    (status, out, err), *compared = answers
+    if "No such option" in err:
+        found["dns"] = [UNREPORTED.format("on the edge")]
+    elif status:
+        found["down"] = [f"the DNS server does not answer: {last_line(err, status)}"]
+    else:
+        found["dns"], text = dns_in_force(documents["dns"], json.loads(out))
+        found["documents"] = {**documents, "dns": text}
+    for what, (status, out, err) in zip(("dispatch table", "local prefixes"), compared, strict=True):
+        if status not in (0, 1):
+            found["edge"].append(f"{what}: cannot be compared with edge.json: {last_line(err, status)}")
+        elif "no change" not in out:
+            found["edge"].append(f"{what}: edge.json is not in force ({last_line(out, status)})")
+    return found
+
+
+def dns_in_force(file, status):
+    """How the DNS server with this `status` differs from its file, and the text that it answers from."""
+    if "text" not in status:
+        return [UNREPORTED.format(status["release"])], file
+    lines = []
+    if status["document"] != hashlib.sha256(file.encode()).hexdigest():
+        lines.append("DNS: dns.json on the edge is not in force: a run was cut short before the reload")
+    half = [str(each["pid"]) for each in status["workers"] if each["document"] != status["document"]]
+    if half:
+        lines.append(f"DNS: workers {', '.join(half)} answer from another document than the others")
+    return lines, status["text"]
+
+
+def last_line(text, status):
+    """The last line of what a command printed, or its exit status."""
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else f"exit status {status}"
+
+
+def read(path):
+    """Text of a file, exactly; "" when it is not there."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def ask(module, command):
+    """Exit status, output and errors of a command of the program."""
+    try:
+        return module.run_command([module.params["program"], *command], handle_exceptions=False)
+    except OSError as error:
+        return 127, "", f"{module.params['program']}: {error.strerror}"
+
+
+def main():
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={
+            "edge": {"type": "path", "default": "/etc/unmoor/edge.json"},
+            "dns": {"type": "path", "default": "/etc/unmoor/dns.json"},
+            "program": {"type": "path", "default": "/opt/unmoor/current/bin/unmoor"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        documents = {name: read(module.params[name]) for name in ("edge", "dns")}
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename}: {error.strerror}")
+    rolled_out = all(documents.values())
+    answers = [ask(module, command) for command in COMMANDS] if rolled_out else []
+    module.exit_json(changed=False, **in_force(documents, answers))
+
+
+if __name__ == "__main__":
+    main()
