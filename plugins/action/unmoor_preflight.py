@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -19,6 +20,7 @@ from unmoor.dns import registry_cache
 from unmoor.dns.check import problems as dns_problems
 from unmoor.dns.check import zone_problems
 from unmoor.errors import InvalidInputError, Problem
+from unmoor.model import DnsDocument
 from unmoor.model.inventory import (
     HOST_PLACE,
     POP_GROUP,
@@ -28,6 +30,7 @@ from unmoor.model.inventory import (
     compile_inventory,
     merged,
 )
+from unmoor.model.secrets import Sealer, text_with_secrets
 
 try:  # Where a value stands (file and line). Not public yet; without it, errors name the host only.
     from ansible._internal._datatag._tags import Origin
@@ -44,6 +47,7 @@ description:
   - Runs on the controller. Finds every problem of the inventory at once, with its file, line and fix.
   - Returns, for each edge, the text of C(edge.json) and C(dns.json), and the file here of its registry of
     hostnames, if it has one; a list of hostnames is built into C(.cache) first. And when this run began.
+  - Secrets in these texts are sealed, so that they can be printed and compared; C(unmoor_files) unseals them.
 options: {}
 """
 
@@ -82,10 +86,11 @@ class ActionModule(ActionBase):
             Display().display(f"\n{InvalidInputError(problems)}\n", color="red")
             count = len(problems)
             raise AnsibleActionFail(f"The inventory has {count} problem{'s' * (count != 1)}, shown above.")
+        sealer = Sealer(DnsDocument, Path(constants.DEFAULT_LOCAL_TMP) / "unmoor")
         result["documents"] = {
             host: {
-                "edge": _text(pair.edge),
-                "dns": _text(pair.dns),
+                "edge": text_with_secrets(pair.edge),
+                "dns": sealer.seal(text_with_secrets(pair.dns)),
                 "registry": str(pair.registry or ""),
             }
             for host, pair in compiled.items()
@@ -93,10 +98,6 @@ class ActionModule(ActionBase):
         result["run"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         result["pops"] = sorted({pair.edge.pop for pair in compiled.values()})
         return result
-
-
-def _text(document: Any) -> str:
-    return json.dumps(document.model_dump(mode="json", exclude_defaults=True), indent=1) + "\n"
 
 
 def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Problem]]:

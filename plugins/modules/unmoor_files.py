@@ -19,6 +19,8 @@ description:
   - Writes each file that differs beside its place, validates all of them, and only then renames them, one
     after the other, over one connection. Missing directories above a file are made (C(0755), root).
   - In check mode nothing is written, and the differences are the same, also on a host that has none of this.
+  - Secrets that C(unmoor_preflight) or C(unmoor_checkpoint) sealed in a text are put back on the way to the
+    host. No output and no log has them.
 options:
   files:
     description: The files, in the order in which they land.

@@ -153,7 +153,7 @@ CASES: dict[str, tuple[str, str, str, list[str]]] = {
         EDGES,
         "unmoor_pools:",
         "unmoor_pool:",
-        ["unmoor_pool = ", "host edge1, edge2: unmoor_pools: is missing"],
+        ["unmoor_pool: is not a known key", "host edge1, edge2: unmoor_pools: is missing"],
     ),
     "a zone with records and primaries": (
         EDGES,

@@ -10,6 +10,7 @@ from unmoor.model.common import Document
 from unmoor.model.dns import DnsDocument
 from unmoor.model.edge import EdgeDocument
 from unmoor.model.inventory import Documents
+from unmoor.model.secrets import secret_fields
 
 #: What a pool change may touch: the addresses in use, and who uses them.
 POOL_CHANGE = ("pools", "policies")
@@ -19,7 +20,8 @@ POOL_CHANGE = ("pools", "policies")
 class Change:
     """The difference, and why pool.yml must not make it.
 
-    `lines` say what differs; `not_dns_alone` are the reasons why it is more than a change of the addresses in use.
+    `lines` say what differs; `not_dns_alone` are the reasons why it is more than a change of the addresses in
+    use.
     """
 
     lines: tuple[str, ...]
@@ -54,7 +56,7 @@ def _other_dns_lines(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
     yield from _named("zone", _by(old.zones, "name"), _by(new.zones, "name"))
     for name in type(new).model_fields:
         if name not in (*POOL_CHANGE, "zones", "pop", "edge") and getattr(old, name) != getattr(new, name):
-            secret = name in ("cookie_secret", "sticky_key")
+            secret = name in secret_fields(type(new))
             shown = "changed" if secret else f"{_short(getattr(old, name))} -> {_short(getattr(new, name))}"
             yield f"DNS {name}: {shown}"
 
@@ -94,4 +96,4 @@ def _fields(what: str, old: Document, new: Document) -> Iterator[str]:
 
 def _short(value: object) -> str:
     text = (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 80 and "\n" not in text else "(long; see --diff)"
+    return text if len(text) <= 100 and "\n" not in text else "(long; see --diff)"

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from unmoor import jsontext
 from unmoor.errors import InvalidInputError, Problem
+from unmoor.model.secrets import secret_fields
 
 
 def parse_prefix(value: Any) -> IPv4Network | IPv6Network:
@@ -141,13 +142,8 @@ def validate(kind: type[D], data: Any, place: str) -> D:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise InvalidInputError(problems_of(error, lambda _path: place)) from None
+        raise InvalidInputError(problems_of(error, kind, lambda _path: place)) from None
 
-
-#: Keys whose values, and what is below them, no error shows.
-_SECRETS = frozenset(
-    ("tsig_keys", "cookie_secret", "sticky_key", "dns_tsig_keys", "dns_cookie_secret", "dns_sticky_key")
-)
 
 _WHYS = {"extra_forbidden": "is not a known key", "missing": "is missing"}
 _FIXES = {
@@ -159,10 +155,13 @@ _FIXES = {
 }
 
 
-def problems_of(error: ValidationError, locate: Callable[[tuple[int | str, ...]], str]) -> Iterator[Problem]:
-    """Turn what pydantic found into problems: one for each place, with a fix for each.
+def problems_of(
+    error: ValidationError, kind: type[Document], locate: Callable[[tuple[int | str, ...]], str]
+) -> Iterator[Problem]:
+    """Turn what pydantic found in a document of `kind` into problems: one for each place, with its fix.
 
-    `locate` says which file (and line, where known) a path of keys stands in.
+    `locate` gives the file (and line, where known) of a path of keys. No value is shown that is a secret,
+    that stands where one belongs, or whose key is not known: it may be that of a secret, misspelt.
     """
     errors = error.errors(include_url=False, include_context=False)
     # A union reports each member that did not match; the place is the value, not the member.
@@ -174,9 +173,8 @@ def problems_of(error: ValidationError, locate: Callable[[tuple[int | str, ...]]
         message = _WHYS.get(item["type"], item["msg"].removeprefix("Value error, "))
         why, colon, hint = message.partition(": ")
         fix = hint if colon else _FIXES.get(item["type"], "correct the value")
-        shown = "" if item["type"] == "missing" else jsontext.shown(item["input"])
-        if any(part in _SECRETS for part in path):
-            shown = ""
+        hidden = item["type"] in ("missing", "extra_forbidden") or not path or path[0] in secret_fields(kind)
+        shown = "" if hidden else jsontext.shown(item["input"])
         if len(shown) > LONGEST_SHOWN:
             shown = shown[: LONGEST_SHOWN - 3] + "..."
         yield Problem(locate(path), ".".join(map(str, path)), shown, why, fix)

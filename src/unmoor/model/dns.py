@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from unmoor.model.common import Document, Label, Prefix, Prefix4, Prefix6
+from unmoor.model.secrets import SEALED, Secret
+
+#: RFC 9018 section 4.2: SipHash-2-4 takes 128 bits.
+_COOKIE_SECRET = "^([0-9a-f]{32})?$"  # noqa: S105 - the form of one
+
+
+def _cookie_secret(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not re.match(_COOKIE_SECRET, text) and not text.startswith(SEALED):
+        raise ValueError(
+            "is not 32 hexadecimal digits (the value is not shown): openssl rand -hex 16 makes them"
+        )
+    return value
+
+
+CookieSecret = Annotated[
+    Secret, AfterValidator(_cookie_secret), Field(json_schema_extra={"pattern": _COOKIE_SECRET})
+]
 
 
 class Pool(Document):
@@ -105,7 +124,7 @@ class TsigKey(Document):
     algorithm: Literal["hmac-sha1", "hmac-sha224", "hmac-sha256", "hmac-sha384", "hmac-sha512"] = Field(
         "hmac-sha256", description="Both sides must use the same."
     )
-    secret: str = Field(description="In base64, as tsig-keygen and keymgr print it; keep it in a vault.")
+    secret: Secret = Field(description="In base64, as tsig-keygen and keymgr print it; keep it in a vault.")
 
 
 class Primary(Document):
@@ -211,9 +230,8 @@ class DnsDocument(Document):
     )
     pools: dict[Label, Pool] = Field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
-    cookie_secret: str = Field(
-        "",
-        pattern="^([0-9a-f]{32})?$",
+    cookie_secret: CookieSecret = Field(
+        SecretStr(""),
         description="Secret of DNS cookies, 32 hexadecimal digits, the same on all edges that share an "
         "address (RFC 9018); without it, each server draws its own when it starts.",
     )
@@ -246,8 +264,9 @@ class DnsDocument(Document):
         False, description="Tell the edge's name to who asks: NSID (RFC 5001), id.server CH TXT (RFC 4892)."
     )
     tell_version: bool = Field(False, description="Tell the version to who asks: version.server CH TXT.")
-    sticky_key: str = Field(
-        "", description="Secret of sticky answers, the same on all edges: without it they can be predicted."
+    sticky_key: Secret = Field(
+        SecretStr(""),
+        description="Secret of sticky answers, the same on all edges: without it they can be predicted.",
     )
     journal_keep: int = Field(
         400, ge=1, le=36500, description="Days that the journal of addresses is kept, at least."

@@ -14,12 +14,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from unmoor.errors import Problem, UnmoorError
 from unmoor.model.common import Document, Label, Prefix, parse_ports, problems_of
 from unmoor.model.dns import (
     Catalog,
+    CookieSecret,
     DnsDocument,
     Hostnames,
     Policy,
@@ -31,6 +32,7 @@ from unmoor.model.dns import (
     Zone,
 )
 from unmoor.model.edge import Binding, EdgeDocument, Service, ServiceBody
+from unmoor.model.secrets import Secret
 
 Key = tuple[int | str, ...]
 
@@ -103,8 +105,12 @@ class Variables(Document):
         "beside its own addresses.",
     )
     dns_workers: int = Field(0, ge=0, le=256, description="DNS worker processes; 0 means one for each core.")
-    dns_cookie_secret: str = Field("", description="As cookie_secret of dns.json; keep it in a vault.")
-    dns_sticky_key: str = Field("", description="As sticky_key of dns.json; keep it in a vault.")
+    dns_cookie_secret: CookieSecret = Field(
+        SecretStr(""), description="As cookie_secret of dns.json; keep it in a vault."
+    )
+    dns_sticky_key: Secret = Field(
+        SecretStr(""), description="As sticky_key of dns.json; keep it in a vault."
+    )
     dns_rate_limit: int = Field(0, description="As rate_limit of dns.json, queries per second.")
     dns_tcp_connections: int = Field(4096, description="As tcp_connections of dns.json.")
     dns_tcp_per_client: int = Field(256, description="As tcp_per_client of dns.json.")
@@ -305,7 +311,7 @@ def _compile_host(
     except ValidationError as error:
         source.problems += [
             Problem(found.place, PREFIX + found.key, found.value, found.why, found.fix)
-            for found in problems_of(error, source.place)
+            for found in problems_of(error, Variables, source.place)
         ]
         return _draft_of_files(source, ours, registry_of)
     services = tuple(Service(label=label, **dict(body)) for label, body in variables.services.items())
@@ -351,7 +357,7 @@ def _compile_host(
             **settings,
         )
     except ValidationError as error:
-        for found in problems_of(error, lambda path: source.place((f"dns_{path[0]}",))):
+        for found in problems_of(error, DnsDocument, lambda path: source.place((f"dns_{path[0]}",))):
             source.problem((f"dns_{found.key}",), found.value, found.why, found.fix)
         return _draft(source, zones, complete=registry is None)
     return Documents(edge, dns, registry[0] if registry else None)
