@@ -118,7 +118,7 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     return compiled.documents, list(merged(problems))
 
 
-def _registry(file: Path, zones: Sequence[str]) -> tuple[Path, str]:
+def _registry(file: Path, zones: Sequence[str]) -> tuple[Path, str, int]:
     return registry_cache.prepare(file, zones, CACHE)
 
 

@@ -12,16 +12,27 @@ from unmoor.in_use import not_bound, taken_away
 from unmoor.model import DnsDocument, EdgeDocument, validate
 from unmoor.model.change import compare
 from unmoor.model.inventory import Documents
+from unmoor.model.removals import parse_expected, unexpected
 
 
-def unmoor_change(desired: dict[str, str], current: dict[str, str]) -> dict[str, list[str]]:
-    """The difference from `current` to `desired`, each with the texts `edge` and `dns` (empty: none yet)."""
+def unmoor_change(
+    desired: dict[str, str],
+    current: dict[str, str],
+    expected: str = "",
+    unasked: dict[str, int] | None = None,
+) -> dict[str, list[str]]:
+    """The difference from `current` to `desired`, each with the texts `edge` and `dns` (empty: none yet).
+
+    `lines` say what differs, `not_dns_alone` why pool.yml must not make it so, `takes_away` why site.yml must
+    not. Removals that are neither `expected` (see unmoor.model.removals) nor `unasked` are in both.
+    """
     before, after = _documents(current) if all(current.values()) else None, _documents(desired)
     change = compare(before, after)
+    removals = list(unexpected(before, after, parse_expected(expected), unasked or {})) if before else []
     return {
         "lines": list(change.lines),
-        "not_dns_alone": list(change.not_dns_alone),
-        "takes_away": list(taken_away(before, after)) if before else [],
+        "not_dns_alone": [*change.not_dns_alone, *removals],
+        "takes_away": [*(taken_away(before, after) if before else ()), *removals],
     }
 
 

@@ -155,9 +155,13 @@ class RegistryFile(Document):
 
     path: str = Field(min_length=1, description="Where the file lies on the edge.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Its digest, as sha256sum prints it.")
+    names: int | None = Field(
+        None, ge=0, description="How many names it has, so that a change shows how many it removes."
+    )
 
     def __str__(self) -> str:
-        return f"{self.path} (SHA-256 {self.sha256[:12]})"
+        names = "" if self.names is None else f", {self.names} names"
+        return f"{self.path} (SHA-256 {self.sha256[:12]}{names})"
 
 
 class Members(Document):

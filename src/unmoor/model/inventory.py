@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, SecretStr, TypeAdapter, ValidationError
 
 from unmoor.errors import Problem, UnmoorError
 from unmoor.model.common import Document, Label, Prefix, parse_ports, problems_of
@@ -61,6 +61,8 @@ POP_GROUP = "pop_"
 HOST_PLACE = "inventory, host "
 #: Where a registry lies on an edge; its name there follows from its content.
 REGISTRIES = "/var/lib/unmoor/registry"
+#: What a rollout may remove, and must be expected to.
+REMOVABLE = ("prefixes", "services", "zones", "hostnames")
 #: The group of every machine that runs the stack.
 EDGES_GROUP = "edges"
 
@@ -125,6 +127,15 @@ class Variables(Document):
         description="Millions of hostnames beside those of the zones, in `zones/` of the inventory's "
         "directory: built by `unmoor dns registry build`, or a list (CSV, JSON lines) to build from.",
     )
+    removals_unasked: dict[Literal["prefixes", "services", "zones", "hostnames"], NonNegativeInt] = Field(
+        default_factory=dict,
+        description="How many of each may be removed by one run without -e expect_removed; without it, none.",
+    )
+    own_listeners: tuple[Label, ...] = Field(
+        (),
+        description="Labels of services whose sockets the operator's own listeners register; those of role "
+        "listener and of the DNS server need not be named.",
+    )
     probe_ca: str | None = Field(
         None,
         description="File of certificates (PEM) that probes trust, on the vantage host, not the system's.",
@@ -150,9 +161,9 @@ class Documents:
     registry: Path | None = None
 
 
-#: Gives the registry that a file is, or that is built from it for some zones, and its SHA-256.
-#: Raises UnmoorError.
-RegistryMaker = Callable[[Path, Sequence[str]], tuple[Path, str]]
+#: Gives the registry that a file is, or that is built from it for some zones, its SHA-256, and how many
+#: names it has. Raises UnmoorError.
+RegistryMaker = Callable[[Path, Sequence[str]], tuple[Path, str, int]]
 
 
 @dataclass
@@ -353,7 +364,9 @@ def _compile_host(
             pools=variables.pools,
             policies=variables.policies,
             registry=registry
-            and RegistryFile(path=f"{REGISTRIES}/{registry[1][:16]}.registry", sha256=registry[1]),
+            and RegistryFile(
+                path=f"{REGISTRIES}/{registry[1][:16]}.registry", sha256=registry[1], names=registry[2]
+            ),
             **settings,
         )
     except ValidationError as error:
@@ -395,7 +408,7 @@ def _draft(source: Source, zones: Sequence[Zone], complete: bool) -> Draft:
 
 def _registry(
     source: Source, file: str, zones: Sequence[str], registry_of: RegistryMaker | None
-) -> tuple[Path, str] | None:
+) -> tuple[Path, str, int] | None:
     if not file or registry_of is None:
         return None
     try:
