@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -48,7 +48,21 @@ def _parse_plain_prefix(text: str) -> IPv4Network | IPv6Network | None:
         return None
 
 
+def parse_address(value: Any) -> IPv4Address | IPv6Address:
+    """Read an IP address of either family. Raises ValueError for anything else, numbers included."""
+    if isinstance(value, IPv4Address | IPv6Address):
+        return value
+    if isinstance(value, int):
+        # YAML 1.1 reads 1:2 as a number to the base 60, and ipaddress takes any number for an address.
+        raise ValueError("is a number, not an IP address: write it in quotes, as in '2001:db8::1'")  # noqa: TRY004 - pydantic collects ValueError only
+    try:
+        return ip_address(value)
+    except ValueError:
+        raise ValueError("is not an IP address: write one as in 198.18.0.1 or 2001:db8::1") from None
+
+
 Prefix = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_prefix)]
+Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(parse_address)]
 Protocol = Literal["tcp", "udp"]
 
 LABEL = r"^[a-z][a-z0-9_-]{0,62}$"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from unmoor.model.common import Document, Label, Prefix, Prefix4, Prefix6
+from unmoor.model.common import Address, Document, Label, Prefix, Prefix4, Prefix6
 from unmoor.model.secrets import SEALED, Secret
 
 #: RFC 9018 section 4.2: SipHash-2-4 takes 128 bits.
@@ -95,7 +94,7 @@ class Answer(Document):
     svcb: ServiceBinding | None = Field(
         None, description="What SVCB queries get; without it, they get no data."
     )
-    addresses: tuple[IPv4Address | IPv6Address, ...] = Field(
+    addresses: tuple[Address, ...] = Field(
         (), description="Addresses of the pool that a pinned policy answers, all of the query's family."
     )
 
@@ -130,7 +129,7 @@ class TsigKey(Document):
 class Primary(Document):
     """A server that zones are transferred from (RFC 5936)."""
 
-    address: IPv4Address | IPv6Address
+    address: Address
     port: int = Field(53, ge=1, le=65535)
     tsig_key: str = Field("", description="One of tsig_keys: what is not signed with it is refused.")
 
@@ -215,7 +214,7 @@ class DnsDocument(Document):
     version: Literal[1] = 1
     pop: Label = Field(description="The PoP that answers.")
     edge: str = Field(min_length=1, description="The edge's name in the inventory.")
-    listen: tuple[IPv4Address | IPv6Address, ...] = Field(min_length=1, description="Addresses served.")
+    listen: tuple[Address, ...] = Field(min_length=1, description="Addresses served.")
     port: int = Field(53, ge=1, le=65535, description="UDP and TCP port.")
     any_address: bool = Field(
         False,

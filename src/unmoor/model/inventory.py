@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from difflib import get_close_matches
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, SecretStr, TypeAdapter, ValidationError
 
 from unmoor.errors import Problem, UnmoorError
-from unmoor.model.common import Document, Label, Prefix, parse_ports, problems_of
+from unmoor.model.common import Address, Document, Label, Prefix, parse_ports, problems_of
 from unmoor.model.dns import (
     Catalog,
     CookieSecret,
@@ -65,6 +67,25 @@ REGISTRIES = "/var/lib/unmoor/registry"
 REMOVABLE = ("prefixes", "services", "zones", "hostnames")
 #: The group of every machine that runs the stack.
 EDGES_GROUP = "edges"
+#: The group of the machines that have the probe.
+VANTAGE_GROUP = "vantage"
+
+#: Ranges that no prefix may share addresses with, and what they are.
+_SPECIAL = {
+    ip_network(prefix): what
+    for prefix, what in (
+        ("0.0.0.0/8", "addresses of no host (RFC 1122)"),
+        ("127.0.0.0/8", "loopback addresses"),
+        ("169.254.0.0/16", "link-local addresses"),
+        ("224.0.0.0/4", "multicast addresses"),
+        ("240.0.0.0/4", "reserved addresses (RFC 1112)"),
+        ("::/128", "the unspecified address"),
+        ("::1/128", "the loopback address"),
+        ("::ffff:0:0/96", "IPv4-mapped addresses"),
+        ("fe80::/10", "link-local addresses"),
+        ("ff00::/8", "multicast addresses"),
+    )
+}
 
 
 class ZoneFiles(Document):
@@ -94,10 +115,10 @@ class Variables(Document):
     tsig_keys: dict[str, TsigKey] = Field(
         default_factory=dict, description="As tsig_keys of dns.json; keep it in a vault."
     )
-    dns_unicast: tuple[IPv4Address | IPv6Address, ...] = Field(
+    dns_unicast: tuple[Address, ...] = Field(
         (), description="The edge's own addresses on which its DNS server answers; gates ask there."
     )
-    dns_anycast: tuple[IPv4Address | IPv6Address, ...] = Field(
+    dns_anycast: tuple[Address, ...] = Field(
         (), description="Addresses of the DNS service that every edge answers on; made local on each."
     )
     dns_port: int = Field(53, ge=1, le=65535, description="UDP and TCP port of the DNS server.")
@@ -144,7 +165,7 @@ class Variables(Document):
     gate_vantage: str | None = Field(
         None, description="Host on the edges' own network from which each single edge is proved."
     )
-    gate_via: tuple[IPv4Address | IPv6Address, ...] = Field(
+    gate_via: tuple[Address, ...] = Field(
         (),
         description="The edge's addresses as next hops, one a family, by which the gate reaches it alone; "
         "without it, unmoor_dns_unicast.",
@@ -224,11 +245,13 @@ def compile_inventory(
     directories: Mapping[str, Path],
     place_of: Callable[[Any], str],
     registry_of: RegistryMaker | None = None,
+    machines: Mapping[str, str] | None = None,
 ) -> Compiled:
     """Compile the variables of `hosts` into documents.
 
     `groups` are the inventory's groups; `directories` says for each host where its inventory lies, which
-    is what file names are relative to; `place_of` as in Source.
+    is what file names are relative to; `place_of` as in Source. `machines` are the names or addresses by
+    which hosts are reached (`ansible_host`).
     """
     problems = list(_group_problems(groups))
     if any(problem.key.startswith(f"group {POP_GROUP}") for problem in problems):
@@ -240,7 +263,8 @@ def compile_inventory(
         for host in members:
             ours = {key: value for key, value in hosts[host].items() if key.startswith(PREFIX)}
             source = Source(host, ours, directories[host], place_of)
-            compiled = _compile_host(source, pop, tuple(pops), registry_of)
+            around = _Around(tuple(pops), tuple(groups.get(VANTAGE_GROUP, ())), machines or {})
+            compiled = _compile_host(source, pop, around, registry_of)
             problems += source.problems
             if isinstance(compiled, Documents):
                 documents[host] = compiled
@@ -313,8 +337,17 @@ def _pop_name_problems(pops: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
             yield Problem("inventory", f"group {other}", "", f"is a second PoP of the name of {one}", fix)
 
 
+@dataclass(frozen=True)
+class _Around:
+    """What an edge's variables are checked against: the inventory's PoPs, vantage hosts and machines."""
+
+    pops: tuple[str, ...]
+    vantage: tuple[str, ...]
+    machines: Mapping[str, str]
+
+
 def _compile_host(
-    source: Source, pop: str, pops: tuple[str, ...], registry_of: RegistryMaker | None
+    source: Source, pop: str, around: _Around, registry_of: RegistryMaker | None
 ) -> Documents | Draft:
     ours = {key.removeprefix(PREFIX): value for key, value in source.variables.items()}
     try:
@@ -327,19 +360,22 @@ def _compile_host(
         return _draft_of_files(source, ours, registry_of)
     services = tuple(Service(label=label, **dict(body)) for label, body in variables.services.items())
     _check_prefixes(source, variables)
+    _check_machines(source, variables, around.machines)
     _check_services(source, variables, services)
+    _check_proofs(source, variables)
+    _check_vantage(source, variables, around.vantage)
     _check_dns_service(source, variables)
     _check_pools(source, variables)
-    _check_policies(source, variables, pops)
+    _check_policies(source, variables, around.pops)
     zones = tuple(_read_zone(source, number, zone) for number, zone in enumerate(variables.zones))
     registry = _registry(source, variables.dns_registry, [zone.name for zone in variables.zones], registry_of)
     listen = variables.dns_unicast + variables.dns_anycast
-    if not listen:
+    if not variables.dns_unicast:
         source.problem(
             ("dns_unicast",),
             "",
-            "the DNS server has no address",
-            "name the edge's addresses in the host's vars",
+            "is missing: gates ask the edge's own DNS server there, and a new pool is proved there",
+            "name the edge's own addresses in the host's vars",
         )
     if source.problems:
         return _draft(source, zones, complete=False)
@@ -432,6 +468,12 @@ def _inside(part: Prefix, wholes: Sequence[Prefix]) -> bool:
 
 
 def _check_prefixes(source: Source, variables: Variables) -> None:
+    for number, prefix in enumerate(variables.prefixes):
+        why = next((f"has {what}: {net}" for net, what in _SPECIAL.items() if _overlap(prefix, net)), "")
+        if not prefix.prefixlen:
+            why = f"is every IPv{prefix.version} address there is, those of the edge's neighbours among them"
+        if why:
+            source.problem(("prefixes", number), prefix, why, "name the prefixes that are routed to the PoP")
     for (_, one), (number, other) in combinations(enumerate(variables.prefixes), 2):
         if _overlap(one, other):
             source.problem(
@@ -440,6 +482,61 @@ def _check_prefixes(source: Source, variables: Variables) -> None:
                 f"overlaps {one}",
                 "keep the larger one; services and pools may name parts",
             )
+
+
+def _check_machines(source: Source, variables: Variables, machines: Mapping[str, str]) -> None:
+    """No prefix has an address of a machine: on the edge it would be local, and the machine cut off."""
+    found: list[tuple[Key, IPv4Address | IPv6Address, str]] = []
+    for name, given in machines.items():
+        with suppress(ValueError):  # a name, which means what the resolver makes of it
+            found.append((("prefixes",), ip_address(given), f"the address of {name} (ansible_host)"))
+    for key in ("dns_unicast", "gate_via"):
+        for number, address in enumerate(getattr(variables, key)):
+            found.append(((key, number), address, ""))
+    for at, zone in enumerate(variables.zones):
+        for number, primary in enumerate(zone.primaries):
+            found.append((("zones", at, "primaries", number), primary.address, ""))
+    for path, address, whose in found:
+        for number, prefix in enumerate(variables.prefixes):
+            if address not in prefix:
+                continue
+            fix = "a machine's own addresses stay outside of unmoor_prefixes: shrink the prefix, or renumber"
+            if whose:
+                why = f"has {address}, {whose}: each edge would take it for its own"
+                source.problem(("prefixes", number), prefix, why, fix)
+            else:
+                source.problem(path, address, f"is inside {prefix} of unmoor_prefixes", fix)
+
+
+def _check_proofs(source: Source, variables: Variables) -> None:
+    """Each service can be proved, or says that it is not to be."""
+    for label, service in variables.services.items():
+        if service.check == "none":
+            continue
+        if "any" in service.ports:
+            path: Key = ("services", label, "ports", service.ports.index("any"))
+            why = f"cannot be probed with check: {service.check}, which tries each port on each address"
+            source.problem(path, "any", why, "add check: none, or name the ports")
+        if "tcp" not in service.protocols:
+            why = f"is UDP alone, and no probe asks UDP: check: {service.check} would prove nothing"
+            source.problem(("services", label), "", why, "add check: none, and prove it by other means")
+
+
+def _check_vantage(source: Source, variables: Variables, hosts: Sequence[str]) -> None:
+    """Hosts from which edges are proved have the probe: role vantage installs it on that group."""
+    for key in ("gate_vantage", "vantage"):
+        host = getattr(variables, key)
+        if host and host not in (*hosts, "localhost"):
+            why = f"is not in group {VANTAGE_GROUP}, so it has no probe"
+            near = get_close_matches(host, hosts, 1)
+            fix = (
+                f"did you mean {near[0]}?" if near else f"put it in group {VANTAGE_GROUP}, or write localhost"
+            )
+            source.problem((key,), host, why, fix)
+    if not variables.gate_vantage and not variables.vantage:
+        why = "is missing: no host is named from which the edge is proved before the next one is touched"
+        fix = f"name a host of group {VANTAGE_GROUP}; or localhost, if this computer reaches the prefixes"
+        source.problem(("gate_vantage",), "", why, fix)
 
 
 def _check_services(source: Source, variables: Variables, services: Sequence[Service]) -> None:
@@ -538,7 +635,7 @@ def _read_zone(source: Source, number: int, zone: ZoneFiles) -> Zone:
         source.problem(("zones", number), zone.name, why, fix)
     hostnames: tuple[Hostnames, ...] = ()
     if zone.hostnames_file:
-        hostnames = _read_hostnames(source, number, source.directory / zone.hostnames_file)
+        hostnames = _read_hostnames(source, number, zone.name, source.directory / zone.hostnames_file)
     return Zone(
         name=zone.name,
         records=records,
@@ -559,8 +656,9 @@ def _read_records(source: Source, number: int, zone: ZoneFiles) -> str:
         return ""
 
 
-def _read_hostnames(source: Source, number: int, path: Path) -> tuple[Hostnames, ...]:
+def _read_hostnames(source: Source, number: int, zone: str, path: Path) -> tuple[Hostnames, ...]:
     by_tags: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    lines = 0
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, strict=True)
@@ -576,11 +674,15 @@ def _read_hostnames(source: Source, number: int, path: Path) -> tuple[Hostnames,
                 )
                 return ()
             for row in rows:
-                name = (row.pop("name") or "").strip()
+                lines = rows.line_num
+                name = row.pop("name") or ""
+                if problem := _name_problem(name, zone):
+                    source.problems.append(Problem(f"{path}:{lines}", "name", repr(name)[1:-1], *problem))
+                    continue
                 if None in row or None in row.values() or not name:
                     source.problems.append(
                         Problem(
-                            f"{path}:{rows.line_num}",
+                            f"{path}:{lines}",
                             "name",
                             name,
                             "the line has no name, or more or fewer fields than the first line",
@@ -594,7 +696,28 @@ def _read_hostnames(source: Source, number: int, path: Path) -> tuple[Hostnames,
         source.problem(
             ("zones", number, "hostnames_file"), path.name, str(reason), f"write the CSV file {path}"
         )
+        return ()
+    if not lines:
+        why = "has no names, only its first line"
+        fix = "write the names; or remove hostnames_file from the zone, if it is to have none"
+        source.problems.append(Problem(f"{path}:1", "", "", why, fix))
+    elif not path.read_bytes().endswith(b"\n"):
+        why = "ends in the middle of a line: it may have been cut short"
+        fix = "write the file again; if it is whole, end its last line"
+        source.problems.append(Problem(f"{path}:{lines}", "", "", why, fix))
     return tuple(Hostnames(tags=dict(tags), names=tuple(names)) for tags, names in by_tags.items())
+
+
+def _name_problem(name: str, zone: str) -> tuple[str, str] | None:
+    """What is wrong with a name of a zone's file, and the fix; whether it is a name is checked elsewhere."""
+    if any(letter.isspace() or not letter.isprintable() for letter in name):
+        return "has a space or a control character", "remove it; inside a label, write \\DDD (RFC 1035)"
+    whole, apex = name.lower(), zone.lower().rstrip(".")
+    if apex and (whole == apex or whole.endswith(f".{apex}")):
+        relative = name[: -len(apex) - 1] or "@"
+        why = f"is a whole name, and names here are relative to the zone: it would be {name}.{apex}"
+        return why, f"write {relative}, or {name}. with a final dot"
+    return None
 
 
 def _shared_addresses(documents: Mapping[str, Documents]) -> Iterator[Problem]:
