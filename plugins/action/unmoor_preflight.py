@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,7 +131,7 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     problems = list(duplicate_pops([Path(path) for path in variables.get("ansible_inventory_sources") or ()]))
     ours = {host: dict(_ours(hostvars[host], host, problems)) for host in members}
     directories = {host: Path(str(hostvars[host]["inventory_dir"])) for host in members}
-    machines = {host: str(hostvars[host].get("ansible_host") or host) for host in members}
+    machines = {host: _reached_at(host, hostvars[host]) for host in members}
     compiled = compile_inventory(ours, groups, directories, place_of, _registry, machines)
     problems += compiled.problems
     roles = read_roles(ROOT / "roles")
@@ -143,6 +145,22 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
         source = Source(host, ours[host], directories[host], place_of)
         problems += [in_inventory(each, source) for each in zone_problems(draft.dns, "", draft.complete)]
     return compiled.documents, list(merged(problems))
+
+
+def _reached_at(host: str, variables: Mapping[str, Any]) -> str:
+    """The name or address by which ssh would reach a host, by its own configuration; no host is touched."""
+    given = str(variables.get("ansible_host") or host)
+    if variables.get("ansible_connection", "ssh") != "ssh":
+        return given
+    try:
+        texts = [str(variables.get(f"ansible_ssh_{name}args") or "") for name in ("", "common_", "extra_")]
+        options = shlex.split(" ".join(texts))
+        command = ["ssh", "-G", *options, given]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (AnsibleError, ValueError, OSError, subprocess.SubprocessError):
+        return given  # ssh itself says what is wrong, when a host is to be reached
+    found = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
+    return found[1] if found else given
 
 
 def version_problems(version: str) -> Iterator[Problem]:

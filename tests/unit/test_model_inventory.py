@@ -325,7 +325,7 @@ def test_a_prefix_over_the_management_network(directory: Path) -> None:
         hosts, GROUPS, {"edge1": directory}, lambda _value: "", machines=machines
     ).problems
     assert [(problem.key, problem.why.split(":")[0]) for problem in found] == [
-        ("unmoor_prefixes.0", "has 198.18.3.1, the address of edge1 (ansible_host)"),
+        ("unmoor_prefixes.0", "has 198.18.3.1, the address by which edge1 is reached"),
         ("unmoor_prefixes.1", "has 2001"),
     ]
 

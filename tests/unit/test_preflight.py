@@ -337,11 +337,15 @@ def test_prefixes_and_addresses_that_would_cut_machines_off(inventory: Path) -> 
     replace(inventory, EDGES, "  - 198.18.0.0/20\n", "  - 198.18.0.0/20\n  - 127.0.0.0/8\n")
     refused(inventory, 3, "unmoor_dns_unicast.1 = 62: is a number, not an IP address", "write it in quotes")
     replace(inventory, "hosts.yml", "1:2,", '"1::2",')
+    # Hosts of the lab have no ansible_host: ssh knows where they are.
+    (inventory / "zones/ssh_config").write_text("Host edge2\n  HostName 2001:db8:100::2\n")
+    replace(inventory, "group_vars/all.yml", "-F {{ lab_state }}", "-F {{ inventory_dir }}/zones")
     refused(
         inventory,
-        3,
+        4,
+        "unmoor_prefixes.2 = 2001:db8:100::/44: has 2001:db8:100::2, the address by which edge2 is reached",
         "unmoor_prefixes.1 = 127.0.0.0/8: has loopback addresses",
-        "unmoor_prefixes.0 = 198.18.0.0/20: has 198.18.1.1, the address of router (ansible_host)",
+        "unmoor_prefixes.0 = 198.18.0.0/20: has 198.18.1.1, the address by which router is reached",
         "unmoor_dns_unicast.0 = 198.18.2.11: is inside 198.18.0.0/20",
     )
 

@@ -251,7 +251,7 @@ def compile_inventory(
 
     `groups` are the inventory's groups; `directories` says for each host where its inventory lies, which
     is what file names are relative to; `place_of` as in Source. `machines` are the names or addresses by
-    which hosts are reached (`ansible_host`).
+    which hosts are reached.
     """
     problems = list(_group_problems(groups))
     if any(problem.key.startswith(f"group {POP_GROUP}") for problem in problems):
@@ -486,25 +486,27 @@ def _check_prefixes(source: Source, variables: Variables) -> None:
 
 def _check_machines(source: Source, variables: Variables, machines: Mapping[str, str]) -> None:
     """No prefix has an address of a machine: on the edge it would be local, and the machine cut off."""
-    found: list[tuple[Key, IPv4Address | IPv6Address, str]] = []
+    fix = "a machine's own addresses stay outside of unmoor_prefixes: shrink the prefix, or renumber"
+    reached: dict[str, IPv4Address | IPv6Address] = {}
     for name, given in machines.items():
         with suppress(ValueError):  # a name, which means what the resolver makes of it
-            found.append((("prefixes",), ip_address(given), f"the address of {name} (ansible_host)"))
-    for key in ("dns_unicast", "gate_via"):
-        for number, address in enumerate(getattr(variables, key)):
-            found.append(((key, number), address, ""))
+            reached[name] = ip_address(given)
+    for number, prefix in enumerate(variables.prefixes):
+        inside = [name for name, address in reached.items() if address in prefix]
+        if inside:
+            why = f"has {reached[inside[0]]}, the address by which {inside[0]} is reached"
+            why += f", and those of {len(inside) - 1} more" if inside[1:] else ""
+            source.problem(("prefixes", number), prefix, f"{why}: each edge would take it for its own", fix)
+    own: list[tuple[Key, IPv4Address | IPv6Address]] = [
+        ((key, number), address)
+        for key in ("dns_unicast", "gate_via")
+        for number, address in enumerate(getattr(variables, key))
+    ]
     for at, zone in enumerate(variables.zones):
-        for number, primary in enumerate(zone.primaries):
-            found.append((("zones", at, "primaries", number), primary.address, ""))
-    for path, address, whose in found:
-        for number, prefix in enumerate(variables.prefixes):
-            if address not in prefix:
-                continue
-            fix = "a machine's own addresses stay outside of unmoor_prefixes: shrink the prefix, or renumber"
-            if whose:
-                why = f"has {address}, {whose}: each edge would take it for its own"
-                source.problem(("prefixes", number), prefix, why, fix)
-            else:
+        own += [(("zones", at, "primaries", n), each.address) for n, each in enumerate(zone.primaries)]
+    for path, address in own:
+        for prefix in variables.prefixes:
+            if address in prefix:
                 source.problem(path, address, f"is inside {prefix} of unmoor_prefixes", fix)
 
 
