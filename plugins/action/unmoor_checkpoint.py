@@ -1,4 +1,7 @@
-"""Run the module unmoor_checkpoint, whose documents hold secrets, and seal what it returns."""
+"""Run a module that returns documents, which may hold secrets, and seal what it returns.
+
+The plugin is that of every module whose name it, or a link to it, has.
+"""
 
 from __future__ import annotations
 
