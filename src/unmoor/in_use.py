@@ -17,6 +17,7 @@ from unmoor.dns import names, wire, zones
 from unmoor.dns.https import IPV4_HINT, IPV6_HINT
 from unmoor.dns.https import TYPES as SERVICE_BINDINGS
 from unmoor.dns.pools import Range, ranges_in_use, without
+from unmoor.dns.zonefile import ZoneFileError
 from unmoor.model import DnsDocument, EdgeDocument, Policy, Prefix
 from unmoor.model.inventory import Documents
 
@@ -99,7 +100,7 @@ def _addresses_of_records(document: DnsDocument) -> Iterator[tuple[IPv4Address |
             continue
         try:
             nodes = zones.read(zone.records, names.from_text(zone.name)).nodes
-        except (zones.ZoneFileError, ValueError):
+        except (ZoneFileError, ValueError):
             continue  # such a document is refused elsewhere, and a server never had it in force
         for owner, node in nodes.items():
             for address in chain.from_iterable(_addresses_of(rrset) for rrset in node.values()):
