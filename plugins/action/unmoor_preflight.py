@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+from ansible.release import __version__
 from ansible.utils.display import Display
 
+from unmoor import proof
 from unmoor.dns import registry_cache
 from unmoor.dns.check import problems as dns_problems
 from unmoor.dns.check import zone_problems
 from unmoor.errors import InvalidInputError, Problem
+from unmoor.model import DnsDocument
 from unmoor.model.inventory import (
+    EDGES_GROUP,
     HOST_PLACE,
     POP_GROUP,
     PREFIX,
@@ -28,14 +37,27 @@ from unmoor.model.inventory import (
     compile_inventory,
     merged,
 )
+from unmoor.model.removals import EXPECTED, parse_expected
+from unmoor.model.roles import LISTENERS, unknown_variables, unserved
+from unmoor.model.secrets import Sealer, text_with_secrets
 
 try:  # Where a value stands (file and line). Not public yet; without it, errors name the host only.
     from ansible._internal._datatag._tags import Origin
 except ImportError:
     Origin = None
 
+ROOT = Path(__file__).resolve().parents[2]
 #: Where registries lie that were built from lists.
-CACHE = Path(__file__).resolve().parents[2] / ".cache" / "registry"
+CACHE = ROOT / ".cache" / "registry"
+#: The oldest ansible-core whose templates and results the playbooks are written for.
+OLDEST_ANSIBLE = (2, 19)
+#: Variables of roles that the playbooks set, and an inventory does not.
+GIVEN_BY_PLAYBOOKS = frozenset(
+    (
+        *("edge_base_document", "dns_randomizer_document"),
+        *("dns_randomizer_service", "dns_randomizer_registry"),
+    )
+)
 
 DOCUMENTATION = """
 module: unmoor_preflight
@@ -44,6 +66,7 @@ description:
   - Runs on the controller. Finds every problem of the inventory at once, with its file, line and fix.
   - Returns, for each edge, the text of C(edge.json) and C(dns.json), and the file here of its registry of
     hostnames, if it has one; a list of hostnames is built into C(.cache) first. And when this run began.
+  - Secrets in these texts are sealed, so that they can be printed and compared; C(unmoor_files) unseals them.
 options: {}
 """
 
@@ -77,15 +100,21 @@ class ActionModule(ActionBase):
         """Return the documents of each edge, or fail with every problem."""
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
-        compiled, problems = _compile(variables)
+        problems = list(version_problems(__version__))
+        compiled: dict[str, Documents] = {}
+        if not problems:
+            compiled, problems = _compile(variables)
         if problems:
             Display().display(f"\n{InvalidInputError(problems)}\n", color="red")
             count = len(problems)
             raise AnsibleActionFail(f"The inventory has {count} problem{'s' * (count != 1)}, shown above.")
+        for line in dict.fromkeys(line for pair in compiled.values() for line in proof.unproved(pair)):
+            Display().display(line)
+        sealer = Sealer(DnsDocument, Path(constants.DEFAULT_LOCAL_TMP) / "unmoor")
         result["documents"] = {
             host: {
-                "edge": _text(pair.edge),
-                "dns": _text(pair.dns),
+                "edge": text_with_secrets(pair.edge),
+                "dns": sealer.seal(text_with_secrets(pair.dns)),
                 "registry": str(pair.registry or ""),
             }
             for host, pair in compiled.items()
@@ -95,19 +124,20 @@ class ActionModule(ActionBase):
         return result
 
 
-def _text(document: Any) -> str:
-    return json.dumps(document.model_dump(mode="json", exclude_defaults=True), indent=1) + "\n"
-
-
 def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Problem]]:
     groups = {name: [str(host) for host in members] for name, members in variables["groups"].items()}
     hostvars = variables["hostvars"]
-    members = {host for hosts in groups.values() for host in hosts}
+    members = list(dict.fromkeys(host for hosts in groups.values() for host in hosts))
     problems = list(duplicate_pops([Path(path) for path in variables.get("ansible_inventory_sources") or ()]))
     ours = {host: dict(_ours(hostvars[host], host, problems)) for host in members}
     directories = {host: Path(str(hostvars[host]["inventory_dir"])) for host in members}
-    compiled = compile_inventory(ours, groups, directories, place_of, _registry)
+    machines = {host: _reached_at(host, hostvars[host]) for host in members}
+    compiled = compile_inventory(ours, groups, directories, place_of, _registry, machines)
     problems += compiled.problems
+    roles = read_roles(ROOT / "roles")
+    for host in members:
+        problems += _role_problems(host, hostvars[host], roles, edge=host in groups.get(EDGES_GROUP, ()))
+    problems += _expected_problems(variables.get(EXPECTED, ""))
     for host, pair in compiled.documents.items():
         source = Source(host, ours[host], directories[host], place_of)
         problems += [in_inventory(problem, source) for problem in dns_problems(pair.dns, "", pair.registry)]
@@ -117,7 +147,108 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     return compiled.documents, list(merged(problems))
 
 
-def _registry(file: Path, zones: Sequence[str]) -> tuple[Path, str]:
+def _reached_at(host: str, variables: Mapping[str, Any]) -> str:
+    """The name or address by which ssh would reach a host, by its own configuration; no host is touched."""
+    given = str(variables.get("ansible_host") or host)
+    if variables.get("ansible_connection", "ssh") != "ssh":
+        return given
+    try:
+        texts = [str(variables.get(f"ansible_ssh_{name}args") or "") for name in ("", "common_", "extra_")]
+        options = shlex.split(" ".join(texts))
+        command = ["ssh", "-G", *options, given]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (AnsibleError, ValueError, OSError, subprocess.SubprocessError):
+        return given  # ssh itself says what is wrong, when a host is to be reached
+    found = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
+    return found[1] if found else given
+
+
+def version_problems(version: str) -> Iterator[Problem]:
+    """Whether this is an ansible-core that the playbooks are not written for."""
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_ANSIBLE:
+        oldest = ".".join(map(str, OLDEST_ANSIBLE))
+        fix = "run .venv/bin/ansible-playbook of this repository, which `make setup` installs"
+        yield Problem("controller", "ansible-core", version, f"is older than {oldest}", fix)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a role's argument specification says, and its defaults."""
+
+    options: dict[str, Any]
+    defaults: dict[str, Any]
+
+
+def read_roles(directory: Path) -> dict[str, Role]:
+    """The roles of this repository, by name."""
+    found = {}
+    for path in sorted(directory.glob("*/meta/argument_specs.yml")):
+        specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
+        defaults = path.parents[1] / "defaults/main.yml"
+        found[path.parents[1].name] = Role(
+            specs["main"].get("options") or {},
+            (yaml.safe_load(defaults.read_text(encoding="utf-8")) or {}) if defaults.exists() else {},
+        )
+    return found
+
+
+def _role_problems(
+    host: str, variables: Mapping[str, Any], roles: Mapping[str, Role], *, edge: bool
+) -> Iterator[Problem]:
+    """What a role would find wrong only when it is the host's turn."""
+    prefixes = tuple(f"{role}_" for role in roles)
+    given = {name: _resolved(variables, name) for name in variables if name.startswith(prefixes)}
+
+    def place(value: Any) -> str:
+        return place_of(value) or HOST_PLACE + host
+
+    yield from unknown_variables(given, {name: tuple(role.options) for name, role in roles.items()}, place)
+    for role in roles.values():
+        options = {name: each for name, each in role.options.items() if name not in GIVEN_BY_PLAYBOOKS}
+        values = {name: given[name] for name in options if given.get(name) is not None}
+        for message in ArgumentSpecValidator(options).validate(values).error_messages:
+            name = next((name for name in values if name in message), "")
+            fix = "correct it: the role's README describes its variables"
+            yield Problem(place(values.get(name)), name, "", str(message), fix)
+    if edge and all(given.get(name, "") is not None for name in roles["listener"].options):
+        yield from _listener_problems(variables, roles["listener"].defaults | given, place)
+
+
+def _resolved(variables: Mapping[str, Any], name: str) -> Any:
+    """A variable's value; None for a template that needs what only the host's turn brings, such as facts."""
+    try:
+        json.dumps(value := variables[name])  # every template inside is resolved here
+    except (AnsibleError, TypeError):
+        return None
+    return value
+
+
+def _listener_problems(
+    variables: Mapping[str, Any], listener: Mapping[str, Any], place: Callable[[Any], str]
+) -> Iterator[Problem]:
+    services, own = variables.get("unmoor_services"), variables.get("unmoor_own_listeners") or ()
+    if isinstance(services, Mapping) and isinstance(own, Sequence):
+        labels = {name: str(listener[name] or "") for name in LISTENERS}
+        dns_service = str(variables.get("unmoor_dns_service") or "")
+        yield from unserved(
+            tuple(services), labels, own, dns_service, lambda name: place(variables.get(name))
+        )
+    if not listener["listener_certificate"] and not (
+        variables.get("authority_dir") and listener["listener_names"]
+    ):
+        why = "is missing, so that nginx could not serve TLS"
+        fix = "name files on the edge: listener_certificate and listener_certificate_key"
+        yield Problem(place(None), "listener_certificate", "", why, fix)
+
+
+def _expected_problems(expected: Any) -> Iterator[Problem]:
+    try:
+        parse_expected(str(expected))
+    except InvalidInputError as error:
+        yield from error.problems
+
+
+def _registry(file: Path, zones: Sequence[str]) -> tuple[Path, str, int]:
     return registry_cache.prepare(file, zones, CACHE)
 
 

@@ -8,18 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from unmoor import proof
+from unmoor.in_use import not_bound, taken_away
 from unmoor.model import DnsDocument, EdgeDocument, validate
-from unmoor.model.change import compare, in_use
+from unmoor.model.change import compare
 from unmoor.model.inventory import Documents
+from unmoor.model.removals import parse_expected, unexpected
 
 
-def unmoor_change(desired: dict[str, str], current: dict[str, str]) -> dict[str, list[str]]:
-    """The difference from `current` to `desired`, each with the texts `edge` and `dns` (empty: none yet)."""
-    change = compare(_documents(current) if all(current.values()) else None, _documents(desired))
+def unmoor_change(
+    desired: dict[str, str],
+    current: dict[str, str],
+    expected: str = "",
+    unasked: dict[str, int] | None = None,
+) -> dict[str, list[str]]:
+    """The difference from `current` to `desired`, each with the texts `edge` and `dns` (empty: none yet).
+
+    `lines` say what differs, `not_dns_alone` why pool.yml must not make it so, `takes_away` why site.yml must
+    not. Removals that are neither `expected` (see unmoor.model.removals) nor `unasked` are in both.
+    """
+    before, after = _documents(current) if all(current.values()) else None, _documents(desired)
+    change = compare(before, after)
+    removals = list(unexpected(before, after, parse_expected(expected), unasked or {})) if before else []
     return {
         "lines": list(change.lines),
-        "not_dns_alone": list(change.not_dns_alone),
-        "takes_away": list(change.takes_away),
+        "not_dns_alone": [*change.not_dns_alone, *removals],
+        "takes_away": [*(taken_away(before, after) if before else ()), *removals],
     }
 
 
@@ -147,11 +160,7 @@ def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str,
 def _unbound(dns: DnsDocument, answers: str, edge: EdgeDocument, takes: str) -> list[str]:
     """Addresses that DNS on one edge answers with and that another would not take connections for."""
     why = f"is in use by DNS on {answers} and would not be bound on {takes}: run playbooks/pool.yml first"
-    return [
-        f"{part} {why}"
-        for part in in_use(dns)
-        if not any(part.version == held.version and part.subnet_of(held) for held in edge.prefixes)  # type: ignore[arg-type]  # the versions are equal
-    ]
+    return [f"{part} {why}" for part in not_bound(dns, edge)]
 
 
 def _documents(texts: dict[str, str]) -> Documents:

@@ -24,6 +24,8 @@ description:
   - Nothing stays beside the places when a write fails; what a run that was killed left there is removed by
     the next one, also when no file differs.
   - In check mode nothing is written, and the differences are the same, also on a host that has none of this.
+  - Secrets that C(unmoor_preflight) or C(unmoor_checkpoint) sealed in a text are put back on the way to the
+    host. No output and no log has them.
 options:
   files:
     description: The files, in the order in which they land.

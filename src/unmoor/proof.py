@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from unmoor.dns import names
@@ -58,12 +59,33 @@ def of_pop(documents: Documents, ca: str | None) -> Iterator[Proof]:
     yield from _reach(documents, ca, [])
     anycast = [str(prefix.network_address) for prefix in documents.edge.addresses]
     servers = anycast or [str(address) for address in documents.dns.listen]
+    for service in documents.edge.services:
+        if _is_dns(documents.dns, service):
+            yield from _over_udp(documents, service.prefixes or documents.edge.prefixes)
     for example in examples(documents):
         addresses = sum(part.num_addresses for part in _parts(documents.dns, example))
         queries = min(max(int(addresses * QUERIES_PER_ADDRESS), FEWEST_QUERIES), MOST_QUERIES)
         if example.qtype == "AAAA":
             queries = FEWEST_QUERIES  # such pools are too large to see each address
         yield _uniformity(documents.dns, example, servers, queries)
+
+
+def unproved(documents: Documents) -> Iterator[str]:
+    """Name the services that no proof reaches, in whole or in part."""
+    for service in documents.edge.services:
+        if service.check == "none":
+            yield f"Not proved: service {service.label} has check: none."
+        elif "udp" in service.protocols and not _is_dns(documents.dns, service):
+            yield f"Not proved: service {service.label} over UDP; its check is by TCP."
+
+
+def _is_dns(document: DnsDocument, service: Service) -> bool:
+    """Whether the DNS server itself answers on the service's prefixes."""
+    return (
+        document.any_address
+        and service.ports == (document.port,)
+        and set(service.protocols) == {"udp", "tcp"}
+    )
 
 
 def examples(documents: Documents) -> Iterator[Example]:
@@ -90,6 +112,14 @@ def _even(document: DnsDocument, policy: Policy) -> bool:
     answer = policy.answer
     plain = answer.strategy == "random" and not answer.also and answer.records == 1
     return plain and not document.pools[answer.pool].exclude and policy.match.clients is None
+
+
+def _over_udp(documents: Documents, prefixes: Sequence[Prefix]) -> Iterator[Proof]:
+    """Ask the DNS server by UDP on the first and the last address of each of a service's prefixes."""
+    for asked in islice(examples(documents), 1):
+        for prefix in prefixes:
+            ends = dict.fromkeys((str(prefix.network_address), str(prefix.broadcast_address)))
+            yield _uniformity(documents.dns, asked, list(ends), GATE_QUERIES)
 
 
 def _parts(document: DnsDocument, example: Example) -> tuple[Prefix, ...]:

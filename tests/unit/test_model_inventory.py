@@ -10,6 +10,7 @@ import pytest
 
 from unmoor.errors import Problem
 from unmoor.model.inventory import Compiled, compile_inventory
+from unmoor.proof import unproved
 
 ZONE = "@ 60 IN SOA ns1 root 1 2 3 4 5\n@ 60 IN NS ns1\nns1 60 IN A 198.51.100.53\n"
 
@@ -21,8 +22,9 @@ VARIABLES: dict[str, Any] = {
     "unmoor_zones": [{"name": "example.test", "records_file": "zone", "hostnames_file": "names.csv"}],
     "unmoor_dns_unicast": ["198.19.1.11"],
     "unmoor_dns_anycast": ["198.51.100.53"],
+    "unmoor_gate_vantage": "localhost",
 }
-GROUPS = {"all": ["edge1"], "edges": ["edge1"], "pop_ams": ["edge1"], "ungrouped": []}
+GROUPS = {"all": ["edge1"], "edges": ["edge1"], "pop_ams": ["edge1"], "vantage": ["probe"], "ungrouped": []}
 
 
 @pytest.fixture
@@ -121,7 +123,12 @@ def test_a_right_inventory_compiles(directory: Path) -> None:
         ("unmoor_pool", {}, "unmoor_pool", "is not a known key"),
         ("unmoor_dns_query_log", {"sample": 9, "to": "dnstap"}, "unmoor_dns_query_log", "has no socket"),
         ("unmoor_dns_journal_keep", 0, "unmoor_dns_journal_keep", "greater than or equal to 1"),
-        ("unmoor_dns_cookie_secret", "short", "unmoor_dns_cookie_secret", "should match pattern"),
+        (
+            "unmoor_dns_cookie_secret",
+            "short",
+            "unmoor_dns_cookie_secret",
+            "is not 32 hexadecimal digits (the value is not shown)",
+        ),
         ("unmoor_zones/0/records_file", "none", "unmoor_zones.0.records_file", "No such file"),
         ("unmoor_zones/0/hostnames_file", "none", "unmoor_zones.0.hostnames_file", "No such file"),
         ("unmoor_zones/0/records_file", None, "unmoor_zones.0", "has no records"),
@@ -157,7 +164,8 @@ def test_settings_of_the_server_arrive(directory: Path) -> None:
     settings |= {"unmoor_dns_journal_keep": 7, "unmoor_dns_count_addresses": False}
     settings["unmoor_dns_query_log"] = {"sample": 100}
     dns = compiled(directory, {"edge1": VARIABLES | settings}).documents["edge1"].dns
-    assert (dns.rate_limit, dns.sticky_key, dns.tell_name, dns.port) == (500, "secret", True, 53)
+    assert (dns.rate_limit, dns.tell_name, dns.port) == (500, True, 53)
+    assert dns.sticky_key.get_secret_value() == "secret"
     assert (dns.journal_keep, dns.count_addresses, dns.query_log.sample) == (7, False, 100)
 
 
@@ -188,7 +196,8 @@ def test_no_secret_is_shown(directory: Path, keys: Any) -> None:
 
 def test_a_narrower_port_beside_a_range_is_no_clash(directory: Path) -> None:
     assert compiled(directory, {"edge1": changed("unmoor_services/tls/ports/0", 8001)}).problems == ()
-    assert compiled(directory, {"edge1": changed("unmoor_services/tls/ports/0", "any")}).problems == ()
+    any_port = {"ports": ["any"], "check": "none"}
+    assert compiled(directory, {"edge1": changed("unmoor_services/tls", any_port)}).problems == ()
 
 
 def test_every_problem_is_said_at_once(directory: Path) -> None:
@@ -235,6 +244,13 @@ def test_a_problem_of_all_hosts_is_said_once(directory: Path) -> None:
     [
         ("name,account\na,free,x\n", 2),
         ("name,account\na\n", 2),
+        ("name,account\n", 1),
+        ("name,account\na,free\nb,fr", 3),
+        ("name,account\na.example.test,free\n", 2),
+        ("name,account\nexample.TEST,free\n", 2),
+        ("name,account\na b,free\n", 2),
+        ("name,account\na\0b,free\n", 2),
+        ("name,account\n a,free\n", 2),
         ("name,account\na,free\n,free\n", 3),
         ("host\na\n", 1),
     ],
@@ -242,3 +258,81 @@ def test_a_problem_of_all_hosts_is_said_once(directory: Path) -> None:
 def test_a_bad_line_of_hostnames_is_named(directory: Path, text: str, line: int) -> None:
     (directory / "names.csv").write_text(text)
     assert only(compiled(directory)).place == f"{directory / 'names.csv'}:{line}"
+
+
+def test_a_name_that_contains_the_zone_elsewhere_is_no_whole_name(directory: Path) -> None:
+    text = "name,account\nexample.test.a,free\nwww.example.test.,free\n@,free\nxexample.test2,free\n"
+    (directory / "names.csv").write_text(text)
+    assert compiled(directory).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "why"),
+    [
+        ("0.0.0.0/0", "is every IPv4 address there is"),
+        ("::/0", "is every IPv6 address there is"),
+        ("126.0.0.0/7", "has loopback addresses: 127.0.0.0/8"),
+        ("127.0.0.0/8", "has loopback addresses"),
+        ("224.0.0.0/4", "has multicast addresses"),
+        ("239.1.0.0/16", "has multicast addresses"),
+        ("169.254.1.0/24", "has link-local addresses"),
+        ("255.255.255.255/32", "has reserved addresses"),
+        ("::1/128", "has the loopback address"),
+        ("fe80::/10", "has link-local addresses"),
+        ("ff00::/8", "has multicast addresses"),
+        ("::ffff:c612:0/112", "has IPv4-mapped addresses"),
+    ],
+)
+def test_a_prefix_that_is_no_pops(directory: Path, prefix: str, why: str) -> None:
+    variables = changed("unmoor_prefixes", [*VARIABLES["unmoor_prefixes"], prefix])
+    found = compiled(directory, {"edge1": variables}).problems
+    assert [problem.value for problem in found if problem.why.startswith(why)] == [prefix], found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "key", "why"),
+    [
+        ("unmoor_dns_unicast", ["198.18.0.11"], "unmoor_dns_unicast.0", "is inside 198.18.0.0/20"),
+        ("unmoor_gate_via", ["2001:db8:100::1"], "unmoor_gate_via.0", "is inside 2001:db8:100::/44"),
+        ("unmoor_dns_unicast", [62], "unmoor_dns_unicast.0", "is a number, not an IP address"),
+        ("unmoor_dns_anycast", ["ns1"], "unmoor_dns_anycast.0", "is not an IP address"),
+        ("unmoor_dns_unicast", [], "unmoor_dns_unicast", "is missing"),
+        ("unmoor_gate_vantage", "prode", "unmoor_gate_vantage", "is not in group vantage"),
+        ("unmoor_vantage", "elsewhere", "unmoor_vantage", "is not in group vantage"),
+        ("unmoor_gate_vantage", None, "unmoor_gate_vantage", "is missing"),
+        ("unmoor_services/tls/ports/0", "any", "unmoor_services.tls.ports.0", "cannot be probed"),
+        ("unmoor_services/tls/protocols", ["udp"], "unmoor_services.tls", "is UDP alone"),
+        ("unmoor_removals_unasked", {"zone": 1}, "unmoor_removals_unasked.zone.[key]", "Input should be"),
+    ],
+)
+def test_what_would_fail_only_in_the_edges_turn(
+    directory: Path, path: str, value: Any, key: str, why: str
+) -> None:
+    variables = changed(path, value) if "/" in path else VARIABLES | {path: value}
+    problem = only(compiled(directory, {"edge1": variables}))
+    assert (problem.key, problem.why[: len(why)]) == (key, why), problem
+
+
+def test_a_misspelt_vantage_host_is_named(directory: Path) -> None:
+    problem = only(compiled(directory, {"edge1": VARIABLES | {"unmoor_gate_vantage": "prode"}}))
+    assert problem.fix == "did you mean probe?"
+
+
+def test_a_prefix_over_the_management_network(directory: Path) -> None:
+    hosts = {"edge1": VARIABLES}
+    machines = {"edge1": "198.18.3.1", "probe": "2001:db8:100::1", "other": "edge.example.test"}
+    found = compile_inventory(
+        hosts, GROUPS, {"edge1": directory}, lambda _value: "", machines=machines
+    ).problems
+    assert [(problem.key, problem.why.split(":")[0]) for problem in found] == [
+        ("unmoor_prefixes.0", "has 198.18.3.1, the address by which edge1 is reached"),
+        ("unmoor_prefixes.1", "has 2001"),
+    ]
+
+
+def test_a_service_may_say_that_it_is_not_proved(directory: Path) -> None:
+    services = {**VARIABLES["unmoor_services"], "game": {"ports": [9], "protocols": ["udp"], "check": "none"}}
+    result = compiled(directory, {"edge1": VARIABLES | {"unmoor_services": services}})
+    assert result.problems == ()
+    lines = list(unproved(result.documents["edge1"]))
+    assert lines == ["Not proved: service game has check: none."]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,11 +23,11 @@ EDGES = "group_vars/edges.yml"
 NAMES = "zones/registry.csv"
 
 
-def preflight(inventory: Path) -> subprocess.CompletedProcess[str]:
+def preflight(inventory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory)]
     environment = os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     return subprocess.run(
-        [*command, "playbooks/preflight.yml"],
+        [*command, *options, "playbooks/preflight.yml"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -38,6 +40,18 @@ def preflight(inventory: Path) -> subprocess.CompletedProcess[str]:
 def inventory(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "inventories/lab", tmp_path / "lab")
     return tmp_path / "lab"
+
+
+def plugin() -> ModuleType:
+    """The action plugin, as Ansible loads it: by its path."""
+    path = ROOT / "plugins/action/unmoor_preflight.py"
+    spec = importlib.util.spec_from_file_location("unmoor_preflight", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
 
 
 def replace(inventory: Path, file: str, old: str, new: str) -> None:
@@ -153,7 +167,7 @@ CASES: dict[str, tuple[str, str, str, list[str]]] = {
         EDGES,
         "unmoor_pools:",
         "unmoor_pool:",
-        ["unmoor_pool = ", "host edge1, edge2: unmoor_pools: is missing"],
+        ["unmoor_pool: is not a known key", "host edge1, edge2: unmoor_pools: is missing"],
     ),
     "a zone with records and primaries": (
         EDGES,
@@ -268,3 +282,98 @@ def test_a_second_inventory_with_a_pop_of_the_same_name_is_refused(inventory: Pa
     done = preflight(inventory)
     assert done.returncode != 0
     assert "is a second PoP of the same name" in done.stdout
+
+
+def refused(inventory: Path, count: int, *said: str, options: tuple[str, ...] = ()) -> None:
+    done = preflight(inventory, *options)
+    shown = done.stdout + done.stderr
+    assert done.returncode != 0, shown
+    for text in said:
+        assert text in shown, f"{text} is not in: {shown}"
+    assert f"{count} problem" in shown, shown
+    assert "Traceback" not in shown, shown
+    assert len(shown.splitlines()) <= SCREEN, shown
+
+
+def test_what_an_edge_would_fail_of_in_its_turn_is_said_at_once(inventory: Path) -> None:
+    replace(
+        inventory, "hosts.yml", '              unmoor_dns_unicast: [198.19.1.11, "2001:db8:f001::11"]\n', ""
+    )
+    replace(
+        inventory, "hosts.yml", "            edge1:\n", "            edge1: {listener_whoami_port: many}\n"
+    )
+    replace(inventory, EDGES, "unmoor_gate_vantage: router", "unmoor_gate_vantage: ruoter")
+    replace(inventory, EDGES, "sk_lookup_metrics_listen", "sk_lookup_metrics_lisen")
+    replace(inventory, EDGES, "  web-http:\n", "  web:\n")
+    refused(
+        inventory,
+        6,
+        "host edge1: unmoor_dns_unicast: is missing: gates ask the edge's own DNS server there",
+        "unmoor_gate_vantage = ruoter: is not in group vantage",
+        "fix: did you mean router?",
+        "group_vars/edges.yml:61: sk_lookup_metrics_lisen: is not a variable of role sk_lookup",
+        "fix: did you mean sk_lookup_metrics_listen?",
+        "listener_http_service = web-http: is not one of unmoor_services",
+        "unmoor_services.web: has no listener",
+        "hosts.yml:8: listener_whoami_port: ",
+    )
+
+
+def test_without_a_vantage_group_and_a_certificate(inventory: Path) -> None:
+    path = inventory / "hosts.yml"
+    path.write_text(path.read_text().split("    # Hosts outside")[0])
+    replace(inventory, "group_vars/all.yml", "authority_dir:", "other_dir:")
+    refused(
+        inventory,
+        3,
+        "unmoor_gate_vantage = router: is not in group vantage, so it has no probe",
+        "unmoor_vantage = client: is not in group vantage",
+        "listener_certificate: is missing, so that nginx could not serve TLS",
+    )
+
+
+def test_prefixes_and_addresses_that_would_cut_machines_off(inventory: Path) -> None:
+    replace(inventory, "hosts.yml", "        router:\n", "        router: {ansible_host: 198.18.1.1}\n")
+    replace(inventory, "hosts.yml", "[198.19.1.11,", "[198.18.2.11, 1:2,")
+    replace(inventory, EDGES, "  - 198.18.0.0/20\n", "  - 198.18.0.0/20\n  - 127.0.0.0/8\n")
+    refused(inventory, 3, "unmoor_dns_unicast.1 = 62: is a number, not an IP address", "write it in quotes")
+    replace(inventory, "hosts.yml", "1:2,", '"1::2",')
+    # Hosts of the lab have no ansible_host: ssh knows where they are.
+    (inventory / "zones/ssh_config").write_text("Host edge2\n  HostName 2001:db8:100::2\n")
+    replace(inventory, "group_vars/all.yml", "-F {{ lab_state }}", "-F {{ inventory_dir }}/zones")
+    refused(
+        inventory,
+        4,
+        "unmoor_prefixes.2 = 2001:db8:100::/44: has 2001:db8:100::2, the address by which edge2 is reached",
+        "unmoor_prefixes.1 = 127.0.0.0/8: has loopback addresses",
+        "unmoor_prefixes.0 = 198.18.0.0/20: has 198.18.1.1, the address by which router is reached",
+        "unmoor_dns_unicast.0 = 198.18.2.11: is inside 198.18.0.0/20",
+    )
+
+
+def test_lists_of_names_that_were_cut_short(inventory: Path) -> None:
+    (inventory / "zones/unmoor.test.csv").write_text("name,account\n")
+    (inventory / NAMES).write_text("name,account\nreg0001.unmoor.test,free\nreg0002.unmoor.test,fr")
+    refused(
+        inventory,
+        3,
+        "zones/unmoor.test.csv:1: has no names, only its first line",
+        "unmoor_dns_registry = zones/registry.csv: ",
+        "ends in the middle of a line: it may have been cut short",
+        "expect_removed = names:3: is not a kind and how many of it go",
+        options=("-e", "expect_removed=names:3"),
+    )
+    (inventory / NAMES).write_text("name,account\n")
+    refused(inventory, 2, "unmoor_dns_registry = zones/registry.csv: ", "has no names")
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"), [("2.18.6", True), ("2.9", True), ("2.19.0rc1", False), ("3.0", False)]
+)
+def test_an_older_ansible_is_refused_by_its_version(version: str, refused: bool) -> None:
+    found = [str(problem) for problem in plugin().version_problems(version)]
+    assert bool(found) == refused
+    if refused:
+        assert found[0].startswith(
+            f"controller: ansible-core = {version}: is older than 2.19\n    fix: run .venv/bin"
+        )

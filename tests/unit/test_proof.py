@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -112,3 +113,27 @@ def test_a_probe_that_did_not_run_says_why_and_one_that_passed_says_nothing() ->
         "web: the probe did not run: unmoor: no route"
     ]
     assert proof.failure("web", 0, {}, "") == []
+
+
+DNS_SERVICE = {"ports": [53], "protocols": ["udp", "tcp"], "prefixes": ["198.18.1.0/24", "2001:db8:100::/64"]}
+
+
+def test_the_dns_server_is_asked_by_udp_on_its_services_prefixes() -> None:
+    given = documents(dns=DNS_SERVICE)
+    on_prefixes = Documents(given.edge, given.dns.model_copy(update={"any_address": True}))
+    more = [
+        each.arguments for each in proof.of_pop(on_prefixes, None) if each not in proof.of_pop(given, None)
+    ]
+    assert [[value for key, value in pairwise(one) if key == "--server"] for one in more] == [
+        ["198.18.1.0", "198.18.1.255"],
+        ["2001:db8:100::", "2001:db8:100:0:ffff:ffff:ffff:ffff"],
+    ]
+    assert list(proof.unproved(on_prefixes)) == []
+
+
+def test_services_that_no_proof_reaches_are_named() -> None:
+    found = list(proof.unproved(documents(dns=DNS_SERVICE, game={"ports": [9], "check": "none"})))
+    assert found == [
+        "Not proved: service dns over UDP; its check is by TCP.",
+        "Not proved: service game has check: none.",
+    ]

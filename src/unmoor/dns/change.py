@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from unmoor.model import DnsDocument, Policy, Pool, Zone
 from unmoor.model.dns import Primary
+from unmoor.model.secrets import secret_fields
 
 #: Settings that are one value each, and no secret.
 _SETTINGS = (
@@ -35,8 +36,8 @@ def _settings(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
         yield f"registry: {old.registry or 'none'} -> {new.registry or 'none'}"
     if old.listen != new.listen:
         yield f"listen: {_row(old.listen)} -> {_row(new.listen)}"
-    for key in ("sticky_key", "cookie_secret", "tsig_keys"):
-        if getattr(old, key) != getattr(new, key):  # secrets: what they were and are stays unsaid
+    for key in sorted(secret_fields(DnsDocument)):
+        if getattr(old, key) != getattr(new, key):
             yield f"{key}: changed"
 
 

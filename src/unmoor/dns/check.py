@@ -18,6 +18,7 @@ from unmoor.dns.policies import Classifier, Subject
 from unmoor.dns.zonefile import ZoneFile
 from unmoor.errors import Problem
 from unmoor.model import Answer, DnsDocument, Match, Policy, Pool
+from unmoor.model.secrets import sealed_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,9 @@ def inspect(
     """
     found: list[Problem] = [*_listen(document, place), *_pools(document, place), *_policies(document, place)]
     found += transfers.problems(document, place)
+    for path in sealed_in(document):
+        fix = "write the file by the playbooks, or with the module unmoor_files, which unseals it"
+        found.append(Problem(place, ".".join(path), "", "is sealed, and no secret", fix))
     apexes, apex_problems = _apexes(document, place)
     found += apex_problems
     found += _pointers(document, apexes.values(), place)

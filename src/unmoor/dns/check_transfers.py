@@ -66,7 +66,7 @@ def _keys(document: DnsDocument, place: str) -> Iterator[Problem]:
         except ValueError as error:
             yield Problem(place, where, "", str(error), "name it as the primary does: a domain name")
         try:
-            size = len(base64.b64decode(key.secret, validate=True))
+            size = len(base64.b64decode(key.secret.get_secret_value(), validate=True))
         except (binascii.Error, ValueError):
             fix = "write it as tsig-keygen or keymgr print it"
             yield Problem(place, f"{where}.secret", "", "is not base64 (the value is not shown)", fix)

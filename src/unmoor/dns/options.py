@@ -20,7 +20,8 @@ class Options:
     """Gives the options that a query asked for."""
 
     def __init__(self, document: DnsDocument) -> None:
-        secret = bytes.fromhex(document.cookie_secret) if document.cookie_secret else cookies.OWN_SECRET
+        given = document.cookie_secret.get_secret_value()
+        secret = bytes.fromhex(given) if given else cookies.OWN_SECRET
         self._cookies = Cookies(secret)
         self._name = document.edge.encode() if document.tell_name else b""
         self._idle = (document.tcp_idle * 10).to_bytes(2, "big")

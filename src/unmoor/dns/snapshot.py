@@ -297,7 +297,7 @@ def _selector(document: DnsDocument, policy: Policy, version: int) -> Selector |
     if not weighted:
         return None
     if answer.strategy == "sticky":
-        key = sticky_key(document.sticky_key, policy.name)
+        key = sticky_key(document.sticky_key.get_secret_value(), policy.name)
         return Sticky(Mix(weighted), answer.records, key, by_client=answer.sticky_by == "client")
     drawer = weighted[0][0] if len(weighted) == 1 else Mix(weighted)
     return Random(drawer, answer.records)

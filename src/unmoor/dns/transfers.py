@@ -14,6 +14,7 @@ from typing import Any
 
 from unmoor.dns import secondary
 from unmoor.model import DnsDocument
+from unmoor.model.secrets import dump_with_secrets
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Transfers:
                 pass_fds=descriptors,
             )
         # Not by its arguments: everybody can read those, and there are keys among it.
-        told = {"document": wanted.model_dump(mode="json"), "directory": str(self._directory.absolute())}
+        told = {"document": dump_with_secrets(wanted), "directory": str(self._directory.absolute())}
         with suppress(OSError):  # that it died is seen where its words are read
             self.link.sendall(json.dumps(told).encode() + b"\n")
 

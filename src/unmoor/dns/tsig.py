@@ -29,7 +29,7 @@ _CLASS = struct.pack("!H", wire.ANY_CLASS)
 
 def shared_key(name: str, shared: TsigKey) -> dns.tsig.Key:
     """Make a key of a document one of dnspython's, which signs what we ask primaries."""
-    return dns.tsig.Key(dns.name.from_text(name), shared.secret, shared.algorithm)
+    return dns.tsig.Key(dns.name.from_text(name), shared.secret.get_secret_value(), shared.algorithm)
 
 
 @dataclass(frozen=True, slots=True)

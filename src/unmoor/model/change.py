@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Any
 
-from unmoor.model.common import Document, Prefix
+from unmoor.model.common import Document
 from unmoor.model.dns import DnsDocument
 from unmoor.model.edge import EdgeDocument
 from unmoor.model.inventory import Documents
+from unmoor.model.secrets import secret_fields
 
 #: What a pool change may touch: the addresses in use, and who uses them.
 POOL_CHANGE = ("pools", "policies")
@@ -18,45 +18,28 @@ POOL_CHANGE = ("pools", "policies")
 
 @dataclass(frozen=True)
 class Change:
-    """The difference, and why one playbook or another must not make it.
+    """The difference, and why pool.yml must not make it.
 
-    `lines` say what differs. `not_dns_alone` are the reasons why it is more than a change of the addresses in
-    use (pool.yml refuses), `takes_away` the addresses in use that would go (site.yml refuses).
+    `lines` say what differs; `not_dns_alone` are the reasons why it is more than a change of the addresses in
+    use.
     """
 
     lines: tuple[str, ...]
     not_dns_alone: tuple[str, ...]
-    takes_away: tuple[str, ...]
 
 
 def compare(current: Documents | None, desired: Documents) -> Change:
     """Compare what is in force on an edge (None: nothing yet) with what is asked for."""
     if current is None:
         why = "nothing is rolled out here yet: run playbooks/site.yml first"
-        return Change(("everything is new",), (why,), ())
+        return Change(("everything is new",), (why,))
     edge = tuple(_edge_lines(current.edge, desired.edge))
     other = tuple(_other_dns_lines(current.dns, desired.dns))
     pools = tuple(_pool_lines(current.dns, desired.dns))
     refused = tuple(
         f"{line}: not a change of DNS pools alone; run playbooks/site.yml" for line in edge + other
     )
-    return Change(edge + other + pools, refused, tuple(_taken_away(current.dns, desired.dns)))
-
-
-def in_use(document: DnsDocument) -> tuple[Prefix, ...]:
-    """Every address that some policy may answer, as the fewest prefixes."""
-    used = {policy.answer.pool for policy in document.policies}
-    parts = [part for name, pool in document.pools.items() if name in used for part in pool.ipv4 + pool.ipv6]
-    ipv4 = collapse_addresses(part for part in parts if isinstance(part, IPv4Network))
-    ipv6 = collapse_addresses(part for part in parts if isinstance(part, IPv6Network))
-    return (*ipv4, *ipv6)
-
-
-def _taken_away(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    staying = in_use(new)
-    for part in in_use(old):
-        if not any(part.version == stay.version and part.subnet_of(stay) for stay in staying):  # type: ignore[arg-type]  # the versions are equal
-            yield f"addresses of {part} are in use by DNS and would go: run playbooks/pool.yml first"
+    return Change(edge + other + pools, refused)
 
 
 def _edge_lines(old: EdgeDocument, new: EdgeDocument) -> Iterator[str]:
@@ -73,7 +56,7 @@ def _other_dns_lines(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
     yield from _named("zone", _by(old.zones, "name"), _by(new.zones, "name"))
     for name in type(new).model_fields:
         if name not in (*POOL_CHANGE, "zones", "pop", "edge") and getattr(old, name) != getattr(new, name):
-            secret = name in ("cookie_secret", "sticky_key")
+            secret = name in secret_fields(type(new))
             shown = "changed" if secret else f"{_short(getattr(old, name))} -> {_short(getattr(new, name))}"
             yield f"DNS {name}: {shown}"
 
@@ -113,4 +96,4 @@ def _fields(what: str, old: Document, new: Document) -> Iterator[str]:
 
 def _short(value: object) -> str:
     text = (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 80 and "\n" not in text else "(long; see --diff)"
+    return text if len(text) <= 100 and "\n" not in text else "(long; see --diff)"

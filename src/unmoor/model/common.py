@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from unmoor import jsontext
 from unmoor.errors import InvalidInputError, Problem
+from unmoor.model.secrets import secret_fields
 
 
 def parse_prefix(value: Any) -> IPv4Network | IPv6Network:
@@ -47,7 +48,21 @@ def _parse_plain_prefix(text: str) -> IPv4Network | IPv6Network | None:
         return None
 
 
+def parse_address(value: Any) -> IPv4Address | IPv6Address:
+    """Read an IP address of either family. Raises ValueError for anything else, numbers included."""
+    if isinstance(value, IPv4Address | IPv6Address):
+        return value
+    if isinstance(value, int):
+        # YAML 1.1 reads 1:2 as a number to the base 60, and ipaddress takes any number for an address.
+        raise ValueError("is a number, not an IP address: write it in quotes, as in '2001:db8::1'")  # noqa: TRY004 - pydantic collects ValueError only
+    try:
+        return ip_address(value)
+    except ValueError:
+        raise ValueError("is not an IP address: write one as in 198.18.0.1 or 2001:db8::1") from None
+
+
 Prefix = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_prefix)]
+Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(parse_address)]
 Protocol = Literal["tcp", "udp"]
 
 LABEL = r"^[a-z][a-z0-9_-]{0,62}$"
@@ -150,13 +165,8 @@ def validate(kind: type[D], data: Any, place: str) -> D:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise InvalidInputError(problems_of(error, lambda _path: place)) from None
+        raise InvalidInputError(problems_of(error, kind, lambda _path: place)) from None
 
-
-#: Keys whose values, and what is below them, no error shows.
-_SECRETS = frozenset(
-    ("tsig_keys", "cookie_secret", "sticky_key", "dns_tsig_keys", "dns_cookie_secret", "dns_sticky_key")
-)
 
 _WHYS = {"extra_forbidden": "is not a known key", "missing": "is missing"}
 _FIXES = {
@@ -168,10 +178,13 @@ _FIXES = {
 }
 
 
-def problems_of(error: ValidationError, locate: Callable[[tuple[int | str, ...]], str]) -> Iterator[Problem]:
-    """Turn what pydantic found into problems: one for each place, with a fix for each.
+def problems_of(
+    error: ValidationError, kind: type[Document], locate: Callable[[tuple[int | str, ...]], str]
+) -> Iterator[Problem]:
+    """Turn what pydantic found in a document of `kind` into problems: one for each place, with its fix.
 
-    `locate` says which file (and line, where known) a path of keys stands in.
+    `locate` gives the file (and line, where known) of a path of keys. No value is shown that is a secret,
+    that stands where one belongs, or whose key is not known: it may be that of a secret, misspelt.
     """
     errors = error.errors(include_url=False, include_context=False)
     # A union reports each member that did not match; the place is the value, not the member.
@@ -183,9 +196,8 @@ def problems_of(error: ValidationError, locate: Callable[[tuple[int | str, ...]]
         message = _WHYS.get(item["type"], item["msg"].removeprefix("Value error, "))
         why, colon, hint = message.partition(": ")
         fix = hint if colon else _FIXES.get(item["type"], "correct the value")
-        shown = "" if item["type"] == "missing" else jsontext.shown(item["input"])
-        if any(part in _SECRETS for part in path):
-            shown = ""
+        hidden = item["type"] in ("missing", "extra_forbidden") or not path or path[0] in secret_fields(kind)
+        shown = "" if hidden else jsontext.shown(item["input"])
         if len(shown) > LONGEST_SHOWN:
             shown = shown[: LONGEST_SHOWN - 3] + "..."
         yield Problem(locate(path), ".".join(map(str, path)), shown, why, fix)

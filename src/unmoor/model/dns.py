@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from unmoor.model.common import Document, Label, Prefix, Prefix4, Prefix6
+from unmoor.model.common import Address, Document, Label, Prefix, Prefix4, Prefix6
+from unmoor.model.secrets import SEALED, Secret
+
+#: RFC 9018 section 4.2: SipHash-2-4 takes 128 bits.
+_COOKIE_SECRET = "^([0-9a-f]{32})?$"  # noqa: S105 - the form of one
+
+
+def _cookie_secret(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not re.match(_COOKIE_SECRET, text) and not text.startswith(SEALED):
+        raise ValueError(
+            "is not 32 hexadecimal digits (the value is not shown): openssl rand -hex 16 makes them"
+        )
+    return value
+
+
+CookieSecret = Annotated[
+    Secret, AfterValidator(_cookie_secret), Field(json_schema_extra={"pattern": _COOKIE_SECRET})
+]
 
 
 class Pool(Document):
@@ -76,7 +94,7 @@ class Answer(Document):
     svcb: ServiceBinding | None = Field(
         None, description="What SVCB queries get; without it, they get no data."
     )
-    addresses: tuple[IPv4Address | IPv6Address, ...] = Field(
+    addresses: tuple[Address, ...] = Field(
         (), description="Addresses of the pool that a pinned policy answers, all of the query's family."
     )
 
@@ -105,13 +123,13 @@ class TsigKey(Document):
     algorithm: Literal["hmac-sha1", "hmac-sha224", "hmac-sha256", "hmac-sha384", "hmac-sha512"] = Field(
         "hmac-sha256", description="Both sides must use the same."
     )
-    secret: str = Field(description="In base64, as tsig-keygen and keymgr print it; keep it in a vault.")
+    secret: Secret = Field(description="In base64, as tsig-keygen and keymgr print it; keep it in a vault.")
 
 
 class Primary(Document):
     """A server that zones are transferred from (RFC 5936)."""
 
-    address: IPv4Address | IPv6Address
+    address: Address
     port: int = Field(53, ge=1, le=65535)
     tsig_key: str = Field("", description="One of tsig_keys: what is not signed with it is refused.")
 
@@ -136,9 +154,13 @@ class RegistryFile(Document):
 
     path: str = Field(min_length=1, description="Where the file lies on the edge.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Its digest, as sha256sum prints it.")
+    names: int | None = Field(
+        None, ge=0, description="How many names it has, so that a change shows how many it removes."
+    )
 
     def __str__(self) -> str:
-        return f"{self.path} (SHA-256 {self.sha256[:12]})"
+        names = "" if self.names is None else f", {self.names} names"
+        return f"{self.path} (SHA-256 {self.sha256[:12]}{names})"
 
 
 class Members(Document):
@@ -192,7 +214,7 @@ class DnsDocument(Document):
     version: Literal[1] = 1
     pop: Label = Field(description="The PoP that answers.")
     edge: str = Field(min_length=1, description="The edge's name in the inventory.")
-    listen: tuple[IPv4Address | IPv6Address, ...] = Field(min_length=1, description="Addresses served.")
+    listen: tuple[Address, ...] = Field(min_length=1, description="Addresses served.")
     port: int = Field(53, ge=1, le=65535, description="UDP and TCP port.")
     any_address: bool = Field(
         False,
@@ -211,9 +233,8 @@ class DnsDocument(Document):
     )
     pools: dict[Label, Pool] = Field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
-    cookie_secret: str = Field(
-        "",
-        pattern="^([0-9a-f]{32})?$",
+    cookie_secret: CookieSecret = Field(
+        SecretStr(""),
         description="Secret of DNS cookies, 32 hexadecimal digits, the same on all edges that share an "
         "address (RFC 9018); without it, each server draws its own when it starts.",
     )
@@ -246,8 +267,9 @@ class DnsDocument(Document):
         False, description="Tell the edge's name to who asks: NSID (RFC 5001), id.server CH TXT (RFC 4892)."
     )
     tell_version: bool = Field(False, description="Tell the version to who asks: version.server CH TXT.")
-    sticky_key: str = Field(
-        "", description="Secret of sticky answers, the same on all edges: without it they can be predicted."
+    sticky_key: Secret = Field(
+        SecretStr(""),
+        description="Secret of sticky answers, the same on all edges: without it they can be predicted.",
     )
     journal_keep: int = Field(
         400, ge=1, le=36500, description="Days that the journal of addresses is kept, at least."

@@ -8,18 +8,21 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from difflib import get_close_matches
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, SecretStr, TypeAdapter, ValidationError
 
 from unmoor.errors import Problem, UnmoorError
-from unmoor.model.common import Document, Label, Prefix, parse_ports, problems_of
+from unmoor.model.common import Address, Document, Label, Prefix, parse_ports, problems_of
 from unmoor.model.dns import (
     Catalog,
+    CookieSecret,
     DnsDocument,
     Hostnames,
     Policy,
@@ -31,6 +34,7 @@ from unmoor.model.dns import (
     Zone,
 )
 from unmoor.model.edge import Binding, EdgeDocument, Service, ServiceBody
+from unmoor.model.secrets import Secret
 
 Key = tuple[int | str, ...]
 
@@ -59,8 +63,29 @@ POP_GROUP = "pop_"
 HOST_PLACE = "inventory, host "
 #: Where a registry lies on an edge; its name there follows from its content.
 REGISTRIES = "/var/lib/unmoor/registry"
+#: What a rollout may remove, and must be expected to.
+REMOVABLE = ("prefixes", "services", "zones", "hostnames")
 #: The group of every machine that runs the stack.
 EDGES_GROUP = "edges"
+#: The group of the machines that have the probe.
+VANTAGE_GROUP = "vantage"
+
+#: Ranges that no prefix may share addresses with, and what they are.
+_SPECIAL = {
+    ip_network(prefix): what
+    for prefix, what in (
+        ("0.0.0.0/8", "addresses of no host (RFC 1122)"),
+        ("127.0.0.0/8", "loopback addresses"),
+        ("169.254.0.0/16", "link-local addresses"),
+        ("224.0.0.0/4", "multicast addresses"),
+        ("240.0.0.0/4", "reserved addresses (RFC 1112)"),
+        ("::/128", "the unspecified address"),
+        ("::1/128", "the loopback address"),
+        ("::ffff:0:0/96", "IPv4-mapped addresses"),
+        ("fe80::/10", "link-local addresses"),
+        ("ff00::/8", "multicast addresses"),
+    )
+}
 
 
 class ZoneFiles(Document):
@@ -90,10 +115,10 @@ class Variables(Document):
     tsig_keys: dict[str, TsigKey] = Field(
         default_factory=dict, description="As tsig_keys of dns.json; keep it in a vault."
     )
-    dns_unicast: tuple[IPv4Address | IPv6Address, ...] = Field(
+    dns_unicast: tuple[Address, ...] = Field(
         (), description="The edge's own addresses on which its DNS server answers; gates ask there."
     )
-    dns_anycast: tuple[IPv4Address | IPv6Address, ...] = Field(
+    dns_anycast: tuple[Address, ...] = Field(
         (), description="Addresses of the DNS service that every edge answers on; made local on each."
     )
     dns_port: int = Field(53, ge=1, le=65535, description="UDP and TCP port of the DNS server.")
@@ -103,8 +128,12 @@ class Variables(Document):
         "beside its own addresses.",
     )
     dns_workers: int = Field(0, ge=0, le=256, description="DNS worker processes; 0 means one for each core.")
-    dns_cookie_secret: str = Field("", description="As cookie_secret of dns.json; keep it in a vault.")
-    dns_sticky_key: str = Field("", description="As sticky_key of dns.json; keep it in a vault.")
+    dns_cookie_secret: CookieSecret = Field(
+        SecretStr(""), description="As cookie_secret of dns.json; keep it in a vault."
+    )
+    dns_sticky_key: Secret = Field(
+        SecretStr(""), description="As sticky_key of dns.json; keep it in a vault."
+    )
     dns_rate_limit: int = Field(0, description="As rate_limit of dns.json, queries per second.")
     dns_tcp_connections: int = Field(4096, description="As tcp_connections of dns.json.")
     dns_tcp_per_client: int = Field(256, description="As tcp_per_client of dns.json.")
@@ -119,6 +148,15 @@ class Variables(Document):
         description="Millions of hostnames beside those of the zones, in `zones/` of the inventory's "
         "directory: built by `unmoor dns registry build`, or a list (CSV, JSON lines) to build from.",
     )
+    removals_unasked: dict[Literal["prefixes", "services", "zones", "hostnames"], NonNegativeInt] = Field(
+        default_factory=dict,
+        description="How many of each may be removed by one run without -e expect_removed; without it, none.",
+    )
+    own_listeners: tuple[Label, ...] = Field(
+        (),
+        description="Labels of services whose sockets the operator's own listeners register; those of role "
+        "listener and of the DNS server need not be named.",
+    )
     probe_ca: str | None = Field(
         None,
         description="File of certificates (PEM) that probes trust, on the vantage host, not the system's.",
@@ -127,7 +165,7 @@ class Variables(Document):
     gate_vantage: str | None = Field(
         None, description="Host on the edges' own network from which each single edge is proved."
     )
-    gate_via: tuple[IPv4Address | IPv6Address, ...] = Field(
+    gate_via: tuple[Address, ...] = Field(
         (),
         description="The edge's addresses as next hops, one a family, by which the gate reaches it alone; "
         "without it, unmoor_dns_unicast.",
@@ -144,9 +182,9 @@ class Documents:
     registry: Path | None = None
 
 
-#: Gives the registry that a file is, or that is built from it for some zones, and its SHA-256.
-#: Raises UnmoorError.
-RegistryMaker = Callable[[Path, Sequence[str]], tuple[Path, str]]
+#: Gives the registry that a file is, or that is built from it for some zones, its SHA-256, and how many
+#: names it has. Raises UnmoorError.
+RegistryMaker = Callable[[Path, Sequence[str]], tuple[Path, str, int]]
 
 
 @dataclass
@@ -207,11 +245,13 @@ def compile_inventory(
     directories: Mapping[str, Path],
     place_of: Callable[[Any], str],
     registry_of: RegistryMaker | None = None,
+    machines: Mapping[str, str] | None = None,
 ) -> Compiled:
     """Compile the variables of `hosts` into documents.
 
     `groups` are the inventory's groups; `directories` says for each host where its inventory lies, which
-    is what file names are relative to; `place_of` as in Source.
+    is what file names are relative to; `place_of` as in Source. `machines` are the names or addresses by
+    which hosts are reached.
     """
     problems = list(_group_problems(groups))
     if any(problem.key.startswith(f"group {POP_GROUP}") for problem in problems):
@@ -223,7 +263,8 @@ def compile_inventory(
         for host in members:
             ours = {key: value for key, value in hosts[host].items() if key.startswith(PREFIX)}
             source = Source(host, ours, directories[host], place_of)
-            compiled = _compile_host(source, pop, tuple(pops), registry_of)
+            around = _Around(tuple(pops), tuple(groups.get(VANTAGE_GROUP, ())), machines or {})
+            compiled = _compile_host(source, pop, around, registry_of)
             problems += source.problems
             if isinstance(compiled, Documents):
                 documents[host] = compiled
@@ -296,8 +337,17 @@ def _pop_name_problems(pops: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
             yield Problem("inventory", f"group {other}", "", f"is a second PoP of the name of {one}", fix)
 
 
+@dataclass(frozen=True)
+class _Around:
+    """What an edge's variables are checked against: the inventory's PoPs, vantage hosts and machines."""
+
+    pops: tuple[str, ...]
+    vantage: tuple[str, ...]
+    machines: Mapping[str, str]
+
+
 def _compile_host(
-    source: Source, pop: str, pops: tuple[str, ...], registry_of: RegistryMaker | None
+    source: Source, pop: str, around: _Around, registry_of: RegistryMaker | None
 ) -> Documents | Draft:
     ours = {key.removeprefix(PREFIX): value for key, value in source.variables.items()}
     try:
@@ -305,24 +355,27 @@ def _compile_host(
     except ValidationError as error:
         source.problems += [
             Problem(found.place, PREFIX + found.key, found.value, found.why, found.fix)
-            for found in problems_of(error, source.place)
+            for found in problems_of(error, Variables, source.place)
         ]
         return _draft_of_files(source, ours, registry_of)
     services = tuple(Service(label=label, **dict(body)) for label, body in variables.services.items())
     _check_prefixes(source, variables)
+    _check_machines(source, variables, around.machines)
     _check_services(source, variables, services)
+    _check_proofs(source, variables)
+    _check_vantage(source, variables, around.vantage)
     _check_dns_service(source, variables)
     _check_pools(source, variables)
-    _check_policies(source, variables, pops)
+    _check_policies(source, variables, around.pops)
     zones = tuple(_read_zone(source, number, zone) for number, zone in enumerate(variables.zones))
     registry = _registry(source, variables.dns_registry, [zone.name for zone in variables.zones], registry_of)
     listen = variables.dns_unicast + variables.dns_anycast
-    if not listen:
+    if not variables.dns_unicast:
         source.problem(
             ("dns_unicast",),
             "",
-            "the DNS server has no address",
-            "name the edge's addresses in the host's vars",
+            "is missing: gates ask the edge's own DNS server there, and a new pool is proved there",
+            "name the edge's own addresses in the host's vars",
         )
     if source.problems:
         return _draft(source, zones, complete=False)
@@ -347,11 +400,13 @@ def _compile_host(
             pools=variables.pools,
             policies=variables.policies,
             registry=registry
-            and RegistryFile(path=f"{REGISTRIES}/{registry[1][:16]}.registry", sha256=registry[1]),
+            and RegistryFile(
+                path=f"{REGISTRIES}/{registry[1][:16]}.registry", sha256=registry[1], names=registry[2]
+            ),
             **settings,
         )
     except ValidationError as error:
-        for found in problems_of(error, lambda path: source.place((f"dns_{path[0]}",))):
+        for found in problems_of(error, DnsDocument, lambda path: source.place((f"dns_{path[0]}",))):
             source.problem((f"dns_{found.key}",), found.value, found.why, found.fix)
         return _draft(source, zones, complete=registry is None)
     return Documents(edge, dns, registry[0] if registry else None)
@@ -389,7 +444,7 @@ def _draft(source: Source, zones: Sequence[Zone], complete: bool) -> Draft:
 
 def _registry(
     source: Source, file: str, zones: Sequence[str], registry_of: RegistryMaker | None
-) -> tuple[Path, str] | None:
+) -> tuple[Path, str, int] | None:
     if not file or registry_of is None:
         return None
     try:
@@ -413,6 +468,12 @@ def _inside(part: Prefix, wholes: Sequence[Prefix]) -> bool:
 
 
 def _check_prefixes(source: Source, variables: Variables) -> None:
+    for number, prefix in enumerate(variables.prefixes):
+        why = next((f"has {what}: {net}" for net, what in _SPECIAL.items() if _overlap(prefix, net)), "")
+        if not prefix.prefixlen:
+            why = f"is every IPv{prefix.version} address there is, those of the edge's neighbours among them"
+        if why:
+            source.problem(("prefixes", number), prefix, why, "name the prefixes that are routed to the PoP")
     for (_, one), (number, other) in combinations(enumerate(variables.prefixes), 2):
         if _overlap(one, other):
             source.problem(
@@ -421,6 +482,63 @@ def _check_prefixes(source: Source, variables: Variables) -> None:
                 f"overlaps {one}",
                 "keep the larger one; services and pools may name parts",
             )
+
+
+def _check_machines(source: Source, variables: Variables, machines: Mapping[str, str]) -> None:
+    """No prefix has an address of a machine: on the edge it would be local, and the machine cut off."""
+    fix = "a machine's own addresses stay outside of unmoor_prefixes: shrink the prefix, or renumber"
+    reached: dict[str, IPv4Address | IPv6Address] = {}
+    for name, given in machines.items():
+        with suppress(ValueError):  # a name, which means what the resolver makes of it
+            reached[name] = ip_address(given)
+    for number, prefix in enumerate(variables.prefixes):
+        inside = [name for name, address in reached.items() if address in prefix]
+        if inside:
+            why = f"has {reached[inside[0]]}, the address by which {inside[0]} is reached"
+            why += f", and those of {len(inside) - 1} more" if inside[1:] else ""
+            source.problem(("prefixes", number), prefix, f"{why}: each edge would take it for its own", fix)
+    own: list[tuple[Key, IPv4Address | IPv6Address]] = [
+        ((key, number), address)
+        for key in ("dns_unicast", "gate_via")
+        for number, address in enumerate(getattr(variables, key))
+    ]
+    for at, zone in enumerate(variables.zones):
+        own += [(("zones", at, "primaries", n), each.address) for n, each in enumerate(zone.primaries)]
+    for path, address in own:
+        for prefix in variables.prefixes:
+            if address in prefix:
+                source.problem(path, address, f"is inside {prefix} of unmoor_prefixes", fix)
+
+
+def _check_proofs(source: Source, variables: Variables) -> None:
+    """Each service can be proved, or says that it is not to be."""
+    for label, service in variables.services.items():
+        if service.check == "none":
+            continue
+        if "any" in service.ports:
+            path: Key = ("services", label, "ports", service.ports.index("any"))
+            why = f"cannot be probed with check: {service.check}, which tries each port on each address"
+            source.problem(path, "any", why, "add check: none, or name the ports")
+        if "tcp" not in service.protocols:
+            why = f"is UDP alone, and no probe asks UDP: check: {service.check} would prove nothing"
+            source.problem(("services", label), "", why, "add check: none, and prove it by other means")
+
+
+def _check_vantage(source: Source, variables: Variables, hosts: Sequence[str]) -> None:
+    """Hosts from which edges are proved have the probe: role vantage installs it on that group."""
+    for key in ("gate_vantage", "vantage"):
+        host = getattr(variables, key)
+        if host and host not in (*hosts, "localhost"):
+            why = f"is not in group {VANTAGE_GROUP}, so it has no probe"
+            near = get_close_matches(host, hosts, 1)
+            fix = (
+                f"did you mean {near[0]}?" if near else f"put it in group {VANTAGE_GROUP}, or write localhost"
+            )
+            source.problem((key,), host, why, fix)
+    if not variables.gate_vantage and not variables.vantage:
+        why = "is missing: no host is named from which the edge is proved before the next one is touched"
+        fix = f"name a host of group {VANTAGE_GROUP}; or localhost, if this computer reaches the prefixes"
+        source.problem(("gate_vantage",), "", why, fix)
 
 
 def _check_services(source: Source, variables: Variables, services: Sequence[Service]) -> None:
@@ -519,7 +637,7 @@ def _read_zone(source: Source, number: int, zone: ZoneFiles) -> Zone:
         source.problem(("zones", number), zone.name, why, fix)
     hostnames: tuple[Hostnames, ...] = ()
     if zone.hostnames_file:
-        hostnames = _read_hostnames(source, number, source.directory / zone.hostnames_file)
+        hostnames = _read_hostnames(source, number, zone.name, source.directory / zone.hostnames_file)
     return Zone(
         name=zone.name,
         records=records,
@@ -540,8 +658,9 @@ def _read_records(source: Source, number: int, zone: ZoneFiles) -> str:
         return ""
 
 
-def _read_hostnames(source: Source, number: int, path: Path) -> tuple[Hostnames, ...]:
+def _read_hostnames(source: Source, number: int, zone: str, path: Path) -> tuple[Hostnames, ...]:
     by_tags: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    lines = 0
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, strict=True)
@@ -557,11 +676,15 @@ def _read_hostnames(source: Source, number: int, path: Path) -> tuple[Hostnames,
                 )
                 return ()
             for row in rows:
-                name = (row.pop("name") or "").strip()
+                lines = rows.line_num
+                name = row.pop("name") or ""
+                if problem := _name_problem(name, zone):
+                    source.problems.append(Problem(f"{path}:{lines}", "name", repr(name)[1:-1], *problem))
+                    continue
                 if None in row or None in row.values() or not name:
                     source.problems.append(
                         Problem(
-                            f"{path}:{rows.line_num}",
+                            f"{path}:{lines}",
                             "name",
                             name,
                             "the line has no name, or more or fewer fields than the first line",
@@ -575,7 +698,28 @@ def _read_hostnames(source: Source, number: int, path: Path) -> tuple[Hostnames,
         source.problem(
             ("zones", number, "hostnames_file"), path.name, str(reason), f"write the CSV file {path}"
         )
+        return ()
+    if not lines:
+        why = "has no names, only its first line"
+        fix = "write the names; or remove hostnames_file from the zone, if it is to have none"
+        source.problems.append(Problem(f"{path}:1", "", "", why, fix))
+    elif not path.read_bytes().endswith(b"\n"):
+        why = "ends in the middle of a line: it may have been cut short"
+        fix = "write the file again; if it is whole, end its last line"
+        source.problems.append(Problem(f"{path}:{lines}", "", "", why, fix))
     return tuple(Hostnames(tags=dict(tags), names=tuple(names)) for tags, names in by_tags.items())
+
+
+def _name_problem(name: str, zone: str) -> tuple[str, str] | None:
+    """What is wrong with a name of a zone's file, and the fix; whether it is a name is checked elsewhere."""
+    if any(letter.isspace() or not letter.isprintable() for letter in name):
+        return "has a space or a control character", "remove it; inside a label, write \\DDD (RFC 1035)"
+    whole, apex = name.lower(), zone.lower().rstrip(".")
+    if apex and (whole == apex or whole.endswith(f".{apex}")):
+        relative = name[: -len(apex) - 1] or "@"
+        why = f"is a whole name, and names here are relative to the zone: it would be {name}.{apex}"
+        return why, f"write {relative}, or {name}. with a final dot"
+    return None
 
 
 def _shared_addresses(documents: Mapping[str, Documents]) -> Iterator[Problem]:

@@ -1,0 +1,1 @@
+unmoor_checkpoint.py
