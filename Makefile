@@ -49,7 +49,7 @@ netns: setup ## Tests on the real kernel, each in a fresh network namespace
 # Not part of `test`: a virtual machine without KVM takes its time.
 .PHONY: kernels
 kernels: setup ## The sockets half on the kernels of Debian 12 and 13, in virtual machines
-	@$(call install,requirements/debian-kernels.txt)
+	@tools/install requirements/debian-kernels.txt
 	pytest -v tests/kernels
 
 .PHONY: molecule
