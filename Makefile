@@ -46,6 +46,12 @@ unit: setup peers ## Tests that need no namespaces of their own
 netns: setup ## Tests on the real kernel, each in a fresh network namespace
 	pytest -q tests/netns
 
+# Not part of `test`: a virtual machine without KVM takes its time.
+.PHONY: kernels
+kernels: setup ## The sockets half on the kernels of Debian 12 and 13, in virtual machines
+	@tools/install requirements/debian-kernels.txt
+	pytest -v tests/kernels
+
 .PHONY: molecule
 molecule: setup ## Scenarios over the lab: SCENARIO=default, or all of them
 	tests/run-scenarios $(SCENARIO)

@@ -133,7 +133,7 @@ def _make(image: Image, making: Path) -> None:
     base, golden, debs = making / "base", making / "golden", making / "debs"
     for directory in (making, golden, debs):
         directory.mkdir()
-    sources = _sources(image.suite)
+    sources = apt_sources(image.suite)
     _bootstrap(image, base, sources)
     _download(image, base, making / "apt", sources, debs)
     _customise(base)
@@ -266,7 +266,7 @@ def _inside(layers: tuple[str, ...], making: Path, *command: str) -> None:
             shutil.rmtree(directory)
 
 
-def _sources(suite: str) -> list[str]:
+def apt_sources(suite: str) -> list[str]:
     """Apt sources of the suite: this machine's own (so that its mirror is used), or Debian's."""
     shown = run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]

@@ -19,6 +19,7 @@ from unmoor.model import EdgeDocument
 from unmoor.sockets import libbpf, table
 from unmoor.sockets.addresses import begins
 from unmoor.sockets.allocation import allocate_counters, allocate_ids
+from unmoor.sockets.kernel import require_kernel
 from unmoor.sockets.layout import (
     ADDRESS_CHUNK,
     ADDRESS_CHUNKS,
@@ -176,6 +177,7 @@ def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -
 
     Raises InvalidInputError or UnmoorError with nothing changed.
     """
+    require_kernel()
     with pins.created(), _opened_netns(netns) as namespace, _without_collector():
         pins.protect()
         _check_namespace(pins, namespace)
