@@ -1,4 +1,4 @@
-"""Kills the controller as it comes to the task named by $KILL_AT_TASK, before any host is sent it."""
+"""Kills the controller when it reaches the task named by $KILL_AT_TASK, if any, before a host gets it."""
 
 from __future__ import annotations
 
@@ -19,5 +19,6 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         """Called in the controller's own process, before a task is sent to hosts."""
-        if task.get_name().endswith(os.environ["KILL_AT_TASK"]):
+        last = os.environ.get("KILL_AT_TASK")
+        if last and task.get_name().endswith(last):
             os.kill(os.getpid(), signal.SIGKILL)
