@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unmoor.dns.control import Reply, ask
+from unmoor.dns.server.control import Reply, ask
 
 RESULTS = Path(__file__).parents[1] / "results"
 SOA = "$ORIGIN example.com.\n$TTL 30\n@ SOA ns1 h 1 7200 900 1209600 300\n@ NS ns1\nns1 A 198.18.0.53\n"

@@ -34,9 +34,9 @@ from hostnames import write as write_names
 from load import Round
 from peers import FIRST_PORT, Server
 
-from unmoor.dns import names as wire_names
-from unmoor.dns.control import ask
-from unmoor.dns.registry import open_registry, sha256_of
+from unmoor.dns.hostnames.registry import open_registry, sha256_of
+from unmoor.dns.protocol import names as wire_names
+from unmoor.dns.server.control import ask
 
 FEW = 20_000
 #: More than a round asks, so that no round finds in the caches what it left there.

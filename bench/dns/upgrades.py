@@ -20,7 +20,7 @@ from typing import Any
 from ours import report, row
 from reloads import RATE, Client, Seen, generation
 
-from unmoor.dns.control import ask
+from unmoor.dns.server.control import ask
 
 
 def programs(directory: Path) -> list[Path]:

@@ -18,11 +18,11 @@ import floods
 import tables
 
 from unmoor import model
+from unmoor.bpf.pins import Pins
 from unmoor.model import EdgeDocument
-from unmoor.sockets import generation
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.protocol import Request
-from unmoor.sockets.registry import Peer, Registry
+from unmoor.sockets.activation.protocol import Request
+from unmoor.sockets.activation.registrar import Peer, Registry
+from unmoor.sockets.dispatch import generation
 
 CLIENTS, REPLACEMENTS, UPGRADES = 10, 200, 50
 _COMMAND = (sys.executable, "-c", "from unmoor.commands import main; main()", "sockets", "load")

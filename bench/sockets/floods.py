@@ -23,11 +23,12 @@ from pathlib import Path
 
 import tables
 
-from unmoor.sockets import generation, libbpf
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.protocol import Request
-from unmoor.sockets.registry import Peer, Registry
-from unmoor.sockets.status import read_status
+from unmoor.bpf import libbpf
+from unmoor.bpf.pins import Pins
+from unmoor.sockets.activation.protocol import Request
+from unmoor.sockets.activation.registrar import Peer, Registry
+from unmoor.sockets.dispatch import generation
+from unmoor.sockets.observe.status import read_status
 
 TURNS = 101
 MILLISECONDS = 100

@@ -16,10 +16,12 @@ from ipaddress import IPv4Address, IPv6Address
 from operator import truediv
 from pathlib import Path
 
+from unmoor.bpf import compiler, libbpf
+from unmoor.bpf.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
+from unmoor.bpf.pins import Pins
 from unmoor.model import EdgeDocument
-from unmoor.sockets import compiler, generation, libbpf, lookup, status
-from unmoor.sockets.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
-from unmoor.sockets.pins import Pins
+from unmoor.sockets.dispatch import generation, lookup
+from unmoor.sockets.observe import status
 
 ROUNDS = 7
 #: Twice each of the 13 ports, and as many addresses.

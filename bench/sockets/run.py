@@ -22,9 +22,10 @@ import floods
 import lookups
 import tables
 
+from unmoor.bpf import libbpf
+from unmoor.bpf.pins import SHARED, TABLE, Pins
 from unmoor.model import EdgeDocument
-from unmoor.sockets import generation, libbpf
-from unmoor.sockets.pins import SHARED, TABLE, Pins
+from unmoor.sockets.dispatch import generation
 
 RESULTS = Path(__file__).parent.parent / "results" / "sockets.json"
 PINS = Pins(Path("/sys/fs/bpf/unmoor"))

@@ -22,9 +22,9 @@ from ansible.release import __version__
 from ansible.utils.display import Display
 
 from unmoor import proof
-from unmoor.dns import registry_cache
-from unmoor.dns.check import problems as dns_problems
-from unmoor.dns.check import zone_problems
+from unmoor.dns.check.check import problems as dns_problems
+from unmoor.dns.check.check import zone_problems
+from unmoor.dns.hostnames import registry_cache
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import DnsDocument
 from unmoor.model.inventory import (

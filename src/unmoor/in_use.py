@@ -13,11 +13,12 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 
-from unmoor.dns import names, wire, zones
-from unmoor.dns.https import IPV4_HINT, IPV6_HINT
-from unmoor.dns.https import TYPES as SERVICE_BINDINGS
-from unmoor.dns.pools import Range, ranges_in_use, without
-from unmoor.dns.zonefile import ZoneFileError
+from unmoor.dns.policy.pools import Range, ranges_in_use, without
+from unmoor.dns.protocol import message, names
+from unmoor.dns.protocol.svcb import IPV4_HINT, IPV6_HINT
+from unmoor.dns.protocol.svcb import TYPES as SERVICE_BINDINGS
+from unmoor.dns.zones import static_zone
+from unmoor.dns.zones.zone_file import ZoneFileError
 from unmoor.model import DnsDocument, EdgeDocument, Policy, Prefix
 from unmoor.model.inventory import Documents
 
@@ -99,7 +100,7 @@ def _addresses_of_records(document: DnsDocument) -> Iterator[tuple[IPv4Address |
         if not zone.records:
             continue
         try:
-            nodes = zones.read(zone.records, names.from_text(zone.name)).nodes
+            nodes = static_zone.read(zone.records, names.from_text(zone.name)).nodes
         except (ZoneFileError, ValueError):
             continue  # such a document is refused elsewhere, and a server never had it in force
         for owner, node in nodes.items():
@@ -107,13 +108,13 @@ def _addresses_of_records(document: DnsDocument) -> Iterator[tuple[IPv4Address |
                 yield address, names.to_text(owner)
 
 
-def _addresses_of(rrset: wire.RRset) -> Iterator[IPv4Address | IPv6Address]:
-    if rrset.rtype not in (wire.A, wire.AAAA, *SERVICE_BINDINGS):
+def _addresses_of(rrset: message.RRset) -> Iterator[IPv4Address | IPv6Address]:
+    if rrset.rtype not in (message.A, message.AAAA, *SERVICE_BINDINGS):
         return
     for pieces in rrset.rdatas:
         data = b"".join(pieces)
         if rrset.rtype not in SERVICE_BINDINGS:
-            yield _ADDRESS[4 if rrset.rtype == wire.A else 6](data)
+            yield _ADDRESS[4 if rrset.rtype == message.A else 6](data)
             continue
         rtype = dns.rdatatype.RdataType(rrset.rtype)
         record: Any = dns.rdata.from_wire(dns.rdataclass.IN, rtype, data, 0, len(data))

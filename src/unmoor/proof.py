@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from unmoor.dns import names
-from unmoor.dns.check import inspect
-from unmoor.dns.policies import first_match, matchers
+from unmoor.dns.check.check import inspect
+from unmoor.dns.policy.policies import first_match, matchers
+from unmoor.dns.protocol import names
 from unmoor.model import DnsDocument, Policy, Prefix, Service
 from unmoor.model.inventory import Documents
 

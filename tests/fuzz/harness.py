@@ -14,18 +14,22 @@ import dns.message
 import dns.tsig
 from dns_support import Local, document
 
-from unmoor.dns import names, wire
-from unmoor.dns.answering import _careful, answerer
-from unmoor.dns.limit import Limiter, counted, shared_table
-from unmoor.dns.notices import Notices
-from unmoor.dns.options import Options
-from unmoor.dns.transfer import Source
+from unmoor.dns.answer.fast_path import _careful, answerer
+from unmoor.dns.answer.rate_limit import Limiter, counted, shared_table
+from unmoor.dns.protocol import message, names
+from unmoor.dns.protocol.edns import Options
+from unmoor.dns.transfer.notify import Notices
+from unmoor.dns.transfer.transfer import Source
 
 HEADER = 12
 REVERSE = "$TTL 600\n@ SOA ns.example.net. h.example.net. 1 2 3 4 5\n@ NS ns.example.net.\n"
 
 #: Where a packet comes from, and the most octets that its reply may have.
-WAYS = (("198.51.100.7", wire.EDNS_SIZE), ("2001:db8::7", wire.EDNS_SIZE), ("203.0.113.7", wire.TCP_SIZE))
+WAYS = (
+    ("198.51.100.7", message.EDNS_SIZE),
+    ("2001:db8::7", message.EDNS_SIZE),
+    ("203.0.113.7", message.TCP_SIZE),
+)
 
 
 #: Signs queries, and the NOTIFYs of a primary of plain.example.
@@ -106,12 +110,12 @@ def one(packet: bytes, thorough: bool = False) -> None:
     """
     for address, limit in WAYS:
         reply = ANSWER(packet, limit, address)
-        if not wire.is_notify(packet) and reply != CAREFUL(packet, limit, address):
+        if not message.is_notify(packet) and reply != CAREFUL(packet, limit, address):
             # A minute may have gone by in between, and with it a cookie's time.
             again = ANSWER(packet, limit, address)
             assert again == CAREFUL(packet, limit, address), "the two paths differ"
         check(packet, reply, limit, thorough)
-    refused = LIMITED(packet, wire.EDNS_SIZE, WAYS[0][0])
+    refused = LIMITED(packet, message.EDNS_SIZE, WAYS[0][0])
     assert refused is None or len(refused) <= max(len(packet), HEADER) + 200
 
 
@@ -126,15 +130,15 @@ def check(packet: bytes, reply: bytes | None, limit: int, thorough: bool) -> Non
     assert not (reply[2] ^ packet[2]) & 0x78, "another opcode"
     # RD is a flag of queries; other operations have nothing to say about recursion.
     assert reply[2] & 1 == (0 if packet[2] & 0x78 else packet[2] & 1), "another RD"
-    assert reply[3] & 0xF != wire.SERVFAIL, "a defect of ours"
+    assert reply[3] & 0xF != message.SERVFAIL, "a defect of ours"
     assert not reply[3] & 0xF0, "RA, Z, AD or CD"
     assert len(reply) <= limit, "longer than may be sent"
     assert well_formed(reply, packet), "malformed"
     if thorough:
         dns.message.from_wire(reply, keyring=False)
         # A signature that is not good comes back with its names, whatever these take.
-        takes = max(_what_it_takes(packet), len(packet) if reply[3] & 0xF == wire.NOTAUTH else 0)
-        assert limit == wire.TCP_SIZE or len(reply) <= takes, "longer than the asker takes"
+        takes = max(_what_it_takes(packet), len(packet) if reply[3] & 0xF == message.NOTAUTH else 0)
+        assert limit == message.TCP_SIZE or len(reply) <= takes, "longer than the asker takes"
 
 
 def _what_it_takes(packet: bytes) -> int:
@@ -142,8 +146,8 @@ def _what_it_takes(packet: bytes) -> int:
     try:
         query = dns.message.from_wire(packet, keyring=False)
     except Exception:  # not even a message: a bare error
-        return wire.CLASSIC_SIZE
-    return max(wire.CLASSIC_SIZE, query.payload) if query.edns >= 0 else wire.CLASSIC_SIZE
+        return message.CLASSIC_SIZE
+    return max(message.CLASSIC_SIZE, query.payload) if query.edns >= 0 else message.CLASSIC_SIZE
 
 
 def well_formed(reply: bytes, packet: bytes) -> bool:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from unmoor.sockets.compiler import compile_program
-from unmoor.sockets.pins import Pins
+from unmoor.bpf.compiler import compile_program
+from unmoor.bpf.pins import Pins
 
 _CHECKOUT = Path(__file__).parents[2]
 _CLONE_NEWNET = 0x40000000

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unmoor.bpf.pins import Pins
 from unmoor.model import EdgeDocument
-from unmoor.sockets import generation
-from unmoor.sockets.descriptors import SocketInfo
-from unmoor.sockets.generation import Change
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.protocol import Request
-from unmoor.sockets.registry import Peer, Registry
-from unmoor.sockets.status import Destination, read_status
+from unmoor.sockets.activation.descriptors import SocketInfo
+from unmoor.sockets.activation.protocol import Request
+from unmoor.sockets.activation.registrar import Peer, Registry
+from unmoor.sockets.dispatch import generation
+from unmoor.sockets.dispatch.generation import Change
+from unmoor.sockets.observe.status import Destination, read_status
 
 UNMOOR = (sys.executable, "-c", "from unmoor.commands import main; main()")
 PREFIXES = ("198.18.0.0/20", "2001:db8::/44")

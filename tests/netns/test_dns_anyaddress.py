@@ -19,8 +19,8 @@ import dns.message
 import pytest
 from sockets_support import UNMOOR, Bed, activation, make_local, run, wait_until
 
-from unmoor.dns.control import ask
-from unmoor.sockets.pins import Pins
+from unmoor.bpf.pins import Pins
+from unmoor.dns.server.control import ask
 
 QUERY = dns.message.make_query("host.example.com", "A").to_wire()
 DNS = {"label": "dns", "ports": [53], "protocols": ["udp", "tcp"]}

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 import pytest
 from sockets_support import ROOT, Bed, listener, make_local, refuses, run, wait_until
 
-from unmoor.sockets import generation, libbpf
-from unmoor.sockets import pins as pinned
-from unmoor.sockets.explain import explain
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.protocol import Question
-from unmoor.sockets.registry import Peer, RefusedError, Registry
+from unmoor.bpf import libbpf
+from unmoor.bpf import pins as pinned
+from unmoor.bpf.pins import Pins
+from unmoor.sockets.activation.explain import explain
+from unmoor.sockets.activation.protocol import Question
+from unmoor.sockets.activation.registrar import Peer, RefusedError, Registry
+from unmoor.sockets.dispatch import generation
 
 WEB = {"label": "web", "ports": [80]}
 # Users of these tests: the account `unmoor`, a member of its group, and neither.

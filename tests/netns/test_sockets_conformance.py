@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from sockets_support import Bed, ask, listener, make_local, refuses
 
-from unmoor.sockets import generation, libbpf
-from unmoor.sockets.compiler import compile_program
-from unmoor.sockets.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
-from unmoor.sockets.pins import Pins
+from unmoor.bpf import libbpf
+from unmoor.bpf.compiler import compile_program
+from unmoor.bpf.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
+from unmoor.bpf.pins import Pins
+from unmoor.sockets.dispatch import generation
 
 ADDRESSES = {4: "198.18.3.7", 6: "2001:db8::37"}
 OTHERS = {4: "198.18.3.8", 6: "2001:db8::38"}

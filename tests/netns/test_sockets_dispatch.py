@@ -9,9 +9,10 @@ from contextlib import ExitStack, suppress
 import pytest
 from sockets_support import PREFIXES, UNMOOR, Bed, ask, listener, make_local, refuses, run
 
+from unmoor.bpf import libbpf
+from unmoor.bpf.pins import Pins
 from unmoor.errors import UnmoorError
-from unmoor.sockets import generation, libbpf
-from unmoor.sockets.pins import Pins
+from unmoor.sockets.dispatch import generation
 
 WEB = {"label": "web", "ports": [80, "8000-8009"]}
 OTHER = {"label": "other", "ports": ["any"]}

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from sockets_support import Bed, ask, listener, make_local, refuses
 
+from unmoor.bpf import libbpf
+from unmoor.bpf import pins as pinned
+from unmoor.bpf.pins import Pins
 from unmoor.errors import UnmoorError
-from unmoor.sockets import generation, libbpf, registry
-from unmoor.sockets import pins as pinned
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.registry import RefusedError
+from unmoor.sockets.activation import registrar
+from unmoor.sockets.activation.registrar import RefusedError
+from unmoor.sockets.dispatch import generation
 
 A = {"label": "a", "ports": [80]}
 B = {"label": "b", "ports": [81]}
@@ -93,7 +95,7 @@ def test_a_registration_in_flight_across_three_loads(bed: Bed) -> None:
 
     with (
         listener(says="b") as server,
-        paused(lambda: bed.register("b", server), registry, "_fill_slots") as r,
+        paused(lambda: bed.register("b", server), registrar, "_fill_slots") as r,
     ):
         assert r.wait_until_it_stops()
         # Either the loads come to an end, or they wait for the registration.
@@ -145,7 +147,7 @@ def test_who_is_killed_holds_nothing(bed: Bed) -> None:
             os.kill(load.pid, signal.SIGKILL)
             assert load.wait() == -signal.SIGKILL
             bed.register("a", server)
-        with paused(lambda: bed.register("b", server), registry, "_fill_slots") as other:
+        with paused(lambda: bed.register("b", server), registrar, "_fill_slots") as other:
             assert other.wait_until_it_stops()
             os.kill(other.pid, signal.SIGKILL)
             assert other.wait() == -signal.SIGKILL
@@ -157,7 +159,7 @@ def test_a_load_gives_up_in_the_end_and_changes_nothing(bed: Bed, monkeypatch: p
     bed.load(A, B)
     guarded = Pins.guarded
     monkeypatch.setattr(Pins, "guarded", lambda self, *_: guarded(self, 0.2))
-    with listener() as server, paused(lambda: bed.register("b", server), registry, "_fill_slots") as r:
+    with listener() as server, paused(lambda: bed.register("b", server), registrar, "_fill_slots") as r:
         assert r.wait_until_it_stops()
         for change in (lambda: bed.load(A), lambda: generation.rollback(bed.pins)):
             with pytest.raises(

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from sockets_support import Bed, ask, document, listener, make_local, refuses, run
 
+from unmoor.bpf import libbpf
+from unmoor.bpf.pins import SHARED, Pins
 from unmoor.commands import main
 from unmoor.errors import UnmoorError
-from unmoor.sockets import generation, libbpf
-from unmoor.sockets.pins import SHARED, Pins
-from unmoor.sockets.registry import RefusedError
-from unmoor.sockets.status import read_status
+from unmoor.sockets.activation.registrar import RefusedError
+from unmoor.sockets.dispatch import generation
+from unmoor.sockets.observe.status import read_status
 
 WEB = {"label": "web", "ports": [80]}
 MORE = {"label": "more", "ports": [81]}

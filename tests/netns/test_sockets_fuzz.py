@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from sockets_support import Bed, activation, ask, listener, make_local, open_descriptors, wait_until
 
-from unmoor.sockets import protocol, registration
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.protocol import Request, parse_reply
+from unmoor.bpf.pins import Pins
+from unmoor.sockets.activation import client, protocol
+from unmoor.sockets.activation.protocol import Request, parse_reply
 
 WEB = {"label": "web", "ports": [80]}
 
@@ -38,7 +38,7 @@ class Service:
         self.before = open_descriptors(process.pid)
 
     def register(self) -> None:
-        assert registration.send(self.door, Request("register", "web"), [self.good.fileno()]).ok
+        assert client.send(self.door, Request("register", "web"), [self.good.fileno()]).ok
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -176,6 +176,6 @@ def test_a_flood_of_silent_clients_keeps_nobody_out(service: Service) -> None:
     silent = [service.connect() for _ in range(300)]
     for _ in range(5):
         service.register()
-    for client in silent:
-        client.close()
+    for each in silent:
+        each.close()
     service.check()

@@ -17,15 +17,17 @@ from typing import Any
 import pytest
 from sockets_support import Bed, ask, document, listener, make_local, refuses
 
+from unmoor.bpf import libbpf
+from unmoor.bpf.compiler import compile_program
+from unmoor.bpf.layout import LEAF
+from unmoor.bpf.pins import Pins
 from unmoor.errors import UnmoorError
 from unmoor.model import EdgeDocument
-from unmoor.sockets import generation, libbpf, table
-from unmoor.sockets import verify as verification
-from unmoor.sockets.compiler import compile_program
-from unmoor.sockets.layout import LEAF
-from unmoor.sockets.packed import Packed
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.status import read_status
+from unmoor.sockets.dispatch import generation
+from unmoor.sockets.dispatch import verify as verification
+from unmoor.sockets.observe.status import read_status
+from unmoor.sockets.table import table
+from unmoor.sockets.table.packed import Packed
 
 OLD = [{"label": "web", "ports": [80, 81]}]
 NEW = [{"label": "web", "ports": [80, 82]}, {"label": "more", "ports": [83]}]
@@ -241,7 +243,7 @@ def test_a_wrong_port_is_found(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_program_that_is_wrong_is_not_switched_in(bed: Bed, tmp_path: Path) -> None:
     """The table is right, and so are `prove` and `explain`; only `dispatch` is not."""
-    source = (files("unmoor.sockets") / "dispatch.bpf.c").read_text()
+    source = (files("unmoor.sockets.dispatch") / "dispatch.bpf.c").read_text()
     for number, (right, wrong) in enumerate(
         (
             ("return run(ctx, 0);", "return run(ctx, 0) | SK_PASS;"),

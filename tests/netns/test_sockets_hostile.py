@@ -18,10 +18,11 @@ import pytest
 from fuse_support import unanswered_file
 from sockets_support import Bed, activation, ask, listener, make_local, open_descriptors, wait_until
 
-from unmoor.sockets import libbpf, protocol, registration
-from unmoor.sockets.layout import KEY
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.protocol import Request, parse_reply
+from unmoor.bpf import libbpf
+from unmoor.bpf.layout import KEY
+from unmoor.bpf.pins import Pins
+from unmoor.sockets.activation import client, protocol
+from unmoor.sockets.activation.protocol import Request, parse_reply
 
 NOBODY = 65534
 
@@ -49,7 +50,7 @@ def service(bed: Bed, tmp_path: Path, log: Path) -> Iterator[subprocess.Popen[st
 def register(tmp_path: Path, label: str = "web") -> protocol.Reply:
     """Root registers a socket of its own."""
     with listener(says="root") as sock:
-        return registration.send(tmp_path / "a.sock", Request("register", label), [sock.fileno()])
+        return client.send(tmp_path / "a.sock", Request("register", label), [sock.fileno()])
 
 
 @contextmanager

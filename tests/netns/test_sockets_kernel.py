@@ -10,8 +10,8 @@ import pytest
 import yaml
 from sockets_support import UNMOOR, Bed, ask, document, listener, make_local, refuses
 
-from unmoor.sockets.kernel import MIN_KERNEL
-from unmoor.sockets.pins import Pins
+from unmoor.bpf.kernel import MIN_KERNEL
+from unmoor.bpf.pins import Pins
 
 ROLE = Path(__file__).resolve().parents[2] / "roles/sk_lookup"
 WEB = {"label": "web", "ports": [80]}

@@ -14,14 +14,15 @@ import pytest
 from prometheus_client import generate_latest
 from sockets_support import Bed, ask, document, listener, make_local, refuses, run, wait_until
 
+from unmoor.bpf import libbpf
+from unmoor.bpf.pins import Pins
 from unmoor.scrape import server as scrape_door
-from unmoor.sockets import generation, libbpf
-from unmoor.sockets.counts import address_counts
-from unmoor.sockets.explain import explain
-from unmoor.sockets.metrics import registry
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.rates import rates
-from unmoor.sockets.status import read_status
+from unmoor.sockets.activation.explain import explain
+from unmoor.sockets.dispatch import generation
+from unmoor.sockets.observe.counts import address_counts
+from unmoor.sockets.observe.metrics import registry
+from unmoor.sockets.observe.rates import rates
+from unmoor.sockets.observe.status import read_status
 
 WEB = {"label": "web", "ports": [80]}
 DEEP = {"label": "deep", "ports": ["any"], "prefixes": ["198.18.5.0/24"]}
@@ -68,7 +69,7 @@ def test_explain_says_why_not(bed: Bed, protocol: str, address: str, port: int, 
 def test_explain_says_that_a_socket_does_not_fit(bed: Bed) -> None:
     with listener() as four:
         # No registration would do this: an IPv4 socket in the slot for IPv6.
-        from unmoor.sockets.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
+        from unmoor.bpf.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
 
         slot = group(bed.count("web").id, "tcp", 6) * SOCKET_SLOTS
         with libbpf.opened(bed.pins.registry) as sockets:
@@ -195,8 +196,8 @@ def test_a_counter_that_gets_another_address_begins_afresh(netns: None, pins: Pi
 
 
 def test_addresses_of_ipv6_take_bounded_room_and_the_busy_stay(bed: Bed) -> None:
-    from unmoor.sockets.layout import SEEN_SETS, SEEN_WAYS
-    from unmoor.sockets.lookup import context
+    from unmoor.bpf.layout import SEEN_SETS, SEEN_WAYS
+    from unmoor.sockets.dispatch.lookup import context
 
     busy = ip_address("2001:db8::1")
     with libbpf.opened(bed.pins.current / "dispatch") as program:

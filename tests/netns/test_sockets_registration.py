@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from sockets_support import ROOT, UNMOOR, Bed, activation, ask, listener, make_local, refuses, run, wait_until
 
-from unmoor.sockets import libbpf
-from unmoor.sockets.descriptors import SocketInfo
-from unmoor.sockets.pins import Pins
-from unmoor.sockets.protocol import Request
-from unmoor.sockets.registry import Peer, RefusedError, Registry
+from unmoor.bpf import libbpf
+from unmoor.bpf.pins import Pins
+from unmoor.sockets.activation.descriptors import SocketInfo
+from unmoor.sockets.activation.protocol import Request
+from unmoor.sockets.activation.registrar import Peer, RefusedError, Registry
 
 WEB = {"label": "web", "ports": [80]}
 NOBODY = 65534

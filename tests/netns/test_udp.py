@@ -11,7 +11,7 @@ import pytest
 from sockets_support import Bed, make_local
 
 from unmoor import udp
-from unmoor.sockets.pins import Pins
+from unmoor.bpf.pins import Pins
 
 DNS = {"label": "dns", "ports": [5300], "protocols": ["udp"]}
 

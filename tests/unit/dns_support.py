@@ -18,11 +18,11 @@ import dns.flags
 import dns.message
 import dns.rdatatype
 
-from unmoor.dns.answering import answerer
-from unmoor.dns.control import Reply, ask
-from unmoor.dns.counters import Counts
-from unmoor.dns.options import Options
-from unmoor.dns.snapshot import Snapshot, build
+from unmoor.dns.answer.fast_path import answerer
+from unmoor.dns.answer.snapshot import Snapshot, build
+from unmoor.dns.counters.counters import Counts
+from unmoor.dns.protocol.edns import Options
+from unmoor.dns.server.control import Reply, ask
 from unmoor.model import DnsDocument, validate
 
 ZONE = r"""

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_dns_secondary import answer, eventually
 
-from unmoor.dns import catalog, names, zones
-from unmoor.dns.catalog import Entry, Member, merge, parse
-from unmoor.dns.check import problems
+from unmoor.dns.check.check import problems
+from unmoor.dns.protocol import names
+from unmoor.dns.zones import catalog, static_zone
+from unmoor.dns.zones.catalog import Entry, Member, merge, parse
 
 CATALOG = "catalog.example"
 
@@ -26,7 +27,7 @@ def catalog_text(serial: int, *lines: str, version: str = "2", **timers: int) ->
 
 
 def entries(*lines: str, **more: Any) -> dict[str, Entry]:
-    zone = zones.read(catalog_text(1, *lines, **more), names.from_text(CATALOG))
+    zone = static_zone.read(catalog_text(1, *lines, **more), names.from_text(CATALOG))
     return {names.to_text(name): entry for name, entry in parse(zone).items()}
 
 
@@ -68,7 +69,7 @@ def test_members_with_their_properties() -> None:
 )
 def test_broken_catalogs(text: str, why: str) -> None:
     with pytest.raises(catalog.BrokenCatalogError, match=why):
-        parse(zones.read(text, names.from_text(CATALOG)))
+        parse(static_zone.read(text, names.from_text(CATALOG)))
 
 
 # -- who has which member --------------------------------------------------------------------------------

@@ -27,10 +27,12 @@ from dns_support import Local, Running, document, free_port, model, running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmoor.dns import control, rates, wire
-from unmoor.dns.counters import TYPES, Event, Table, Totals, Transport, counter_of
-from unmoor.dns.pools import Drawer, Mix, Range, Span
-from unmoor.dns.tally import MAX_EXACT, PARTS, Layout, Tallies, Tally, names
+from unmoor.dns.counters import rates
+from unmoor.dns.counters.address_counters import MAX_EXACT, PARTS, Layout, Tallies, Tally, names
+from unmoor.dns.counters.counters import TYPES, Event, Table, Totals, Transport, counter_of
+from unmoor.dns.policy.pools import Drawer, Mix, Range, Span
+from unmoor.dns.protocol import message
+from unmoor.dns.server import control
 
 
 def layout(**pools: Any) -> Layout:
@@ -229,7 +231,7 @@ def test_hints_are_counted_too() -> None:
     for each in local.snapshot.selectors:
         each.settle()
     assert sum(counted(tally).values()) == 1
-    assert local.counts.policies[counter_of(0, wire.HTTPS)] == 1
+    assert local.counts.policies[counter_of(0, message.HTTPS)] == 1
 
 
 def test_a_change_of_pools_keeps_the_counts_of_what_stays() -> None:
@@ -263,12 +265,12 @@ def test_a_new_release_goes_on_from_the_counts_of_the_old() -> None:
     slots = old.slots(["a", "b"])
     row = old.row(3, 1)
     for transport, rtype, name, times in (
-        (Transport.UDP, wire.A, "a", 5),
-        (Transport.TCP, wire.HTTPS, "a", 2),
-        (Transport.UDP, wire.SVCB, "b", 7),
+        (Transport.UDP, message.A, "a", 5),
+        (Transport.TCP, message.HTTPS, "a", 2),
+        (Transport.UDP, message.SVCB, "b", 7),
     ):
         row.over(transport).policies[counter_of(slots[name], rtype)] += times
-    row.over(Transport.TCP).add_rcode(wire.NXDOMAIN, 4)
+    row.over(Transport.TCP).add_rcode(message.NXDOMAIN, 4)
     row.add(Event.TRUNCATED, 9)
     row.add_latency(1500)
     new.slots(["c", "a"])

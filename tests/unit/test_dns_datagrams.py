@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unmoor.dns.datagrams import BATCH, MAX_PACKET, Datagrams
+from unmoor.dns.server.udp_batch import BATCH, MAX_PACKET, Datagrams
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 ROOM = 1232
@@ -92,7 +92,7 @@ def test_packets_of_every_size(door: Door, size: int) -> None:
 
 
 def test_more_clients_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmoor.dns.datagrams._MAX_KNOWN", 3)
+    monkeypatch.setattr("unmoor.dns.server.udp_batch._MAX_KNOWN", 3)
     door = Door(socket.AF_INET)
     for last in range(1, 20):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from test_dns_registry_answers import in_registry
 
 from unmoor.commands.dns import cli
-from unmoor.dns import export, names, zones
-from unmoor.dns.copies import Key, Store
+from unmoor.dns.answer import export
+from unmoor.dns.protocol import names
+from unmoor.dns.zones import static_zone
+from unmoor.dns.zones.zone_store import Key, Store
 
 POLICIES = [
     {
@@ -232,7 +234,7 @@ def test_a_transferred_zone_with_and_without_a_copy(tmp_path: Path) -> None:
     assert "warning: zone example.org: left out" in said
     assert not (output / "example.org.zone").exists()
     store, key = Store(tmp_path), Key(names.from_text("example.org"))
-    store.offer(key, zones.read(zone_text(3, "x TXT theirs"), key.apex))
+    store.offer(key, static_zone.read(zone_text(3, "x TXT theirs"), key.apex))
     store.accept(key)
     found = exported(tmp_path, document(zones=[zone], policies=POLICIES[1:]), name="example.org")
     assert found.get_rdataset("x.example.org.", "TXT") is not None

@@ -18,9 +18,10 @@ from dns_support import document, model, running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmoor.dns import control, history, journal
-from unmoor.dns.history import History, Moment
-from unmoor.dns.journal import Journal
+from unmoor.dns.observe import history, journal
+from unmoor.dns.observe.history import History, Moment
+from unmoor.dns.observe.journal import Journal
+from unmoor.dns.server import control
 from unmoor.errors import UnmoorError
 from unmoor.model import DnsDocument
 

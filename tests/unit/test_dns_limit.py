@@ -19,11 +19,12 @@ from dns_support import Local, Running, document, running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmoor.dns import limit, wire
-from unmoor.dns.answering import answerer
-from unmoor.dns.counters import Event
-from unmoor.dns.limit import Limiter, counted, shared_table
-from unmoor.dns.options import Options
+from unmoor.dns.answer import rate_limit
+from unmoor.dns.answer.fast_path import answerer
+from unmoor.dns.answer.rate_limit import Limiter, counted, shared_table
+from unmoor.dns.counters.counters import Event
+from unmoor.dns.protocol import message
+from unmoor.dns.protocol.edns import Options
 
 CLIENT = bytes(range(8))
 
@@ -31,7 +32,7 @@ CLIENT = bytes(range(8))
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(limit, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rate_limit, "monotonic", lambda: now[0])
     return now
 
 
@@ -56,7 +57,7 @@ class Limited(Local):
         found: Counter[str] = Counter()
         for _ in range(count):
             reply = self.answer(packet, 1232, address)
-            truncated = reply is not None and reply[2] & wire.TC >> 8
+            truncated = reply is not None and reply[2] & message.TC >> 8
             found["silence" if reply is None else "truncated" if truncated else "whole"] += 1
         return found
 
@@ -83,7 +84,7 @@ def test_half_of_the_excess_gets_a_truncated_reply(clock: list[float]) -> None:
 )
 def test_networks_are_counted_together(clock: list[float], one: str, other: str, together: bool) -> None:
     # Networks that differ may still share a slot of the table, by a chance of one in 65536.
-    assert (limit._network(one) == limit._network(other)) == together
+    assert (rate_limit._network(one) == rate_limit._network(other)) == together
     local = Limited()
     local.outcomes(5, QUERY, one)
     if together:
@@ -166,7 +167,7 @@ def test_errors_are_counted_by_code(clock: list[float]) -> None:
     assert local.outcomes(20, malformed) == {"whole": 5, "silence": 15}
     assert local.counts.event(Event.RATE_LIMITED) == 30
     # What was not sent is not counted as sent.
-    assert (local.counts.rcode(wire.REFUSED), local.counts.rcode(wire.FORMERR)) == (5, 5)
+    assert (local.counts.rcode(message.REFUSED), local.counts.rcode(message.FORMERR)) == (5, 5)
 
 
 def test_addresses_with_names_of_their_own_are_one_flow(clock: list[float]) -> None:
@@ -202,7 +203,7 @@ def test_flows_are_counted_by_the_second(
 ) -> None:
     now, counts = 1000.25, Counter[tuple[bytes, bytes, bytes]]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limit, "monotonic", lambda: now)
+        patch.setattr(rate_limit, "monotonic", lambda: now)
         # As two workers that share the counters.
         table = shared_table()
         workers = [counted(per_second, table) for _ in range(2)]
@@ -210,11 +211,11 @@ def test_flows_are_counted_by_the_second(
             if int(now + later) != int(now):
                 counts.clear()
             now += later
-            flow = limit._network(address), name, kind
+            flow = rate_limit._network(address), name, kind
             counts[flow] += 1
             found = workers[number % 2](address, name, kind)
             # Two flows may share a counter, by a chance of one in 262,144, and then only in one direction.
-            slots = {hash((hash(each[0]), *each[1:])) & limit._SLOT_MASK for each in counts}
+            slots = {hash((hash(each[0]), *each[1:])) & rate_limit._SLOT_MASK for each in counts}
             if len(slots) == len(counts):
                 assert found == max(0, counts[flow] - per_second)
 
@@ -235,7 +236,7 @@ def heard(socks: list[socket.socket]) -> Counter[str]:
     found: Counter[str] = Counter()
     while ready := select.select(socks, (), (), 0.5)[0]:
         for sock in ready:
-            found["truncated" if sock.recv(4096)[2] & wire.TC >> 8 else "whole"] += 1
+            found["truncated" if sock.recv(4096)[2] & message.TC >> 8 else "whole"] += 1
     return found
 
 
@@ -252,7 +253,7 @@ def test_a_flood_for_one_name_leaves_others_answered(tmp_path: Path) -> None:
                     sock.send(QUERY)
             asker.send(OTHER)
             with suppress(TimeoutError):
-                answers += not asker.recv(4096)[2] & wire.TC >> 8
+                answers += not asker.recv(4096)[2] & message.TC >> 8
         assert server.status()["events"]["rate_limited"] > 100
         print(f"answers for the other name: {answers} of 20")
         assert answers == 20
@@ -283,7 +284,7 @@ def test_the_server_limits_udp_and_not_tcp(tmp_path: Path) -> None:
             whole = truncated = 0
             try:
                 while True:
-                    if door.recv(4096)[2] & wire.TC >> 8:
+                    if door.recv(4096)[2] & message.TC >> 8:
                         truncated += 1
                     else:
                         whole += 1

@@ -8,7 +8,7 @@ import dns.message
 import pytest
 from dns_support import Local, document, records
 
-from unmoor.dns import wire
+from unmoor.dns.protocol import message
 
 LOCAL = Local()
 SOA = "example.com. 3600 IN SOA ns1.example.com. hostmaster.example.com. 7 7200 900 1209600 300"
@@ -17,8 +17,8 @@ NEGATIVE_SOA = SOA.replace("3600", "300", 1)
 
 def answers(name: str, rtype: str = "A") -> list[str]:
     reply = LOCAL.ask(name, rtype)
-    assert reply.rcode() == wire.NOERROR
-    assert reply.flags & wire.AA
+    assert reply.rcode() == message.NOERROR
+    assert reply.flags & message.AA
     return records(reply.answer)
 
 
@@ -37,7 +37,7 @@ def test_a_hostname_gets_one_address_of_its_pool() -> None:
         assert len(reply.answer[0]) == 1
         assert reply.answer[0].ttl == ttl
         assert ip_address(reply.answer[0][0].address) in ip_network(pool)
-        assert reply.flags & wire.AA
+        assert reply.flags & message.AA
         assert not reply.authority + reply.additional
 
 
@@ -58,7 +58,7 @@ def test_the_question_comes_back_as_it_was_written() -> None:
 )
 def test_another_type_or_a_family_without_pool_is_nodata(name: str, rtype: str) -> None:
     reply = LOCAL.ask(f"{name}.example.com", rtype)
-    assert reply.rcode() == wire.NOERROR
+    assert reply.rcode() == message.NOERROR
     assert not reply.answer
     assert records(reply.authority) == [NEGATIVE_SOA]
 
@@ -105,8 +105,8 @@ def test_answers_are_counted_by_policy() -> None:
         local.ask(f"{name}.example.com")
     local.ask("nothing.example.com")
     assert [local.counts.policies[number] for number in (0, 1)] == [3, 1]
-    assert local.counts.rcode(wire.NXDOMAIN) == 1
-    assert local.counts.rcode(wire.NOERROR) == 0
+    assert local.counts.rcode(message.NXDOMAIN) == 1
+    assert local.counts.rcode(message.NOERROR) == 0
 
 
 # -- static records --------------------------------------------------------------------------------------
@@ -125,9 +125,9 @@ def test_records_of_the_zone_file() -> None:
 def test_unknown_name_is_nxdomain_with_the_soa() -> None:
     """RFC 2308 sections 3 and 5: the SOA's TTL is the lower of its own and its minimum."""
     reply = LOCAL.ask("nothing.example.com")
-    assert reply.rcode() == wire.NXDOMAIN
+    assert reply.rcode() == message.NXDOMAIN
     assert records(reply.authority) == [NEGATIVE_SOA]
-    assert reply.flags & wire.AA
+    assert reply.flags & message.AA
 
 
 @pytest.mark.parametrize("name", ["ent", "b.ent", "wood", "the.wood", "in.the.wood"])
@@ -135,7 +135,7 @@ def test_empty_non_terminals_exist(name: str) -> None:
     """RFC 8020: a name with names below it is not NXDOMAIN, be they records or hostnames."""
     for rtype in ("A", "ANY", "TXT"):
         reply = LOCAL.ask(f"{name}.example.com", rtype)
-        assert reply.rcode() == wire.NOERROR
+        assert reply.rcode() == message.NOERROR
         assert not reply.answer
         assert records(reply.authority) == [NEGATIVE_SOA]
 
@@ -162,14 +162,14 @@ def test_cname_out_of_our_zones_ends_there() -> None:
 def test_cname_to_nothing_is_nxdomain() -> None:
     """RFC 6604 section 3: the code is that of the last name."""
     reply = LOCAL.ask("dangling.example.com")
-    assert reply.rcode() == wire.NXDOMAIN
+    assert reply.rcode() == message.NXDOMAIN
     assert len(reply.answer) == 1
     assert records(reply.authority) == [NEGATIVE_SOA]
 
 
 def record_by_record(local: Local, name: str, rtype: str) -> dns.message.Message:
     """A reply in which a record that comes twice is seen twice."""
-    reply = local.answer(dns.message.make_query(name, rtype).to_wire(), wire.TCP_SIZE, "127.0.0.1")
+    reply = local.answer(dns.message.make_query(name, rtype).to_wire(), message.TCP_SIZE, "127.0.0.1")
     assert reply is not None
     return dns.message.from_wire(reply, one_rr_per_rrset=True)
 
@@ -225,7 +225,7 @@ def test_a_chain_ends_at_a_name_seen_before(case: str, rtype: str) -> None:
     assert len(found) == len(set(found))
     assert len(found) <= len(expected)
     if rtype == "TXT":
-        assert reply.rcode() == wire.NOERROR
+        assert reply.rcode() == message.NOERROR
         assert [line.lower() for line in found] == [line.lower() for line in expected]
 
 
@@ -247,9 +247,9 @@ def test_dname() -> None:
         "host.old.example.com. 3600 IN CNAME host.new.example.com.",
         "host.new.example.com. 3600 IN A 198.18.1.4",
     ]
-    assert LOCAL.ask("old.example.com").rcode() == wire.NOERROR
+    assert LOCAL.ask("old.example.com").rcode() == message.NOERROR
     assert not LOCAL.ask("old.example.com").answer
-    assert LOCAL.ask("x.old.example.com").rcode() == wire.NXDOMAIN
+    assert LOCAL.ask("x.old.example.com").rcode() == message.NXDOMAIN
 
 
 def test_dname_that_makes_a_name_too_long() -> None:
@@ -258,7 +258,7 @@ def test_dname_that_makes_a_name_too_long() -> None:
     long = ".".join(["x" * 63] * 3)
     data["zones"][0]["records"] += f"short IN DNAME {long}\n".replace("short", "short2")
     reply = Local(data).ask(f"{'y' * 60}.short2.example.com")
-    assert reply.rcode() == wire.YXDOMAIN
+    assert reply.rcode() == message.YXDOMAIN
     assert records(reply.answer) == [f"short2.example.com. 3600 IN DNAME {long}.example.com."]
 
 
@@ -281,7 +281,7 @@ def test_wildcard_does_not_cover_what_exists(name: str, rcode: int) -> None:
 
 def test_wildcard_without_the_type_is_nodata() -> None:
     reply = LOCAL.ask("any.wild.example.com", "AAAA")
-    assert reply.rcode() == wire.NOERROR
+    assert reply.rcode() == message.NOERROR
     assert records(reply.authority) == [NEGATIVE_SOA]
 
 
@@ -292,7 +292,7 @@ def test_wildcard_hostname() -> None:
     reply = local.ask("any.thing.shop.example.com")
     assert reply.answer[0].name.to_text() == "any.thing.shop.example.com."
     assert ip_address(reply.answer[0][0].address) in ip_network("198.18.0.0/20")
-    assert local.ask("shop.example.com").rcode() == wire.NOERROR
+    assert local.ask("shop.example.com").rcode() == message.NOERROR
     assert not local.ask("shop.example.com").answer
 
 
@@ -306,8 +306,8 @@ def test_wildcard_hostname() -> None:
 def test_referral_with_glue(name: str, rtype: str) -> None:
     """RFC 1034 section 4.3.2 step 3b: not authoritative, no answer, the servers and their addresses."""
     reply = LOCAL.ask(f"{name}.example.com", rtype)
-    assert reply.rcode() == wire.NOERROR
-    assert not reply.flags & wire.AA
+    assert reply.rcode() == message.NOERROR
+    assert not reply.flags & message.AA
     assert not reply.answer
     assert records(reply.authority) == [
         "sub.example.com. 3600 IN NS ns.sub.example.com.",
@@ -322,7 +322,7 @@ def test_referral_with_glue(name: str, rtype: str) -> None:
 def test_ds_at_a_cut_is_the_parents() -> None:
     """RFC 4035 section 3.1.4.1."""
     reply = LOCAL.ask("sub.example.com", "DS")
-    assert reply.flags & wire.AA
+    assert reply.flags & message.AA
     assert len(reply.answer) == 1
 
 
@@ -416,7 +416,7 @@ def with_services() -> Local:
 @pytest.mark.parametrize("case", TARGETS)
 def test_addresses_of_service_targets_are_added(case: str) -> None:
     name, rtype, expected = TARGETS[case]
-    reply = with_services().ask(f"{name}.example.com", rtype, limit=wire.TCP_SIZE)
+    reply = with_services().ask(f"{name}.example.com", rtype, limit=message.TCP_SIZE)
     found = []
     for rrset in reply.additional:
         for rdata in rrset:
@@ -426,7 +426,7 @@ def test_addresses_of_service_targets_are_added(case: str) -> None:
             line = f"{rrset.name} {rdata.rdtype.name} {text}".replace(".example.com.", "")
             found.append(line.split(' alpn="')[0])
     assert sorted(found) == sorted(expected)
-    assert not reply.flags & wire.TC
+    assert not reply.flags & message.TC
 
 
 POOLS = {1: "198.18.0.0/20", 28: "2001:db8::/44"}
@@ -457,5 +457,5 @@ def test_added_addresses_are_left_out_whole_and_without_tc() -> None:
         reply = local.ask("many.example.com", "HTTPS", limit=limit, use_edns=0, payload=limit)
         assert reply.answer
         assert not reply.additional
-        assert not reply.flags & wire.TC
-    assert len(local.ask("many.example.com", "HTTPS", limit=wire.TCP_SIZE).additional[0]) == 59
+        assert not reply.flags & message.TC
+    assert len(local.ask("many.example.com", "HTTPS", limit=message.TCP_SIZE).additional[0]) == 59

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from unmoor.dns import names
+from unmoor.dns.protocol import names
 
 ORIGIN = names.from_text("example.com")
 

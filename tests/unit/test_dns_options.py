@@ -10,9 +10,9 @@ import dns.rdataclass
 import pytest
 from dns_support import Local, document
 
-from unmoor.dns import wire
-from unmoor.dns.cookies import Cookies, siphash24
-from unmoor.dns.options import EXTENDED_ERROR, KEEPALIVE, NSID
+from unmoor.dns.protocol import message
+from unmoor.dns.protocol.cookies import Cookies, siphash24
+from unmoor.dns.protocol.edns import EXTENDED_ERROR, KEEPALIVE, NSID
 
 KEY = "e5e973e5a6b2a43f48e7dc849e37bfcf"
 CLIENT = bytes.fromhex("2464c4abcf10c957")
@@ -23,7 +23,7 @@ SILENT = Local()
 def options(name: str, *sent: tuple[int, bytes], local: Local = LOCAL, **more: Any) -> dict[int, bytes]:
     asked = [dns.edns.GenericOption(code, data) for code, data in sent]
     reply = local.ask(name, use_edns=0, options=asked, **more)
-    assert reply.rcode() in (wire.NOERROR, wire.NXDOMAIN, wire.REFUSED)
+    assert reply.rcode() in (message.NOERROR, message.NXDOMAIN, message.REFUSED)
     return {int(option.otype): option.to_wire() or b"" for option in reply.options}
 
 
@@ -82,12 +82,12 @@ def test_a_cookie_that_is_not_ours_is_replaced(server: bytes) -> None:
 @pytest.mark.parametrize("size", [0, 7, 9, 15, 41, 100])
 def test_a_cookie_of_no_known_length_is_malformed(name: str, size: int) -> None:
     reply = LOCAL.ask(name, use_edns=0, options=[dns.edns.GenericOption(10, bytes(size))])
-    assert reply.rcode() == wire.FORMERR
+    assert reply.rcode() == message.FORMERR
 
 
 def test_two_cookies_are_malformed() -> None:
     option = dns.edns.GenericOption(10, CLIENT)
-    assert LOCAL.ask("host0.example.com", use_edns=0, options=[option, option]).rcode() == wire.FORMERR
+    assert LOCAL.ask("host0.example.com", use_edns=0, options=[option, option]).rcode() == message.FORMERR
 
 
 def test_a_query_for_a_cookie_alone() -> None:
@@ -97,13 +97,13 @@ def test_a_query_for_a_cookie_alone() -> None:
     packet = LOCAL.answer(query.to_wire(), 1232, "127.0.0.1")
     assert packet is not None
     reply = dns.message.from_wire(packet)
-    assert reply.rcode() == wire.NOERROR
+    assert reply.rcode() == message.NOERROR
     assert not reply.question
     assert (reply.options[0].to_wire() or b"")[:8] == CLIENT
     query.use_edns(0)
     packet = LOCAL.answer(query.to_wire(), 1232, "127.0.0.1")
     assert packet is not None
-    assert packet[3] & 0xF == wire.FORMERR
+    assert packet[3] & 0xF == message.FORMERR
 
 
 def test_without_a_secret_workers_share_one_of_their_own() -> None:
@@ -134,11 +134,11 @@ def test_nsid_names_the_edge_if_it_may(name: str) -> None:
 )
 def test_chaos(name: str, text: str) -> None:
     reply = LOCAL.ask(name, "TXT", rdclass=dns.rdataclass.CHAOS)
-    assert reply.rcode() == wire.NOERROR
+    assert reply.rcode() == message.NOERROR
     assert reply.answer[0].rdclass == dns.rdataclass.CHAOS
     assert reply.answer[0][0].strings[0].decode().startswith(text)
-    assert SILENT.ask(name, "TXT", rdclass=dns.rdataclass.CHAOS).rcode() == wire.REFUSED
-    assert LOCAL.ask(name, "A", rdclass=dns.rdataclass.CHAOS).rcode() == wire.REFUSED
+    assert SILENT.ask(name, "TXT", rdclass=dns.rdataclass.CHAOS).rcode() == message.REFUSED
+    assert LOCAL.ask(name, "A", rdclass=dns.rdataclass.CHAOS).rcode() == message.REFUSED
 
 
 # -- TCP keepalive, RFC 7828; extended errors, RFC 8914 --------------------------------------------------
@@ -146,11 +146,11 @@ def test_chaos(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_keepalive_over_tcp_only(name: str) -> None:
-    assert options(name, (KEEPALIVE, b""), limit=wire.TCP_SIZE)[KEEPALIVE] == (150).to_bytes(2, "big")
+    assert options(name, (KEEPALIVE, b""), limit=message.TCP_SIZE)[KEEPALIVE] == (150).to_bytes(2, "big")
     assert KEEPALIVE not in options(name, (KEEPALIVE, b""))
-    assert KEEPALIVE not in options(name, limit=wire.TCP_SIZE)
+    assert KEEPALIVE not in options(name, limit=message.TCP_SIZE)
     wrong = [dns.edns.GenericOption(KEEPALIVE, b"\0\1")]
-    assert LOCAL.ask(name, limit=wire.TCP_SIZE, use_edns=0, options=wrong).rcode() == wire.FORMERR
+    assert LOCAL.ask(name, limit=message.TCP_SIZE, use_edns=0, options=wrong).rcode() == message.FORMERR
 
 
 def test_refusal_says_why() -> None:
@@ -165,12 +165,12 @@ def test_options_do_not_slow_down_a_hostname(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(_: bytes) -> None:
         raise AssertionError("the careful path was taken")
 
-    monkeypatch.setattr(wire, "parse", refuse)
+    monkeypatch.setattr(message, "parse", refuse)
     assert options("host0.example.com", (10, CLIENT), (NSID, b""), (65001, b"\0\0\x29"))[10][:8] == CLIENT
 
 
 def test_octets_of_an_opt_record_in_odd_places() -> None:
     """The hot path looks for where OPT begins; a name, or an option, may hold the same octets."""
     for name in (rb"\000\000\041.example.com", rb"host0\000\000\041.example.com"):
-        assert LOCAL.ask(name.decode(), use_edns=0).rcode() == wire.NXDOMAIN
+        assert LOCAL.ask(name.decode(), use_edns=0).rcode() == message.NXDOMAIN
     assert options("host0.example.com", (65001, b"\0\0\x29\4\xd0\0\0\0\0\0\0")) == {}

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmoor.commands.dns import cli
-from unmoor.dns import clients, wire
-from unmoor.dns.clients import Subnet
-from unmoor.dns.counters import counter_of
-from unmoor.dns.pools import Range, without
-from unmoor.dns.selection import Random
+from unmoor.dns.counters.counters import counter_of
+from unmoor.dns.policy.pools import Range, without
+from unmoor.dns.policy.selection import Random
+from unmoor.dns.protocol import client_subnet, message
+from unmoor.dns.protocol.client_subnet import Subnet
 from unmoor.errors import UnmoorError
 
 HOST = "host0.example.com"
@@ -126,12 +126,12 @@ def test_where_no_policy_asks_for_clients_the_scope_is_zero() -> None:
 )
 def test_malformed_client_subnet(data: bytes) -> None:
     reply = BY_CLIENT.ask(HOST, use_edns=0, options=[dns.edns.GenericOption(8, data)])
-    assert reply.rcode() == wire.FORMERR
+    assert reply.rcode() == message.FORMERR
 
 
 def test_two_client_subnets_are_malformed() -> None:
     option = dns.edns.ECSOption("198.51.100.0", 24)
-    assert BY_CLIENT.ask(HOST, use_edns=0, options=[option, option]).rcode() == wire.FORMERR
+    assert BY_CLIENT.ask(HOST, use_edns=0, options=[option, option]).rcode() == message.FORMERR
 
 
 network4 = st.builds(
@@ -144,7 +144,7 @@ def test_scope_covers_only_clients_with_the_same_answer(
     client: Subnet, networks: list[Subnet], other: int
 ) -> None:
     """Whoever shares the scope's bits, and is told apart no better, is in the same networks."""
-    bits = clients.scope(client, networks)
+    bits = client_subnet.scope(client, networks)
     if bits > client.length:
         return
     host = 32 - bits
@@ -293,7 +293,7 @@ def test_what_is_simple_takes_the_hot_path_and_nothing_else_does() -> None:
         assert bool(target.fast) == (name in ("simple", "mixed")), name
     client = next(iter(BY_CLIENT.snapshot.hostnames.values()))
     assert not client.fast
-    assert isinstance(client.candidates[wire.A][2].plan.selector, Random)
+    assert isinstance(client.candidates[message.A][2].plan.selector, Random)
 
 
 # -- HTTPS, RFC 9460 -------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_https_with_hints_of_the_same_pools() -> None:
         assert ip_address(hint) in ip_network("2001:db8::/44")
         seen.add(hint)
     assert len(seen) == 20
-    assert local.counts.policies[counter_of(0, wire.HTTPS)] == 20
+    assert local.counts.policies[counter_of(0, message.HTTPS)] == 20
     assert local.counts.answers(1) == 0
 
 

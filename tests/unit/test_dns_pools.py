@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmoor.dns import pools
-from unmoor.dns.pools import Drawer, Range, overlaps, ranges_of
-from unmoor.dns.randomness import numbers_below
+from unmoor.dns.policy import pools
+from unmoor.dns.policy.pools import Drawer, Range, overlaps, ranges_of
+from unmoor.dns.protocol.randomness import numbers_below
 
 
 def drawer(*prefixes: str) -> Drawer:

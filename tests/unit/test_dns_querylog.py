@@ -24,13 +24,14 @@ from dns_support import Local, Running, document, running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmoor.dns import dnstap, wire
-from unmoor.dns.answering import answerer
-from unmoor.dns.counters import Counts, Event, Noting, Transport
-from unmoor.dns.journald import serialized
-from unmoor.dns.observer import LATENCY_SAMPLE, Observer, gap
-from unmoor.dns.options import Options
-from unmoor.dns.querylog import Entry, QueryLogger
+from unmoor.dns.answer.fast_path import answerer
+from unmoor.dns.counters.counters import Counts, Event, Noting, Transport
+from unmoor.dns.observe import dnstap
+from unmoor.dns.observe.journald import serialized
+from unmoor.dns.observe.query_log import Entry, QueryLogger
+from unmoor.dns.observe.sampling import LATENCY_SAMPLE, Observer, gap
+from unmoor.dns.protocol import message
+from unmoor.dns.protocol.edns import Options
 from unmoor.errors import InvalidInputError
 from unmoor.model import DnsDocument, validate
 
@@ -488,4 +489,4 @@ def test_transports_are_counted_apart(tmp_path: Path) -> None:
     assert replies == {("NOERROR", "udp"): 3, ("NOERROR", "tcp"): 1, ("NXDOMAIN", "tcp"): 1}
     assert Transport.UDP.name.lower() in status["latency"]
     assert Event.LOGGED.name.lower() in status["events"]
-    assert wire.RCODE_NAMES[wire.NXDOMAIN] in status["rcodes"]
+    assert message.RCODE_NAMES[message.NXDOMAIN] in status["rcodes"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from dns_support import document, model
 
-from unmoor.dns.snapshot import Snapshot, build
+from unmoor.dns.answer.snapshot import Snapshot, build
 from unmoor.errors import InvalidInputError
 
 COUNTERS = {name: at for at, name in enumerate(["free", "business", "third"])}

@@ -18,9 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmoor.commands.registry import cli
-from unmoor.dns import names, registry_build, registry_update
-from unmoor.dns.registry import HASH_BITS, HEADER_SIZE, INTERIOR, Registry, RegistryError, Tags, open_registry
-from unmoor.dns.registry_list import BadLines, BadLinesError, Line
+from unmoor.dns.hostnames import registry_build, registry_update
+from unmoor.dns.hostnames.registry import (
+    HASH_BITS,
+    HEADER_SIZE,
+    INTERIOR,
+    Registry,
+    RegistryError,
+    Tags,
+    open_registry,
+)
+from unmoor.dns.hostnames.registry_list import BadLines, BadLinesError, Line
+from unmoor.dns.protocol import names
 from unmoor.errors import UnmoorError
 
 ZONES = ("example.com", "deep.example.com", "example.net")

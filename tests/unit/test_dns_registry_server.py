@@ -13,10 +13,10 @@ import dns.rcode
 import pytest
 from dns_support import Running, document, running
 
-from unmoor.dns import names
-from unmoor.dns.registry import sha256_of
-from unmoor.dns.registry_build import build
-from unmoor.dns.registry_list import BadLines, Line
+from unmoor.dns.hostnames.registry import sha256_of
+from unmoor.dns.hostnames.registry_build import build
+from unmoor.dns.hostnames.registry_list import BadLines, Line
+from unmoor.dns.protocol import names
 
 POOLS = {"free": ip_network("198.18.0.0/20"), "business": ip_network("198.51.100.0/24")}
 APEX = names.from_text("example.com")

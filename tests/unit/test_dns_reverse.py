@@ -9,8 +9,9 @@ from dns_support import Local, document
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmoor.dns import names, reverse, wire
-from unmoor.dns.clients import Subnet
+from unmoor.dns.policy import reverse
+from unmoor.dns.protocol import message, names
+from unmoor.dns.protocol.client_subnet import Subnet
 
 REVERSE_ZONE = "$TTL 600\n@ SOA ns.example.net. h.example.net. 1 2 3 4 5\n@ NS ns.example.net.\n"
 DATA = document()
@@ -37,27 +38,27 @@ def test_an_address_of_a_pool_has_a_name(address: str, name: str) -> None:
     reply = LOCAL.ask(ip_address(address).reverse_pointer.upper(), "PTR")
     assert reply.answer[0][0].target.to_text() == name
     assert reply.answer[0].ttl == 600
-    assert reply.flags & wire.AA
+    assert reply.flags & message.AA
 
 
 @pytest.mark.parametrize("address", ["198.18.32.0", "198.18.0.6", "198.18.15.255", "2001:db8:10::"])
 def test_an_address_outside_has_none(address: str) -> None:
-    assert LOCAL.ask(ip_address(address).reverse_pointer, "PTR").rcode() == wire.NXDOMAIN
+    assert LOCAL.ask(ip_address(address).reverse_pointer, "PTR").rcode() == message.NXDOMAIN
 
 
 @pytest.mark.parametrize(
     ("name", "rcode"),
     [
-        ("16.18.198.in-addr.arpa", wire.NOERROR),
-        ("0.18.198.in-addr.arpa", wire.NOERROR),
-        ("32.18.198.in-addr.arpa", wire.NXDOMAIN),
-        ("016.18.198.in-addr.arpa", wire.NXDOMAIN),
-        ("256.18.198.in-addr.arpa", wire.NXDOMAIN),
-        ("x.18.198.in-addr.arpa", wire.NXDOMAIN),
-        ("1.1.16.18.198.in-addr.arpa", wire.NXDOMAIN),
-        ("0.0.0.8.b.d.0.1.0.0.2.ip6.arpa", wire.NOERROR),
-        ("1.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa", wire.NOERROR),
-        ("1.0.0.8.b.d.0.1.0.0.2.ip6.arpa", wire.NXDOMAIN),
+        ("16.18.198.in-addr.arpa", message.NOERROR),
+        ("0.18.198.in-addr.arpa", message.NOERROR),
+        ("32.18.198.in-addr.arpa", message.NXDOMAIN),
+        ("016.18.198.in-addr.arpa", message.NXDOMAIN),
+        ("256.18.198.in-addr.arpa", message.NXDOMAIN),
+        ("x.18.198.in-addr.arpa", message.NXDOMAIN),
+        ("1.1.16.18.198.in-addr.arpa", message.NXDOMAIN),
+        ("0.0.0.8.b.d.0.1.0.0.2.ip6.arpa", message.NOERROR),
+        ("1.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa", message.NOERROR),
+        ("1.0.0.8.b.d.0.1.0.0.2.ip6.arpa", message.NXDOMAIN),
     ],
 )
 def test_names_on_the_way_exist_where_addresses_are_below(name: str, rcode: int) -> None:
@@ -70,7 +71,7 @@ def test_names_on_the_way_exist_where_addresses_are_below(name: str, rcode: int)
 
 def test_other_types_of_an_address() -> None:
     name = ip_address("198.18.16.1").reverse_pointer
-    assert LOCAL.ask(name, "A").rcode() == wire.NOERROR
+    assert LOCAL.ask(name, "A").rcode() == message.NOERROR
     assert not LOCAL.ask(name, "A").answer
     assert LOCAL.ask(name, "ANY").answer
 

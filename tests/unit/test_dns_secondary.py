@@ -31,11 +31,13 @@ from hypothesis import strategies as st
 from test_dns_upgrade import Release, Upgradable
 
 from unmoor.commands.dns import cli
-from unmoor.dns import names, transfer, wire, zones
-from unmoor.dns.change import describe_change
-from unmoor.dns.copies import Key, Store, expire, refresh
-from unmoor.dns.counters import Counts
-from unmoor.dns.notices import Notices
+from unmoor.dns.check.change import describe_change
+from unmoor.dns.counters.counters import Counts
+from unmoor.dns.protocol import message, names
+from unmoor.dns.transfer import transfer
+from unmoor.dns.transfer.notify import Notices
+from unmoor.dns.zones import static_zone
+from unmoor.dns.zones.zone_store import Key, Store, expire, refresh
 from unmoor.model.dns import Primary as PrimaryDocument
 from unmoor.model.dns import TsigKey
 
@@ -64,11 +66,11 @@ def source(primary: Primary, key: str = "", **changes: Any) -> transfer.Source:
     return transfer.sources([named], keys)[0]
 
 
-def serial_of(zone: zones.Zone) -> int:
+def serial_of(zone: static_zone.Zone) -> int:
     return zone.serial
 
 
-def texts(zone: zones.Zone) -> set[str]:
+def texts(zone: static_zone.Zone) -> set[str]:
     """Names and types, for comparison."""
     return {
         f"{names.to_text(name)} {rtype} {rrset.ttl} {rrset.rdatas}"
@@ -105,9 +107,9 @@ def test_without_usable_differences_the_whole_is_asked_for(primary: Primary, spo
     if spoil == "not implemented":
         primary.ixfr = False
     elif spoil == "unknown base":
-        first = zones.read(zone_text(0, "c A 198.51.100.3"), APEX)
+        first = static_zone.read(zone_text(0, "c A 198.51.100.3"), APEX)
     else:  # its differences take away a record that we do not have
-        first = zones.read(zone_text(1, "c A 198.51.100.3"), APEX)
+        first = static_zone.read(zone_text(1, "c A 198.51.100.3"), APEX)
     second = transfer.fetch(source(primary), APEX, first, 100)
     assert names.from_text("b", APEX) in second.nodes
     assert not {names.from_text(name, APEX) for name in "ac"} & second.nodes.keys()
@@ -126,7 +128,7 @@ def test_records_come_through_as_they_are(primary: Primary) -> None:
         "c CAA 0 issue ca.example",
     )
     primary.set(NAME, text)
-    assert texts(transfer.fetch(source(primary), APEX, None, 100)) == texts(zones.read(text, APEX))
+    assert texts(transfer.fetch(source(primary), APEX, None, 100)) == texts(static_zone.read(text, APEX))
 
 
 def test_signed_in_many_messages(keyed: Primary) -> None:
@@ -248,7 +250,7 @@ def test_serials_wrap() -> None:
 
 def test_a_copy_is_read_as_it_was_written(tmp_path: Path) -> None:
     store, key = Store(tmp_path), Key(APEX)
-    zone = zones.read(
+    zone = static_zone.read(
         zone_text(9, r"a\.b TXT x", "*.w MX 5 mail", "sub NS ns.sub", refresh=7, expire=11), APEX
     )
     assert store.read(key) is None
@@ -265,7 +267,7 @@ def test_a_copy_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_damaged_copy_is_no_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store, key = Store(tmp_path), Key(APEX)
-    store.offer(key, zones.read(zone_text(9), APEX))
+    store.offer(key, static_zone.read(zone_text(9), APEX))
     store.accept(key)
     (file,) = tmp_path.glob("*.zone")
     whole = file.read_bytes()
@@ -516,13 +518,13 @@ def test_whatever_passes_for_a_notify(noise: bytes, start: int, stop: int, size:
     """Octets changed, cut out, put in, or cut off: never NOERROR, and never anything but a reply."""
     packet = signed_notify()
     spoilt = (packet[:start] + noise + packet[stop:])[:size]
-    if spoilt[2:] == packet[2:] or not wire.is_notify(spoilt):  # the identifier is not signed (RFC 8945)
+    if spoilt[2:] == packet[2:] or not message.is_notify(spoilt):  # the identifier is not signed (RFC 8945)
         return
     named = PrimaryDocument(address="127.0.0.9", tsig_key="transfer.key")
     notices = Notices({APEX: transfer.sources([named], {"transfer.key": TsigKey(secret=SECRET)})}, None)
     try:
         reply = notices.answer(spoilt, "127.0.0.9", Counts.private())
-    except wire.QueryError:
+    except message.QueryError:
         return
     assert reply is not None
     said = dns.message.from_wire(reply, keyring=False)
@@ -735,7 +737,7 @@ def test_explain_knows_the_copies(tmp_path: Path, primary: Primary) -> None:
     assert "the zone is transferred, and there is no copy of it yet" in before
     assert "reply, as it would be now: SERVFAIL" in before
     store, key = Store(tmp_path), Key(APEX)
-    store.offer(key, zones.read(zone_text(3, "x TXT theirs"), key.apex))
+    store.offer(key, static_zone.read(zone_text(3, "x TXT theirs"), key.apex))
     store.accept(key)
     assert "host.example.org. 30 IN A 198.18." in said("host.example.org", "A")
     assert '"theirs"' in said("x.example.org", "TXT")

@@ -23,7 +23,7 @@ import dns.query
 import pytest
 from dns_support import Running, document, free_port, running
 
-from unmoor.dns import control
+from unmoor.dns.server import control
 from unmoor.errors import UnmoorError
 
 QUERY = dns.message.make_query("host0.example.com", "A").to_wire()

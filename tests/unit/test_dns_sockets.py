@@ -21,7 +21,7 @@ from dns_support import Running, document, free_port, running
 from test_dns_server import eventually
 from test_dns_upgrade import Release, Upgradable, alive
 
-from unmoor.dns.control import borrow
+from unmoor.dns.server.control import borrow
 from unmoor.udp import BUFFER, enlarge_buffers
 
 QUERY = dns.message.make_query("host0.example.com", "A").to_wire()

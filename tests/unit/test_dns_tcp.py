@@ -17,8 +17,8 @@ import pytest
 from dns_support import Local, document, model, running
 from test_dns_server import framed, read_framed
 
-from unmoor.dns import tcp
-from unmoor.dns.tcp import Connections, Limits
+from unmoor.dns.server import tcp
+from unmoor.dns.server.tcp import Connections, Limits
 from unmoor.errors import InvalidInputError
 
 QUERY = b"\x12\x34\0\0\0\1\0\0\0\0\0\0\5host0\7example\3com\0\0\1\0\1"

@@ -21,7 +21,7 @@ from dns_support import Local, Running, document, running
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from unmoor.dns import wire
+from unmoor.dns.protocol import message
 
 ALGORITHMS = ("hmac-sha1", "hmac-sha224", "hmac-sha256", "hmac-sha384", "hmac-sha512")
 # One of them below the zone: dnspython compresses its name.
@@ -112,9 +112,9 @@ def test_what_a_client_sees_of_an_error(
 def test_an_unknown_key_and_a_wrong_mac_get_an_unsigned_error() -> None:
     """Sections 5.2.1, 5.2.2 and 5.3.2."""
     unknown = ask(written(signed(key=dns.tsig.Key("other.key", SECRET, "hmac-sha256"))))
-    assert error_of(unknown) == (wire.NOTAUTH, BADKEY, 0, b"")
+    assert error_of(unknown) == (message.NOTAUTH, BADKEY, 0, b"")
     wrong = ask(written(signed(key=dns.tsig.Key("transfer.key", "AAAA" + SECRET[4:], "hmac-sha256"))))
-    assert error_of(wrong) == (wire.NOTAUTH, BADSIG, 0, b"")
+    assert error_of(wrong) == (message.NOTAUTH, BADSIG, 0, b"")
 
 
 @pytest.mark.parametrize("off", [-1000, 1000])
@@ -127,7 +127,7 @@ def test_a_clock_that_is_off_gets_ours_and_a_signature(off: int, monkeypatch: py
         packet = written(query)
     reply = ask(packet)
     rcode, error, size, other = error_of(reply)
-    assert (rcode, error, size) == (wire.NOTAUTH, BADTIME, 32)
+    assert (rcode, error, size) == (message.NOTAUTH, BADTIME, 32)
     assert abs(int.from_bytes(other, "big") - now) < 60
     with pytest.raises(dns.tsig.PeerBadTime):
         dns.message.from_wire(reply, keyring=query.keyring, request_mac=query.mac)
@@ -164,9 +164,9 @@ def test_a_mac_that_is_cut_short() -> None:
     packet = written(signed())
     assert dns.message.from_wire(ask(with_mac(packet, 32)), keyring=False).answer
     for size in (16, 31):
-        assert error_of(ask(with_mac(packet, size)))[:3] == (wire.NOTAUTH, BADTRUNC, 32)
+        assert error_of(ask(with_mac(packet, size)))[:3] == (message.NOTAUTH, BADTRUNC, 32)
     for size in (0, 9, 15, 33, 64):
-        assert ask(with_mac(packet, size))[3] & 15 == wire.FORMERR
+        assert ask(with_mac(packet, size))[3] & 15 == message.FORMERR
 
 
 #: Where the record begins, and its data's size, in what `signed` writes.
@@ -211,13 +211,13 @@ def test_a_reply_has_room_for_its_signature(rtype: str, more: Any) -> None:
     """Section 5.3: TC, the question and the signature; over TCP all of it."""
     query = signed("big.example.com", rtype, **more)
     reply = ask(written(query))
-    message = dns.message.from_wire(reply, keyring=query.keyring, request_mac=query.mac)
-    assert message.flags & dns.flags.TC
-    assert message.had_tsig
-    assert not message.answer
+    parsed = dns.message.from_wire(reply, keyring=query.keyring, request_mac=query.mac)
+    assert parsed.flags & dns.flags.TC
+    assert parsed.had_tsig
+    assert not parsed.answer
     assert len(reply) <= 512
     whole = dns.message.from_wire(
-        ask(written(query), wire.TCP_SIZE), keyring=query.keyring, request_mac=query.mac
+        ask(written(query), message.TCP_SIZE), keyring=query.keyring, request_mac=query.mac
     )
     assert whole.answer
 
@@ -270,7 +270,7 @@ def test_without_keys_every_signature_is_of_an_unknown_one() -> None:
     packet = written(signed())
     reply = Local().answer(packet, 1232, "127.0.0.1")
     assert reply is not None
-    assert error_of(reply) == (wire.NOTAUTH, BADKEY, 0, b"")
+    assert error_of(reply) == (message.NOTAUTH, BADKEY, 0, b"")
 
 
 def test_pipelined_requests_are_each_signed_by_themselves(server: Running) -> None:

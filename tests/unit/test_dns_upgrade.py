@@ -274,27 +274,47 @@ KILL = "os.kill(os.getpid(), 9)"
 # What is written into which file, before which line, and what the operator is told.
 BROKEN = {
     "import error": (
-        "dns/server.py",
+        "dns/server/server.py",
         "import gc",
         "import no_such_module",
         "No module named 'no_such_module'",
     ),
-    "syntax error": ("dns/worker.py", "import select", "import (", "SyntaxError"),
-    "crash while building": ("dns/server.py", BUILD, KEY, "KeyError: 7"),
-    "crash of a worker": ("dns/worker.py", "        self._parent.send(READY)", KEY, "worker 0 did not start"),
-    "killed while building": ("dns/server.py", BUILD, KILL, "status -9"),
-    "killed before its workers": ("dns/server.py", "        started = [\n", KILL, "status -9"),
-    "killed when they stand by": ("dns/server.py", OFFER, KILL, "status -9"),
-    "killed at the first place": ("dns/server.py", BEGIN, KILL, "status -9"),
-    "killed when all is its own": ("dns/server.py", "        totals, self._restarts", KILL, "status -9"),
-    "killed before its last word": ("dns/server.py", "        predecessor.in_force(", KILL, "status -9"),
+    "syntax error": ("dns/server/worker.py", "import select", "import (", "SyntaxError"),
+    "crash while building": ("dns/server/server.py", BUILD, KEY, "KeyError: 7"),
+    "crash of a worker": (
+        "dns/server/worker.py",
+        "        self._parent.send(READY)",
+        KEY,
+        "worker 0 did not start",
+    ),
+    "killed while building": ("dns/server/server.py", BUILD, KILL, "status -9"),
+    "killed before its workers": ("dns/server/server.py", "        started = [\n", KILL, "status -9"),
+    "killed when they stand by": ("dns/server/server.py", OFFER, KILL, "status -9"),
+    "killed at the first place": ("dns/server/server.py", BEGIN, KILL, "status -9"),
+    "killed when all is its own": (
+        "dns/server/server.py",
+        "        totals, self._restarts",
+        KILL,
+        "status -9",
+    ),
+    "killed before its last word": (
+        "dns/server/server.py",
+        "        predecessor.in_force(",
+        KILL,
+        "status -9",
+    ),
     "reads another format": (
-        "dns/upgrade.py",
+        "dns/server/upgrade.py",
         "        if found.get(",
         "found.clear()",
         "restart it instead",
     ),
-    "says nonsense": ("dns/upgrade.py", "        for place, inh", "self.channel.send(b'{')", "fell silent"),
+    "says nonsense": (
+        "dns/server/upgrade.py",
+        "        for place, inh",
+        "self.channel.send(b'{')",
+        "fell silent",
+    ),
 }
 
 
@@ -340,7 +360,7 @@ def test_a_release_that_is_slow_is_waited_for_and_others_are_served(
     ready = tmp_path / "ready"
     wait = f"        while not Path({str(ready)!r}).exists():\n            time.sleep(0.05)\n"
     slow = Release(tmp_path, "2.0").replace(
-        "dns/server.py", "        snapshot = build(", f"{wait}        snapshot = build("
+        "dns/server/server.py", "        snapshot = build(", f"{wait}        snapshot = build("
     )
     asking = threading.Thread(target=slow.upgrade, args=(server,))
     asking.start()
@@ -362,7 +382,9 @@ def test_a_release_that_is_slow_is_waited_for_and_others_are_served(
 
 def test_a_server_that_stops_takes_the_unfinished_upgrade_with_it(server: Upgradable, tmp_path: Path) -> None:
     slow = Release(tmp_path, "2.0").replace(
-        "dns/server.py", "        snapshot = build(", "        time.sleep(60)\n        snapshot = build("
+        "dns/server/server.py",
+        "        snapshot = build(",
+        "        time.sleep(60)\n        snapshot = build(",
     )
     asking = threading.Thread(target=slow.upgrade, args=(server,))
     asking.start()
@@ -397,7 +419,7 @@ def test_what_runs_is_not_what_the_link_leads_to_later(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("program", ["", "unmoor", "/nowhere/unmoor", "/usr"])
 def test_what_is_no_program_is_refused(server: Upgradable, program: str) -> None:
-    from unmoor.dns.control import ask
+    from unmoor.dns.server.control import ask
 
     reply = ask(server.control, "upgrade", program)
     assert not reply.done
@@ -406,7 +428,7 @@ def test_what_is_no_program_is_refused(server: Upgradable, program: str) -> None
 
 
 def test_a_server_that_is_too_old_is_told_apart(tmp_path: Path) -> None:
-    first = Release(tmp_path, "1.0").replace("dns/server.py", '            "program": _PROGRAM,\n', "")
+    first = Release(tmp_path, "1.0").replace("dns/server/server.py", '            "program": _PROGRAM,\n', "")
     server = Upgradable(tmp_path, document(port=free_port()), program=str(first.program)).wait()
     try:
         done = Release(tmp_path, "2.0").upgrade(server)

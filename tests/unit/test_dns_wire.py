@@ -15,10 +15,10 @@ from dns_support import Local
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from unmoor.dns import names, wire
-from unmoor.dns.counters import Event
-from unmoor.dns.names import WireName
-from unmoor.dns.wire import Query, Reply, RRset
+from unmoor.dns.counters.counters import Event
+from unmoor.dns.protocol import message, names
+from unmoor.dns.protocol.message import Query, Reply, RRset
+from unmoor.dns.protocol.names import WireName
 
 LOCAL = Local()
 QUESTION = b"\5host0\7example\3com\0\0\1\0\1"
@@ -114,12 +114,18 @@ def test_other_opcodes_are_not_implemented(opcode: int) -> None:
     assert reply is not None
     flags = struct.unpack_from("!H", reply, 2)[0]
     # RD means something in a query only, and is not echoed here (RFC 8906 section 8.1.4).
-    assert flags == 0x8000 | opcode << 11 | wire.NOTIMP
+    assert flags == 0x8000 | opcode << 11 | message.NOTIMP
 
 
 @pytest.mark.parametrize(
     ("qtype", "expected"),
-    [(251, wire.REFUSED), (252, wire.REFUSED), (253, wire.NOTIMP), (249, wire.NOTIMP), (128, wire.NOTIMP)],
+    [
+        (251, message.REFUSED),
+        (252, message.REFUSED),
+        (253, message.NOTIMP),
+        (249, message.NOTIMP),
+        (128, message.NOTIMP),
+    ],
 )
 def test_types_that_are_instructions(qtype: int, expected: int) -> None:
     assert rcode(HEADER + QUESTION[:-4] + struct.pack("!2H", qtype, 1)) == expected
@@ -127,14 +133,14 @@ def test_types_that_are_instructions(qtype: int, expected: int) -> None:
 
 @pytest.mark.parametrize("qclass", [3, 4, 254, 255, 0])
 def test_other_classes_are_refused(qclass: int) -> None:
-    assert rcode(HEADER + QUESTION[:-4] + struct.pack("!2H", 1, qclass)) == wire.REFUSED
+    assert rcode(HEADER + QUESTION[:-4] + struct.pack("!2H", 1, qclass)) == message.REFUSED
 
 
 def test_outside_the_zones_is_refused() -> None:
     reply = LOCAL.ask("www.example.org")
-    assert reply.rcode() == wire.REFUSED
+    assert reply.rcode() == message.REFUSED
     assert not reply.answer + reply.authority
-    assert not reply.flags & wire.AA
+    assert not reply.flags & message.AA
 
 
 def test_a_defect_of_ours_costs_one_query(caplog: pytest.LogCaptureFixture) -> None:
@@ -145,7 +151,7 @@ def test_a_defect_of_ours_costs_one_query(caplog: pytest.LogCaptureFixture) -> N
     for _ in range(30):
         reply = local.answer(HEADER + b"\7example\3com\0\0\1\0\1", 1232, "127.0.0.1")
         assert reply is not None
-        assert reply[3] & 0xF == wire.SERVFAIL
+        assert reply[3] & 0xF == message.SERVFAIL
     assert 0 < len(caplog.records) <= 10
     assert local.ask("host1.example.com").answer
 
@@ -164,15 +170,15 @@ def test_no_opt_unless_asked() -> None:
 def test_dnssec_ok_is_echoed(name: str) -> None:
     for wanted in (True, False):
         reply = LOCAL.ask(f"{name}.example.com", want_dnssec=wanted, use_edns=0)
-        assert bool(reply.ednsflags & wire.DO) == wanted
+        assert bool(reply.ednsflags & message.DO) == wanted
 
 
 def test_other_versions_get_badvers() -> None:
     reply = LOCAL.ask("host0.example.com", use_edns=1)
-    assert reply.rcode() == wire.BADVERS
+    assert reply.rcode() == message.BADVERS
     assert reply.edns == 0
     assert not reply.answer
-    assert not reply.flags & wire.AA
+    assert not reply.flags & message.AA
 
 
 def test_unknown_options_are_ignored() -> None:
@@ -190,12 +196,12 @@ def test_unknown_options_are_ignored() -> None:
 )
 def test_what_does_not_fit_is_truncated(options: dict[str, int], edns: int) -> None:
     reply = LOCAL.ask("big.example.com", "TXT", **options)
-    assert reply.flags & wire.TC
+    assert reply.flags & message.TC
     assert not reply.answer
     assert reply.edns == edns
     assert reply.question[0].name == dns.name.from_text("big.example.com")
-    whole = LOCAL.ask("big.example.com", "TXT", limit=wire.TCP_SIZE, **options)
-    assert not whole.flags & wire.TC
+    whole = LOCAL.ask("big.example.com", "TXT", limit=message.TCP_SIZE, **options)
+    assert not whole.flags & message.TC
     assert len(whole.answer) == 1
 
 
@@ -204,7 +210,7 @@ def test_an_advertised_size_below_512_means_512(payload: int) -> None:
     query = dns.message.make_query("txt.example.com", "TXT", use_edns=0, payload=payload)
     reply = ask(query.to_wire())
     assert reply is not None
-    assert not reply[2] & wire.TC >> 8
+    assert not reply[2] & message.TC >> 8
 
 
 # -- compression -----------------------------------------------------------------------------------------
@@ -223,12 +229,12 @@ some_name = st.lists(st.sampled_from([b"a", b"b", b"Example", b"com", b"x.y"]), 
 @given(some_name, st.lists(st.tuples(some_name, some_name), max_size=8))
 def test_compressed_names_read_back_as_they_were(question: bytes, pairs: list[tuple[bytes, bytes]]) -> None:
     reply = Reply(
-        answer=[RRset(owner, wire.MX, 5, ((b"\0\1", WireName(target)),)) for owner, target in pairs]
+        answer=[RRset(owner, message.MX, 5, ((b"\0\1", WireName(target)),)) for owner, target in pairs]
     )
-    message = dns.message.from_wire(
-        wire.write(query_of(question), reply, wire.TCP_SIZE), one_rr_per_rrset=True
+    parsed = dns.message.from_wire(
+        message.write(query_of(question), reply, message.TCP_SIZE), one_rr_per_rrset=True
     )
-    got = [(rrset.name, rrset[0].exchange) for rrset in message.answer]
+    got = [(rrset.name, rrset[0].exchange) for rrset in parsed.answer]
     assert got == [(dns.name.from_wire(o, 0)[0], dns.name.from_wire(t, 0)[0]) for o, t in pairs]
 
 
@@ -237,9 +243,11 @@ def test_pointers_reach_only_so_far() -> None:
         RRset(b"\4name" + bytes((3, 97, 97, 97)) + b"\0", 16, 5, ((b"\xff" + b"x" * 255,) * 1,))
         for _ in range(90)
     ]
-    late = RRset(b"\4late\0", wire.NS, 5, ((WireName(b"\3sub\4late\0"),), (WireName(b"\3sub\4late\0"),)))
-    message = dns.message.from_wire(wire.write(query_of(b"\1q\0"), Reply(answer=[*far, late]), wire.TCP_SIZE))
-    assert message.answer[-1].to_text().count("sub.late.") == 1
+    late = RRset(b"\4late\0", message.NS, 5, ((WireName(b"\3sub\4late\0"),), (WireName(b"\3sub\4late\0"),)))
+    parsed = dns.message.from_wire(
+        message.write(query_of(b"\1q\0"), Reply(answer=[*far, late]), message.TCP_SIZE)
+    )
+    assert parsed.answer[-1].to_text().count("sub.late.") == 1
 
 
 # -- anything at all -------------------------------------------------------------------------------------
@@ -271,11 +279,11 @@ def check_reply(packet: bytes, limit: int = 1232) -> None:
     assert reply[:2] == packet[:2]
     assert reply[2] & 0x80
     assert len(reply) <= limit
-    assert reply[3] & 0xF != wire.SERVFAIL
-    message = dns.message.from_wire(reply)
-    if message.question:
+    assert reply[3] & 0xF != message.SERVFAIL
+    parsed = dns.message.from_wire(reply)
+    if parsed.question:
         # The question comes back octet for octet (0x20).
-        end = 12 + len(message.question[0].name.to_wire()) + 4
+        end = 12 + len(parsed.question[0].name.to_wire()) + 4
         assert reply[12:end] == packet[12:end]
 
 
@@ -306,7 +314,7 @@ def test_queries_cut_off_anywhere(packet: bytes) -> None:
     for size in range(len(packet)):
         check_reply(packet[:size])
         if size >= 12:
-            assert rcode(packet[:size]) == wire.FORMERR
+            assert rcode(packet[:size]) == message.FORMERR
 
 
 @settings(max_examples=300)

@@ -12,9 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from unmoor.dns import names
-from unmoor.dns.registry_build import build
-from unmoor.dns.registry_list import BadLines, Line
+from unmoor.dns.hostnames.registry_build import build
+from unmoor.dns.hostnames.registry_list import BadLines, Line
+from unmoor.dns.protocol import names
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Lines of a terminal: ten problems with their fixes, and what Ansible says around them.

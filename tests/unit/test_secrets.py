@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from unmoor.dns import check
-from unmoor.dns.change import describe_change
+from unmoor.dns.check import check
+from unmoor.dns.check.change import describe_change
 from unmoor.errors import InvalidInputError
 from unmoor.model import DnsDocument, EdgeDocument, validate
 from unmoor.model.change import compare

@@ -7,8 +7,8 @@ import socket
 import threading
 from pathlib import Path
 
-from unmoor.sockets import activation, registration, workers
-from unmoor.sockets.protocol import Reply, Request
+from unmoor.sockets.activation import client, service, workers
+from unmoor.sockets.activation.protocol import Reply, Request
 
 UNIT = Path(__file__).parents[2] / "roles/socket_activation/templates/unmoor-activation.service.j2"
 _SPARE = 64  # the standard streams, the selector, and what a library opens for a moment
@@ -16,11 +16,11 @@ _SPARE = 64  # the standard streams, the selector, and what a library opens for 
 
 def test_the_unit_allows_as_many_descriptors_as_the_bounds_add_up_to() -> None:
     processes = workers.MAX_OF_ROOT + workers.MAX_OF_USERS + workers.MAX_DISCARDING + 1
-    service = activation.MAX_CLIENTS + activation.MAX_LEFT + activation.MAX_ACCEPTED + 2 * processes
+    own = service.MAX_CLIENTS + service.MAX_LEFT + service.MAX_ACCEPTED + 2 * processes
     found = re.search(r"^LimitNOFILE=(\d+)$", UNIT.read_text(encoding="utf-8"), re.MULTILINE)
     assert found
     # A worker starts with copies of all that the service has, and receives one message.
-    assert service + workers.MAX_PASSED + _SPARE <= int(found.group(1))
+    assert own + workers.MAX_PASSED + _SPARE <= int(found.group(1))
 
 
 def test_a_client_waits_while_the_backlog_is_full(tmp_path: Path) -> None:
@@ -39,5 +39,5 @@ def test_a_client_waits_while_the_backlog_is_full(tmp_path: Path) -> None:
 
         thread = threading.Timer(0.2, serve)  # however late, the client waits for it
         thread.start()
-        assert registration.send(path, Request("register", "web")).sockets == ("tcp 127.0.0.1:80",)
+        assert client.send(path, Request("register", "web")).sockets == ("tcp 127.0.0.1:80",)
         thread.join()

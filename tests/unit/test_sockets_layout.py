@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from unmoor.sockets import layout
-from unmoor.sockets.compiler import compile_program
+from unmoor.bpf import layout
+from unmoor.bpf.compiler import compile_program
 
 #: Struct of C -> its layout in Python and the names of its fields in order, without padding at the end.
 STRUCTS: dict[str, tuple[Struct, str]] = {
@@ -79,7 +79,7 @@ def test_structs(name: str, structs: dict[str, Any]) -> None:
 
 
 def test_constants() -> None:
-    with as_file(files("unmoor.sockets") / "dispatch.bpf.c") as source:
+    with as_file(files("unmoor.sockets.dispatch") / "dispatch.bpf.c") as source:
         text = Path(source).read_text(encoding="utf-8")
     defined = {
         words[1]: int(words[2])

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmoor import systemd
-from unmoor.sockets.protocol import ProtocolError, Question, Reply, Request, parse_reply, parse_request
+from unmoor.sockets.activation.protocol import (
+    ProtocolError,
+    Question,
+    Reply,
+    Request,
+    parse_reply,
+    parse_request,
+)
 
 
 @given(st.sampled_from(["register", "unregister"]), st.text())

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from unmoor.bpf.layout import COUNTED_ADDRESSES, COUNTERS_OF_ADDRESSES, MAX_SERVICES
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding, EdgeDocument
-from unmoor.sockets import rules
-from unmoor.sockets.allocation import Allocation, Counted, allocate_counters, allocate_ids
-from unmoor.sockets.layout import COUNTED_ADDRESSES, COUNTERS_OF_ADDRESSES, MAX_SERVICES
-from unmoor.sockets.packed import Packed
-from unmoor.sockets.record import Record, decode
+from unmoor.sockets.table import rules
+from unmoor.sockets.table.allocation import Allocation, Counted, allocate_counters, allocate_ids
+from unmoor.sockets.table.packed import Packed
+from unmoor.sockets.table.record import Record, decode
 
 
 def edge(**changes: Any) -> EdgeDocument:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from unmoor.bpf.layout import COUNTERS_OF_ADDRESSES, LEAF, MAX_DEPTH, MAX_NESTING, NODE, PORT, PROTOCOLS
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding, parse_ports
-from unmoor.sockets import rules, table
-from unmoor.sockets.layout import COUNTERS_OF_ADDRESSES, LEAF, MAX_DEPTH, MAX_NESTING, NODE, PORT, PROTOCOLS
-from unmoor.sockets.precedence import order, stretches
+from unmoor.sockets.table import rules, table
+from unmoor.sockets.table.precedence import order, stretches
 
 INTERFACES = {"eth0": 2, "eth1": 3}
 SERVICES = {name: number for number, name in enumerate("abcdefgh", 1)}

@@ -23,7 +23,7 @@ from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, load
 
 if TYPE_CHECKING:
-    from unmoor.dns.rates import Rates
+    from unmoor.dns.counters.rates import Rates
 
 _CONTROL = "/run/unmoor-dns/control.sock"
 
@@ -50,7 +50,7 @@ cli.add_command(export)
 @click.option("--all", "everything", is_flag=True, help="List every problem, not the first screen of them.")
 def check(file: Path, everything: bool) -> None:
     """Validate FILE wholly: schema, zones, hostnames, pools, policies. Exit status 2 if anything is wrong."""
-    from unmoor.dns.check import inspect  # noqa: PLC0415 - dnspython is loaded only where it is needed
+    from unmoor.dns.check.check import inspect  # noqa: PLC0415 - dnspython is loaded only where it is needed
 
     document = load(DnsDocument, file)
     found = inspect(document, str(file))
@@ -81,9 +81,9 @@ def explain(
 
     Reads the document, not the server: it shows what a document would do before it is in force.
     """
-    from unmoor.dns.catalog import served  # noqa: PLC0415 - dnspython is loaded only where it is needed
-    from unmoor.dns.copies import Store  # noqa: PLC0415
-    from unmoor.dns.explain import explain  # noqa: PLC0415
+    from unmoor.dns.answer.explain import explain  # noqa: PLC0415
+    from unmoor.dns.zones.catalog import served  # noqa: PLC0415 - dnspython is loaded only where it is needed
+    from unmoor.dns.zones.zone_store import Store  # noqa: PLC0415
 
     try:
         network = ip_network(client, strict=False) if client else None
@@ -107,7 +107,7 @@ def explain(
 @click.option("--resume", type=int, hidden=True, help="Descriptor of what the server before us leaves.")
 def serve(config: Path, control: Path, state: Path, resume: int | None) -> None:
     """Answer queries until SIGTERM; SIGHUP reloads."""
-    from unmoor.dns.server import Server  # noqa: PLC0415 - the other commands need none of it
+    from unmoor.dns.server.server import Server  # noqa: PLC0415 - the other commands need none of it
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     Server(config, control, resume, state).run()
@@ -120,7 +120,7 @@ def reload(control: Path) -> None:
 
     Exit status 1, with the reasons, when the document was refused: the old one goes on answering.
     """
-    from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.server.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     reply = ask(control, "reload")
     for line in reply.lines:
@@ -139,7 +139,7 @@ def buffers(control: Path) -> None:
 
     `reload` and `upgrade` do the same when they run as root. Exit status 1 when a buffer stays smaller.
     """
-    from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.server.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     _enlarge(control)
     found = ask(control, "status").data
@@ -151,7 +151,7 @@ def buffers(control: Path) -> None:
 
 def _enlarge(control: Path) -> None:
     """Enlarge the buffers of the server's UDP sockets, as far as we may."""
-    from unmoor.dns.control import borrow  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.server.control import borrow  # noqa: PLC0415 - keeps `unmoor --help` quick
     from unmoor.udp import enlarge_buffers  # noqa: PLC0415 - likewise
 
     for sock in borrow(control):
@@ -172,7 +172,7 @@ def upgrade(control: Path, program: Path | None) -> None:
     Exit status 1, with the reasons, when the new release failed: the old one goes on answering. Exit status
     3 when the running server is too old to be replaced: restart it.
     """
-    from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.server.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     wanted = (program or Path(sys.argv[0])).resolve()
     running = ask(control, "status").data
@@ -199,8 +199,8 @@ def upgrade(control: Path, program: Path | None) -> None:
 @click.option("--text", is_flag=True, help="With --json: the document in force as well. It may hold secrets.")
 def status(control: Path, as_json: bool, metrics: bool, text: bool) -> None:
     """Show the generation in force, the workers, and what was answered."""
-    from unmoor.dns.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
-    from unmoor.dns.metrics import exposition  # noqa: PLC0415 - and this one
+    from unmoor.dns.observe.metrics import exposition  # noqa: PLC0415 - and this one
+    from unmoor.dns.server.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     data = ask(control, "status").data
     if metrics:
@@ -220,8 +220,8 @@ def status(control: Path, as_json: bool, metrics: bool, text: bool) -> None:
 def metrics(control: Path, listen: list[Endpoint], addresses: bool) -> None:
     """Print the server's counters for Prometheus, or serve them over HTTP."""
     from unmoor.commands.exporter import tell  # noqa: PLC0415 - keeps `unmoor --help` quick
-    from unmoor.dns.control import ask  # noqa: PLC0415 - likewise
-    from unmoor.dns.metrics import registry  # noqa: PLC0415 - likewise
+    from unmoor.dns.observe.metrics import registry  # noqa: PLC0415 - likewise
+    from unmoor.dns.server.control import ask  # noqa: PLC0415 - likewise
 
     found = registry(
         lambda: ask(control, "status").data, (lambda: ask(control, "addresses").data) if addresses else None
@@ -238,8 +238,8 @@ def metrics(control: Path, listen: list[Endpoint], addresses: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every address that was given.")
 def top(control: Path, interval: float, count: int | None, rows: int, total: bool, as_json: bool) -> None:
     """Show how often policies answered and addresses were given, and how evenly."""
-    from unmoor.dns import rates  # noqa: PLC0415 - keeps `unmoor --help` quick
-    from unmoor.dns.control import ask  # noqa: PLC0415 - likewise
+    from unmoor.dns.counters import rates  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.server.control import ask  # noqa: PLC0415 - likewise
 
     def read() -> Any:
         return ask(control, "addresses").data
@@ -276,7 +276,7 @@ def journal(address: str | None, time: str | None, state: Path, as_json: bool) -
     TIME is a date or a time of ISO 8601, in UTC unless it says otherwise. What this edge answered, that is;
     other edges have journals of their own.
     """
-    from unmoor.dns import history  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.observe import history  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     target, moment = _address(address), history.parse_time(time) if time else None
     found = history.read(state)

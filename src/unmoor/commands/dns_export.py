@@ -38,10 +38,10 @@ def export(
 
     For servers that know no policies: they answer with all addresses of a name, until the next export.
     """
-    from unmoor.dns.catalog import served  # noqa: PLC0415 - dnspython is loaded only where it is needed
-    from unmoor.dns.copies import Store  # noqa: PLC0415
-    from unmoor.dns.export import Export  # noqa: PLC0415
-    from unmoor.dns.snapshot import build  # noqa: PLC0415
+    from unmoor.dns.answer.export import Export  # noqa: PLC0415
+    from unmoor.dns.answer.snapshot import build  # noqa: PLC0415
+    from unmoor.dns.zones.catalog import served  # noqa: PLC0415 - dnspython is loaded only where it is needed
+    from unmoor.dns.zones.zone_store import Store  # noqa: PLC0415
 
     document = load(DnsDocument, config)
     if pop:

@@ -46,8 +46,8 @@ def build(
 
     CSV begins with its columns: name, and one for each tag. A JSON line is {"name": ..., "tags": {...}}.
     """
-    from unmoor.dns import registry_build  # noqa: PLC0415 - the other commands need none of it
-    from unmoor.dns.registry_list import BadLines, count_lines, read_lines  # noqa: PLC0415 - as above
+    from unmoor.dns.hostnames import registry_build  # noqa: PLC0415 - the other commands need none of it
+    from unmoor.dns.hostnames.registry_list import BadLines, count_lines, read_lines  # noqa: PLC0415 - as above
 
     apexes = [_name(zone, "--zone") for zone in zones]
     total = count_lines(file)
@@ -73,9 +73,9 @@ def update(old: Path, changes: str, output: Path, skip_bad: bool, bad: Path | No
 
     The action is add, change or remove. A few thousand changes take seconds, whatever the registry's size.
     """
-    from unmoor.dns import registry_update  # noqa: PLC0415 - the other commands need none of it
-    from unmoor.dns.registry import open_registry  # noqa: PLC0415 - as above
-    from unmoor.dns.registry_list import BadLines, read_lines  # noqa: PLC0415 - as above
+    from unmoor.dns.hostnames import registry_update  # noqa: PLC0415 - the other commands need none of it
+    from unmoor.dns.hostnames.registry import open_registry  # noqa: PLC0415 - as above
+    from unmoor.dns.hostnames.registry_list import BadLines, read_lines  # noqa: PLC0415 - as above
 
     registry = open_registry(old)
     with _record(bad) as record, _phases(quiet) as show:
@@ -93,7 +93,7 @@ def update(old: Path, changes: str, output: Path, skip_bad: bool, bad: Path | No
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(file: Path, name: str | None, as_json: bool) -> None:
     """Show what the registry FILE holds, or what it knows of NAME (exit status 1: nothing)."""
-    from unmoor.dns.registry import open_registry  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.hostnames.registry import open_registry  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     registry = open_registry(file)
     if name is not None:
@@ -107,8 +107,8 @@ def show(file: Path, name: str | None, as_json: bool) -> None:
 
 
 def _of_file(registry: Any) -> tuple[dict[str, Any], list[str]]:
-    from unmoor.dns import names  # noqa: PLC0415 - keeps `unmoor --help` quick
-    from unmoor.dns.registry import sha256_of  # noqa: PLC0415 - as above
+    from unmoor.dns.hostnames.registry import sha256_of  # noqa: PLC0415 - as above
+    from unmoor.dns.protocol import names  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     kinds = [
         {"zone": names.to_text(each.apex), "tags": dict(sorted(each.tags)), "count": each.count,
@@ -143,7 +143,7 @@ _KINDS_SHOWN = 20
 
 
 def _of_name(registry: Any, wire: bytes) -> tuple[dict[str, Any], list[str]]:
-    from unmoor.dns import names  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.protocol import names  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     kind, shown = registry.kind_of(wire), names.to_text(wire)
     exists = registry.exists(wire)
@@ -165,7 +165,7 @@ def _tags(tags: dict[str, str]) -> str:
 
 
 def _name(text: str, what: str) -> bytes:
-    from unmoor.dns import names  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.protocol import names  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     try:
         return names.from_text(text)
@@ -181,7 +181,7 @@ def _skipped(found: Any) -> None:
 
 
 def _written(output: Path, summary: Any) -> None:
-    from unmoor.dns.registry import sha256_of  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.dns.hostnames.registry import sha256_of  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     each = f", {summary.size / summary.names:.1f} a name" if summary.names else ""
     click.echo(f"{output}: {summary.names} hostnames, {summary.size} octets{each}")

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from unmoor import systemd
+from unmoor.bpf import pins as pinned
 from unmoor.commands.endpoints import Endpoint, endpoints
 from unmoor.commands.table import print_table as _print_table
 from unmoor.errors import UnmoorError
-from unmoor.sockets import pins as pinned
-from unmoor.sockets import protocol
+from unmoor.sockets.activation import protocol
 
 if TYPE_CHECKING:
     from unmoor.model import EdgeDocument
-    from unmoor.sockets.generation import Change
+    from unmoor.sockets.dispatch.generation import Change
 
 CONFIG = Path("/etc/unmoor/edge.json")
 
@@ -80,7 +80,7 @@ def cli() -> None:
 )
 def compile_command(output: Path) -> None:
     """Compile the dispatch program to a BPF object."""
-    from unmoor.sockets.compiler import compile_program  # noqa: PLC0415 - a listener's unit needs none of it
+    from unmoor.bpf.compiler import compile_program  # noqa: PLC0415 - a listener's unit needs none of it
 
     compile_program(output)
     click.echo(f"compiled {output} ({output.stat().st_size} bytes)")
@@ -99,7 +99,7 @@ def load(
     config: Path, object_file: Path | None, netns: Path | None, check: bool, as_json: bool, pins: Path
 ) -> None:
     """Make the running dispatch table what CONFIG says, in one atomic step."""
-    from unmoor.sockets import generation  # noqa: PLC0415 - a listener's unit needs none of it
+    from unmoor.sockets.dispatch import generation  # noqa: PLC0415 - a listener's unit needs none of it
 
     edge, code = _edge(config), _object(object_file)
     apply = generation.plan if check else generation.load
@@ -118,7 +118,7 @@ def _edge(config: Path) -> EdgeDocument:
 
 def _object(object_file: Path | None) -> bytes:
     if object_file is None:
-        from unmoor.sockets.compiler import compile_program  # noqa: PLC0415 - rarely needed
+        from unmoor.bpf.compiler import compile_program  # noqa: PLC0415 - rarely needed
 
         with tempfile.TemporaryDirectory(prefix="unmoor-") as directory:
             compiled = Path(directory) / "dispatch.o"
@@ -137,7 +137,7 @@ _SHOWN = 40
 
 
 def _print_change(change: Change, check: bool, as_json: bool) -> None:
-    from unmoor.sockets.status import binding_as_json  # noqa: PLC0415 - see load
+    from unmoor.sockets.observe.status import binding_as_json  # noqa: PLC0415 - see load
 
     if as_json:
         click.echo(
@@ -185,7 +185,7 @@ def _line(binding: Any) -> str:
 @_pins
 def diff(file: Path, as_json: bool, pins: Path) -> None:
     """Show what loading FILE would change. Exit status 1 when it would change anything."""
-    from unmoor.sockets import generation  # noqa: PLC0415 - see load
+    from unmoor.sockets.dispatch import generation  # noqa: PLC0415 - see load
 
     change = generation.plan(_edge(file), None, pinned.Pins(pins))
     _print_change(change, True, as_json)
@@ -204,8 +204,8 @@ def explain(
     kind: Any, address: str, port: int, interface: str, as_json: bool, pins: Path, door: Path
 ) -> None:
     """Say which binding, service and socket would take a packet, and why. Exit status 1 when none would."""
-    from unmoor.sockets.explain import explain as ask  # noqa: PLC0415 - see load
-    from unmoor.sockets.status import binding_as_json  # noqa: PLC0415 - see load
+    from unmoor.sockets.activation.explain import explain as ask  # noqa: PLC0415 - see load
+    from unmoor.sockets.observe.status import binding_as_json  # noqa: PLC0415 - see load
 
     try:
         target = ipaddress.ip_address(address)
@@ -236,7 +236,7 @@ def explain(
 @_pins
 def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path) -> None:
     """Show the rates of services and addresses, live."""
-    from unmoor.sockets.rates import Rates, rates  # noqa: PLC0415 - see load
+    from unmoor.sockets.observe.rates import Rates, rates  # noqa: PLC0415 - see load
 
     def show(found: Rates) -> None:
         if as_json:
@@ -260,7 +260,7 @@ def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path
 def metrics(listen: list[Endpoint], addresses: bool, pins: Path) -> None:
     """Print the counters for Prometheus, or serve them."""
     from unmoor.commands.exporter import tell  # noqa: PLC0415 - see load
-    from unmoor.sockets.metrics import registry  # noqa: PLC0415 - see load
+    from unmoor.sockets.observe.metrics import registry  # noqa: PLC0415 - see load
 
     tell(registry(pinned.Pins(pins), addresses), listen)
 
@@ -269,7 +269,7 @@ def metrics(listen: list[Endpoint], addresses: bool, pins: Path) -> None:
 @_pins
 def unload(pins: Path) -> None:
     """Detach the program and unpin everything."""
-    from unmoor.sockets.generation import unload as remove  # noqa: PLC0415 - see load
+    from unmoor.sockets.dispatch.generation import unload as remove  # noqa: PLC0415 - see load
 
     click.echo("unloaded" if remove(pinned.Pins(pins)) else "nothing was loaded")
 
@@ -278,7 +278,7 @@ def unload(pins: Path) -> None:
 @_pins
 def rollback(pins: Path) -> None:
     """Switch back to the generation before."""
-    from unmoor.sockets.generation import rollback as switch_back  # noqa: PLC0415 - see load
+    from unmoor.sockets.dispatch.generation import rollback as switch_back  # noqa: PLC0415 - see load
 
     click.echo(f"generation {switch_back(pinned.Pins(pins)).generation} is live again")
 
@@ -306,7 +306,7 @@ def register(
     door: Path,
 ) -> None:
     """Register the sockets of SERVICE: a running process's, or those passed by systemd (LISTEN_FDS)."""
-    from unmoor.sockets.registration import MissingError, wait_for_sockets  # noqa: PLC0415 - see load
+    from unmoor.sockets.activation.client import MissingError, wait_for_sockets  # noqa: PLC0415 - see load
 
     if pid is None and pidfile is None:
         descriptors = systemd.listen_descriptors()
@@ -334,7 +334,7 @@ def unregister(service: str, door: Path) -> None:
 
 
 def _request(door: Path, request: protocol.Request, descriptors: Sequence[int]) -> None:
-    from unmoor.sockets.registration import send  # noqa: PLC0415 - see load
+    from unmoor.sockets.activation.client import send  # noqa: PLC0415 - see load
 
     reply = send(door, request, descriptors)
     if not reply.ok:
@@ -354,8 +354,8 @@ def _fail(service: str, why: str) -> NoReturn:
 @_door
 def serve(pins: Path, door: Path) -> None:
     """Run the activation service."""
-    from unmoor.sockets.activation import Activation, open_listener  # noqa: PLC0415 - see load
-    from unmoor.sockets.registry import Registry  # noqa: PLC0415 - see load
+    from unmoor.sockets.activation.registrar import Registry  # noqa: PLC0415 - see load
+    from unmoor.sockets.activation.service import Activation, open_listener  # noqa: PLC0415 - see load
 
     try:
         listening = open_listener(door)
@@ -369,7 +369,7 @@ def serve(pins: Path, door: Path) -> None:
 @_pins
 def status(as_json: bool, pins: Path) -> None:
     """Show bindings in order of precedence, and each service's sockets and counters."""
-    from unmoor.sockets.status import read_status  # noqa: PLC0415 - see load
+    from unmoor.sockets.observe.status import read_status  # noqa: PLC0415 - see load
 
     found = read_status(pinned.Pins(pins))
     if as_json:

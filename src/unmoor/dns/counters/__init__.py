@@ -1,0 +1,1 @@
+"""Counters in memory that the server shares with its workers."""

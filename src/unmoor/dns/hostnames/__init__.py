@@ -1,0 +1,1 @@
+"""Registered hostnames: those of the document, and the registry of millions."""

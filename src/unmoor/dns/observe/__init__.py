@@ -1,0 +1,1 @@
+"""What the server reports: metrics, journal of addresses, query log."""

@@ -1,0 +1,167 @@
+"""The query log: a sample of the queries with their answers, told to a receiver that never holds us up."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Protocol
+
+import dns.rdataclass
+import dns.rdatatype
+
+from unmoor.dns.answer.fast_path import Answerer
+from unmoor.dns.answer.snapshot import Snapshot
+from unmoor.dns.counters.counters import MAX_POLICIES, Event, Noting, Transport
+from unmoor.dns.protocol import client_subnet, message, names
+from unmoor.dns.protocol.client_subnet import Subnet
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One query, as the log tells it.
+
+    `time` is when it was read, nanoseconds since 1970, `took` how long it took, nanoseconds; `client` is cut
+    to its network unless the document wants it whole; `reply` is None for silence.
+    """
+
+    time: int
+    took: int
+    client: Subnet
+    transport: Transport
+    packet: bytes
+    reply: bytes | None
+    policy: str
+    generation: int
+    whole: bool
+
+    def fields(self) -> dict[str, str]:
+        """What is to know of it, as text; a field without a value is left out."""
+        found = {
+            "time": _iso(self.time),
+            "took_us": f"{self.took / 1000:.1f}",
+            "client": _shown(self.client),
+            "transport": self.transport.name.lower(),
+            **_question(self.packet, self.whole),
+            **_answer(self.reply),
+            "policy": self.policy,
+            "generation": str(self.generation),
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+class Receiver(Protocol):
+    """Takes entries."""
+
+    def send(self, entry: Entry) -> bool:
+        """Take an entry, at once; False if there is no room for it."""
+
+    def close(self) -> None:
+        """Take no more."""
+
+
+class QueryLogger:
+    """Answers the queries that are chosen for the log, and tells `receiver` of them.
+
+    `answer` must count into `noting`, which so learns which policy it was.
+    """
+
+    def __init__(
+        self,
+        answer: Answerer,
+        noting: Noting,
+        receiver: Receiver,
+        snapshot: Snapshot,
+        generation: int,
+    ) -> None:
+        self.sample = snapshot.document.query_log.sample
+        self._answer = answer
+        self._noting = noting
+        self._receiver = receiver
+        self._policies = {slot: name for name, slot in snapshot.slots.items()}
+        self._generation = generation
+        self._whole = snapshot.document.query_log.whole_addresses
+
+    def answer(self, packet: bytes, limit: int, address: str) -> bytes | None:
+        """Answer a query that will be told of."""
+        self._noting.noted = None
+        return self._answer(packet, limit, address)
+
+    def policy(self) -> str:
+        """Which policy answered the last of them; nothing if none did."""
+        noted = self._noting.noted
+        return "" if noted is None else self._policies.get(noted % MAX_POLICIES, "")
+
+    def tell(self, packet: bytes, reply: bytes | None, address: str, policy: str, took: int) -> None:
+        """Tell of a query that was answered `took` nanoseconds after it was read."""
+        who = Subnet.of_address(address)
+        entry = Entry(
+            time.time_ns() - took,
+            took,
+            who if self._whole else who.as_sticky(),
+            self._noting.transport,
+            packet,
+            reply,
+            policy,
+            self._generation,
+            self._whole,
+        )
+        self._noting.add(Event.LOGGED if self._receiver.send(entry) else Event.UNLOGGED)
+
+
+def _iso(nanoseconds: int) -> str:
+    whole, rest = divmod(nanoseconds, 10**9)
+    moment = datetime.fromtimestamp(whole, UTC).replace(microsecond=rest // 1000)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _shown(subnet: Subnet) -> str:
+    """An address, or a network."""
+    address, _, length = str(subnet).partition("/")
+    return address if int(length) in (32, 128) else str(subnet)
+
+
+@lru_cache(maxsize=256)
+def _type(number: int) -> str:
+    return dns.rdatatype.to_text(dns.rdatatype.RdataType.make(number))
+
+
+@lru_cache(maxsize=256)
+def _class(number: int) -> str:
+    return dns.rdataclass.to_text(dns.rdataclass.RdataClass.make(number))
+
+
+def _question(packet: bytes, whole: bool) -> dict[str, str]:
+    """What was asked; nothing of a packet that is malformed."""
+    try:
+        query = message.parse(packet)
+        option = query.edns.option(client_subnet.OPTION) if query.edns else None
+        subnet = client_subnet.parse(option) if option is not None else None
+    except (message.NoReplyError, message.QueryError):
+        return {}
+    found = {
+        "name": names.to_text(query.name),
+        "type": _type(query.qtype),
+        "class": _class(query.qclass),
+    }
+    if subnet:
+        found["ecs"] = str(subnet if whole else subnet.as_sticky())
+    return found if query.question else {}
+
+
+def _answer(reply: bytes | None) -> dict[str, str]:
+    """What was said: the code, the size, and the first address of the answer."""
+    if reply is None:
+        return {"rcode": "none"}
+    (answers,) = struct.unpack_from("!H", reply, 6)
+    code, address = reply[3] & 0xF, ""
+    for number, (rtype, ttl, data) in enumerate(message.records(reply)):
+        if rtype == message.OPT:
+            code |= ttl >> 24 << 4  # RFC 6891 section 6.1.3
+        elif number < answers and rtype in (message.A, message.AAAA) and not address:
+            address = socket.inet_ntop(socket.AF_INET if rtype == message.A else socket.AF_INET6, data)
+    rcode = message.RCODE_NAMES.get(code, str(code))
+    return {"rcode": rcode, "size": str(len(reply)), "address": address}

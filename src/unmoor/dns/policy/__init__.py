@@ -1,0 +1,1 @@
+"""Policies, the pools they answer from, and how addresses are drawn."""

@@ -1,0 +1,51 @@
+"""EDNS options of a reply that do not depend on the question: cookies, NSID, TCP keepalive."""
+
+from __future__ import annotations
+
+import time
+
+from unmoor.dns.protocol import cookies
+from unmoor.dns.protocol.cookies import Cookies
+from unmoor.dns.protocol.message import COOKIE, FORMERR, Edns, QueryError
+from unmoor.model import DnsDocument
+
+NSID = 3
+KEEPALIVE = 11
+EXTENDED_ERROR = 15
+#: Extended error 20, Not Authoritative (RFC 8914 section 4.21): we do not serve such a zone.
+NOT_AUTHORITATIVE = (EXTENDED_ERROR, b"\0\x14")
+
+
+class Options:
+    """Gives the options that a query asked for."""
+
+    def __init__(self, document: DnsDocument) -> None:
+        given = document.cookie_secret.get_secret_value()
+        secret = bytes.fromhex(given) if given else cookies.OWN_SECRET
+        self._cookies = Cookies(secret)
+        self._name = document.edge.encode() if document.tell_name else b""
+        self._idle = (document.tcp_idle * 10).to_bytes(2, "big")
+
+    def knows(self, edns: Edns, address: str) -> bool:
+        """Whether the query carries a server cookie of ours. Raises QueryError for malformed options."""
+        cookie = edns.option(COOKIE)
+        return cookie is not None and self._cookies.is_ours(cookie, address, int(time.time()))
+
+    def reply(self, edns: Edns, address: str, over_tcp: bool, now: int) -> list[tuple[int, bytes]]:
+        """Answer the options of a query from `address` at `now`, seconds since 1970.
+
+        Raises QueryError (FORMERR) for malformed ones.
+        """
+        if not edns.options:
+            return []
+        found = []
+        cookie = edns.option(COOKIE)
+        if cookie is not None:
+            found.append((COOKIE, self._cookies.reply(cookie, address, now)))
+        if self._name and edns.option(NSID) is not None:
+            found.append((NSID, self._name))
+        if over_tcp and (keepalive := edns.option(KEEPALIVE)) is not None:
+            if keepalive:  # only servers say how long (RFC 7828 section 3.2.1)
+                raise QueryError(FORMERR)
+            found.append((KEEPALIVE, self._idle))
+        return found

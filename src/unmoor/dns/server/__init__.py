@@ -1,0 +1,1 @@
+"""The running server: sockets, workers, reload, handover to the next release."""

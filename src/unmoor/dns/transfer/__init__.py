@@ -1,0 +1,1 @@
+"""Zone transfers and NOTIFY, as a secondary."""

@@ -1,0 +1,148 @@
+"""The server's side of transfers: starts the process that does them, and keeps what it says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from unmoor.dns.transfer import secondary
+from unmoor.model import DnsDocument
+from unmoor.model.secrets import dump_with_secrets
+
+log = logging.getLogger(__name__)
+
+#: Seconds in which changes are gathered, and from one new snapshot to the next.
+_SETTLE, _APART = 0.1, 1.0
+#: Seconds until a process that ended is started again.
+_RESTART = 1.0
+
+# With the module search path of ours: a release is started isolated from the environment.
+_START = (
+    "import sys; sys.path[:] = sys.argv.pop(1).split(':');"
+    " from unmoor.dns.transfer.secondary import main; main()"
+)
+
+
+class Transfers:
+    """The process, as the server knows it. `changed` holds the zones of which there is something new."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        # Made once: workers and processes come and go, and a NOTIFY waits for the next one.
+        self._inbox, self.outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.outbox.setblocking(False)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.link: socket.socket | None = None
+        self._received = bytearray()
+        self._document: DnsDocument | None = None
+        self.changed: set[str] = set()
+        self.state: dict[str, dict[str, Any]] = {}
+        self._due: float | None = None
+        self._last = -_APART
+        self._restart: float | None = None
+
+    def sockets(self) -> list[socket.socket]:
+        """All that a worker must not inherit."""
+        return [self._inbox, *([self.link] if self.link else [])]
+
+    def follow(self, document: DnsDocument) -> None:
+        """Follow what the document says from now on, in a new process if that is something else."""
+        wanted = _concerning(document)
+        if self._document is not None and wanted == _concerning(self._document) and self._process:
+            return
+        self.stop()
+        self._document = document
+        if any(zone.primaries for zone in document.zones) or document.catalogs:
+            self._start(wanted)
+
+    def _start(self, wanted: DnsDocument) -> None:
+        self.link, theirs = socket.socketpair()
+        with theirs:
+            descriptors = (theirs.fileno(), self._inbox.fileno())
+            path = ":".join(sys.path)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _START, path, *map(str, descriptors)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+            )
+        # Not by its arguments: everybody can read those, and there are keys among it.
+        told = {"document": dump_with_secrets(wanted), "directory": str(self._directory.absolute())}
+        with suppress(OSError):  # that it died is seen where its words are read
+            self.link.sendall(json.dumps(told).encode() + b"\n")
+
+    def stop(self) -> None:
+        """End the process; what it was in the middle of is done again by the next."""
+        self._restart = None
+        self.state.clear()
+        self._received.clear()
+        if self.link:
+            self.link.close()
+            self.link = None
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def read(self) -> None:
+        """Take what the process says; where it ended, plan another."""
+        if self.link is None:
+            return
+        try:
+            chunk = self.link.recv(65536)
+        except OSError:
+            chunk = b""
+        if not chunk:
+            status = self._process.wait() if self._process else 0
+            log.error("the process that transfers zones ended with status %d; starting another", status)
+            self.stop()
+            self._restart = time.monotonic() + _RESTART
+            return
+        self._received += chunk
+        for message in secondary.lines(self._received):
+            if "state" in message:
+                self.state[message["name"]] = message["state"]
+            elif "gone" in message:
+                self.state.pop(message["gone"], None)
+            else:
+                self.changed.add(message["changed"])
+                if self._due is None:
+                    self._due = max(time.monotonic() + _SETTLE, self._last + _APART)
+
+    def wait(self) -> float | None:
+        """Seconds until `tick` has something to do."""
+        times = [each for each in (self._due, self._restart) if each is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def tick(self) -> set[str]:
+        """Do what is due; gives the names of zones of which there is something new to be served."""
+        now = time.monotonic()
+        if self._restart is not None and self._restart <= now and self._document:
+            self.follow(self._document)
+        if self._due is None or self._due > now:
+            return set()
+        found, self.changed, self._due, self._last = self.changed, set(), None, now
+        return found
+
+    def postpone(self, changed: set[str]) -> None:
+        """Have `tick` give these names again, a while later."""
+        self.changed |= changed
+        self._due = time.monotonic() + _APART
+
+    def decide(self, verdicts: dict[str, str | None]) -> None:
+        """Tell what became of offers: by zone, None or the reason why it was refused."""
+        if verdicts and self.link:
+            with suppress(OSError):
+                self.link.sendall(json.dumps({"verdicts": verdicts}).encode() + b"\n")
+
+
+def _concerning(document: DnsDocument) -> DnsDocument:
+    """The parts of a document that concern transfers."""
+    zones = tuple(zone.model_copy(update={"records": "", "hostnames": ()}) for zone in document.zones)
+    return document.model_copy(update={"zones": zones, "policies": (), "pools": {}})

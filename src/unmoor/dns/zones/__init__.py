@@ -1,0 +1,1 @@
+"""Static records: zone files, transferred zones and their copies on disk, catalog zones."""

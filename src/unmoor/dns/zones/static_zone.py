@@ -1,0 +1,202 @@
+"""A zone's static records: from a zone file or a transfer, kept ready to be sent, and looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import dns.name
+import dns.node
+import dns.rdata
+import dns.rdatatype
+
+from unmoor.dns.protocol import message, names
+from unmoor.dns.protocol.message import RRset
+from unmoor.dns.protocol.names import WireName
+from unmoor.dns.zones import zone_file
+from unmoor.dns.zones.zone_file import ZoneFile, ZoneFileError
+
+#: The records of one name by type; empty for a name that only has names below it.
+Node = dict[int, RRset]
+
+#: Types whose data is a name that may be compressed (RFC 3597 section 4).
+_NAMES = frozenset((message.NS, message.CNAME, message.PTR))
+#: Octets of a message for its question and one set of records; the rest is for OPT with its options, and for
+#: a signature.
+_ROOM = message.TCP_SIZE - 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A zone, ready for look-ups. `nodes` holds every name that exists, empty non-terminals as well.
+
+    `cuts` are the names below the apex that own NS (delegations) or DNAME: what is below them is not ours.
+    `missing` says why a zone cannot be answered for, an extended error (RFC 8914); 0 in one that can.
+    """
+
+    apex: bytes
+    nodes: dict[bytes, Node]
+    cuts: frozenset[bytes]
+    soa: RRset
+    negative_soa: RRset
+    records: int = field(default=0)
+    missing: int = 0
+
+    @property
+    def serial(self) -> int:
+        """The zone's version (RFC 1982)."""
+        return int.from_bytes(self.soa.rdatas[0][2][:4], "big")
+
+    def cut_above(self, name: bytes) -> bytes | None:
+        """The topmost cut at `name` or above it (the apex itself only if it owns a DNAME)."""
+        if not self.cuts:
+            return None
+        found = None
+        for suffix in names.suffixes(name):
+            if suffix in self.cuts:
+                found = suffix
+            if suffix == self.apex:
+                break
+        return found
+
+    def add_name(self, name: bytes) -> None:
+        """Note that `name`, a registered hostname, exists: so do its ancestors (RFC 8020)."""
+        _add_ancestors(self.nodes, name, self.apex)
+
+
+def read(text: str, apex: bytes) -> Zone:
+    """Read a zone file. Raises ZoneFileError for the first thing that is wrong with it."""
+    zone, file = parse(text, apex)
+    if file.errors or zone is None:
+        raise file.errors[0]
+    return zone
+
+
+def parse(text: str, apex: bytes) -> tuple[Zone | None, ZoneFile]:
+    """Read a zone file with all its errors; gives what can be read as a zone, if it is one, and the file."""
+    file = zone_file.read(text, dns.name.from_wire(apex, 0)[0])
+    nodes = _nodes(rrsets(file.nodes.items()))
+    wrong = [error for kind, error in _apex_errors(apex, nodes) if not file.may_have_had(kind)]
+    zone = (
+        None if wrong or not nodes.get(apex, {}).keys() >= {message.SOA, message.NS} else _made(apex, nodes)
+    )
+    file.errors += wrong
+    for node in nodes.values():
+        for rrset in node.values():
+            if why := too_large(rrset):
+                line = file.line_of(rrset.owner, rrset.rtype)
+                file.errors.append(ZoneFileError(line, why, "remove some, or spread them over several names"))
+    file.errors.sort(key=lambda error: error.line)
+    return zone, file
+
+
+def too_large(rrset: RRset) -> str:
+    """Say why records cannot be answered, because no message holds them all; empty if one does."""
+    size = sum(12 + sum(map(len, rdata)) for rdata in rrset.rdatas)
+    if size > _ROOM - 2 * names.MAX_NAME and max(len(b"".join(rdata)) for rdata in rrset.rdatas) < 1 << 16:
+        # Close: names in the data may be compressed, and a wildcard answers for longer names than its own.
+        longest = names.MAX_NAME if rrset.owner.startswith(b"\1*") else len(rrset.owner)
+        size = message.size(rrset) + longest - len(rrset.owner)
+    if size <= _ROOM:
+        return ""
+    kind = dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rrset.rtype))
+    return (
+        f"has {size:,} octets of {kind} records at {names.to_text(rrset.owner)}: "
+        f"a DNS message has room for {_ROOM:,}"
+    )
+
+
+def rrsets(nodes: Iterable[tuple[dns.name.Name, dns.node.Node]]) -> Iterator[RRset]:
+    """Give the records of dnspython's nodes as we keep them."""
+    for name, node in nodes:
+        owner = name.to_wire() or names.ROOT
+        for each in node:
+            rtype = int(each.rdtype)
+            yield RRset(owner, rtype, each.ttl, tuple(pieces(rtype, _wire(rdata)) for rdata in each))
+
+
+def of(apex: bytes, records: Iterable[RRset]) -> Zone:
+    """Make a zone of its records, one set for each owner and type. Raises ZoneFileError."""
+    nodes = _nodes(records)
+    for _, error in _apex_errors(apex, nodes):
+        raise error
+    return _made(apex, nodes)
+
+
+def _nodes(records: Iterable[RRset]) -> dict[bytes, Node]:
+    nodes: dict[bytes, Node] = {}
+    for rrset in records:
+        nodes.setdefault(names.fold(rrset.owner), {})[rrset.rtype] = rrset
+    return nodes
+
+
+def _apex_errors(apex: bytes, nodes: Mapping[bytes, Node]) -> Iterator[tuple[str, ZoneFileError]]:
+    """What is wrong at the apex, each with the type that it is about."""
+    top = nodes.get(apex, {})
+    for rtype, kind in ((message.SOA, "SOA"), (message.NS, "NS")):
+        if rtype not in top:
+            why = f"has no {kind} record at {names.to_text(apex)}"
+            yield kind, ZoneFileError(0, why, f"add '@ IN {kind} ...'")
+    if message.CNAME in top:
+        why = "has a CNAME at its apex, beside SOA and NS"
+        yield "CNAME", ZoneFileError(0, why, "use an A or AAAA record")
+
+
+def _made(apex: bytes, nodes: dict[bytes, Node]) -> Zone:
+    count = sum(len(rrset.rdatas) for node in nodes.values() for rrset in node.values())
+    top = nodes[apex]
+    for name in list(nodes):
+        _add_ancestors(nodes, name, apex)
+    cuts = frozenset(
+        name for name, node in nodes.items() if message.DNAME in node or (message.NS in node and name != apex)
+    )
+    if message.DNAME in top:
+        cuts |= {apex}
+    soa = top[message.SOA]
+    return Zone(apex, nodes, cuts, soa, _negative(soa), count)
+
+
+def dark(apex: bytes, why: int) -> Zone:
+    """Make a zone of which nothing is known; `why` is an extended error's code (RFC 8914 section 4)."""
+    nothing = RRset(apex, message.SOA, 0, ())
+    return Zone(apex, {}, frozenset(), nothing, nothing, missing=why)
+
+
+def pieces(rtype: int, data: bytes) -> tuple[bytes, ...]:
+    """Record data in wire form, with the names that may be compressed set apart (RFC 3597 section 4)."""
+    if rtype in _NAMES:
+        return (WireName(data),)
+    if rtype == message.MX:
+        return data[:2], WireName(data[2:])
+    if rtype == message.SOA:
+        primary = names.end(data)
+        return WireName(data[:primary]), WireName(data[primary:-20]), data[-20:]
+    return (data,)
+
+
+def _wire(rdata: dns.rdata.Rdata) -> bytes:
+    data = rdata.to_wire()
+    assert data is not None  # noqa: S101 - dnspython returns None only when it was given a file to write to
+    return data
+
+
+def _add_ancestors(nodes: dict[bytes, Node], name: bytes, apex: bytes) -> None:
+    for suffix in names.suffixes(names.parent(name)):
+        if suffix in nodes or len(suffix) <= len(apex):
+            return
+        nodes[suffix] = {}
+
+
+def _negative(soa: RRset) -> RRset:
+    """Give the SOA of negative answers; its TTL is how long 'no' may be kept (RFC 2308 section 3)."""
+    minimum = int.from_bytes(soa.rdatas[0][2][-4:], "big")
+    return RRset(soa.owner, soa.rtype, min(soa.ttl, minimum), soa.rdatas)
+
+
+def addresses(zone: Zone, targets: Iterable[bytes]) -> list[RRset]:
+    """Give the A and AAAA records that `zone` holds for names (glue, RFC 1034 section 4.2.1)."""
+    found = []
+    for target in dict.fromkeys(names.fold(target) for target in targets):
+        node = zone.nodes.get(target, {})
+        found += [node[rtype] for rtype in (message.A, message.AAAA) if rtype in node]
+    return found

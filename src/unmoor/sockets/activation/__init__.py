@@ -1,0 +1,1 @@
+"""The activation service and its client: listeners register their sockets."""

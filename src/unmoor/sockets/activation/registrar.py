@@ -1,0 +1,249 @@
+"""Puts sockets into the slots of a service, all or none, for whoever may; asks `explain` for readers."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from unmoor.bpf import libbpf
+from unmoor.bpf.layout import (
+    DESCRIPTOR,
+    FAMILIES,
+    GROUPS_PER_SERVICE,
+    KEY,
+    PROTOCOLS,
+    SOCKET_SLOTS,
+    group,
+)
+from unmoor.bpf.pins import ACCOUNT, BusyError, Pins
+from unmoor.errors import UnmoorError
+from unmoor.model import Service
+from unmoor.sockets.activation.descriptors import SocketInfo, UnsuitableError, inspect
+from unmoor.sockets.activation.explain import ask
+from unmoor.sockets.activation.protocol import MOST_DESCRIPTORS, Question, Request
+from unmoor.sockets.dispatch.generation import OWN_NETNS, Live, find_live, record_id
+from unmoor.sockets.table.record import Record
+
+#: Seconds that a request waits for a load to switch generations. The service answers nobody else meanwhile.
+GUARD_TIMEOUT = 0.5
+#: How often a registration begins again since the generation has changed meanwhile.
+_MAX_TRIES = 5
+
+#: Sockets of a request by their group of slots: descriptor and description.
+_Groups = dict[int, list[tuple[int, SocketInfo]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who asks, as the kernel says (SO_PEERCRED, SO_PEERGROUPS)."""
+
+    pid: int
+    uid: int
+    groups: frozenset[int]
+
+
+class RefusedError(Exception):
+    """The request is refused; says why. Nothing was changed."""
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _refusing(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Make what an operator can fix the reason of a refusal."""
+
+    @wraps(function)
+    def refusing(*arguments: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            return function(*arguments, **options)
+        except BusyError:
+            raise RefusedError("the dispatch table is being changed: try again") from None
+        except UnmoorError as error:
+            raise RefusedError(str(error)) from None
+
+    return refusing
+
+
+class Registry:
+    """The sockets of all services, as the running generation knows them."""
+
+    def __init__(self, pins: Pins) -> None:
+        self._pins = pins
+
+    @_refusing
+    def authorize(self, request: Request, peer: Peer) -> None:
+        """Whether the peer may ask this. Raises RefusedError. Needs none of the request's descriptors."""
+        _authorized(self._live().record, request.service, peer)
+
+    @_refusing
+    def handle(self, request: Request, descriptors: Sequence[int], peer: Peer) -> tuple[SocketInfo, ...]:
+        """Do what is asked; returns the sockets registered. Raises RefusedError, with nothing changed.
+
+        What takes time is done first. The guard is held only for the write, and only while the generation is
+        still the one that was read: no load gives another service the ids that are written to.
+        """
+        for _ in range(_MAX_TRIES):
+            live = self._live()
+            services = _authorized(live.record, request.service, peer)
+            groups = self._prepared(live.record, request, services, descriptors)
+            with self._pins.guarded(GUARD_TIMEOUT):
+                directory = self._pins.live()
+                if directory and record_id(directory) == live.id:
+                    self._write(directory, groups)
+                    return tuple(info for members in groups.values() for _, info in members)
+        raise RefusedError("the dispatch table keeps changing: try again")
+
+    @_refusing
+    def explain(self, question: Question, peer: Peer) -> dict[str, int | None]:
+        """What `lookup.Answer` holds, and `generation`: the id of the record that its numbers refer to.
+
+        For root and whoever may read the pins. Costs one test run. Raises RefusedError.
+        """
+        if not _may_read(self._pins.root, peer):
+            raise RefusedError(
+                f"user id {peer.uid} may not see what is loaded: "
+                f"run this as root or as a member of group {ACCOUNT}"
+            )
+        generation, answer = ask(self._pins, question, GUARD_TIMEOUT)
+        return {"generation": generation, **asdict(answer)}
+
+    def _live(self) -> Live:
+        found = find_live(self._pins)
+        if found is None:
+            raise RefusedError("no dispatch table is loaded: run unmoor sockets load")
+        return found
+
+    def _prepared(
+        self, record: Record, request: Request, services: Sequence[Service], descriptors: Sequence[int]
+    ) -> _Groups:
+        """The sockets by their group of slots, checked; to unregister, every group without one."""
+        label = request.service
+        if request.verb == "unregister":
+            if descriptors:
+                raise RefusedError("unregister takes no sockets")
+            first = group(record.services[label], PROTOCOLS[0], FAMILIES[0])
+            return {number: [] for number in range(first, first + GROUPS_PER_SERVICE)}
+        if not descriptors:
+            raise RefusedError("no socket came with the request")
+        allowed = {protocol for service in services for protocol in service.protocols}
+        groups: _Groups = defaultdict(list)
+        for descriptor in descriptors:
+            try:
+                info = inspect(descriptor)
+            except UnsuitableError as error:
+                raise RefusedError(str(error)) from None
+            if info.protocol not in allowed:
+                raise RefusedError(
+                    f"wrong protocol: {info} for {label!r}, which has {', '.join(sorted(allowed))}"
+                )
+            if info.netns != OWN_NETNS.stat().st_ino or info.netns != record.netns:
+                raise RefusedError(f"{info} is in another network namespace than the dispatch table")
+            groups[group(record.services[label], info.protocol, info.family)].append((descriptor, info))
+        for members in groups.values():
+            _check_group([info for _, info in members])
+        self._prove([descriptor for members in groups.values() for descriptor, _ in members])
+        return groups
+
+    def _write(self, directory: Path, groups: _Groups) -> None:
+        with libbpf.opened(self._pins.registry, "map") as sockets:
+            with libbpf.opened(directory / "explain", "program") as program:
+                if libbpf.map_info(sockets).id not in libbpf.program_maps(program):
+                    raise RefusedError(
+                        f"{self._pins.registry} is not the map that the dispatch program uses: "
+                        "run unmoor sockets load, which restores it"
+                    )
+            for number, members in groups.items():
+                _fill_slots(sockets, number, [descriptor for descriptor, _ in members])
+
+    @staticmethod
+    def _prove(descriptors: Sequence[int]) -> None:
+        """Put all into a map that nothing reads: so the kernel refuses before anything changes."""
+        with libbpf.closing(
+            libbpf.create_map(libbpf.MAP_SOCKMAP, "proof", KEY.size, DESCRIPTOR.size, MOST_DESCRIPTORS)
+        ) as proof:
+            for number, descriptor in enumerate(descriptors):
+                try:
+                    libbpf.update(proof, KEY.pack(number), DESCRIPTOR.pack(descriptor))
+                except OSError as error:
+                    raise RefusedError(
+                        f"the kernel refuses the socket: {os.strerror(error.errno or 0)}"
+                    ) from None
+
+
+def _authorized(record: Record, label: str, peer: Peer) -> list[Service]:
+    """The services of this label. Raises RefusedError when there is none, or the peer may not register it."""
+    services = [service for service in record.declared if service.label == label]
+    if not services:
+        raise RefusedError(f"unknown service {label!r}: add it to the inventory's services")
+    if not any(may_register(service, peer) for service in services):
+        raise RefusedError(
+            f"user id {peer.uid} may not register {label!r}: add the user to the service's users"
+        )
+    return services
+
+
+def _may_read(path: Path, peer: Peer) -> bool:
+    """Whether a path's mode lets root, or the peer as a member of its group, read it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return peer.uid == 0
+    return peer.uid == 0 or (found.st_gid in peer.groups and bool(found.st_mode & stat.S_IRGRP))
+
+
+def _check_group(members: Sequence[SocketInfo]) -> None:
+    first = members[0]
+    if len(members) > SOCKET_SLOTS:
+        raise RefusedError(
+            f"table full: {len(members)} sockets like {first}, at most {SOCKET_SLOTS} have room"
+        )
+    if len({member.cookie for member in members}) < len(members):
+        raise RefusedError(f"{first} came twice")
+    if len(members) > 1 and not all(
+        member.reuseport and (member.address, member.port) == (first.address, first.port)
+        for member in members
+    ):
+        raise RefusedError(
+            f"several sockets for {first.protocol} over IPv{first.family}: "
+            "only the members of one SO_REUSEPORT group can be registered together"
+        )
+
+
+def _fill_slots(sockets: int, number: int, descriptors: Sequence[int]) -> None:
+    start = number * SOCKET_SLOTS
+    for slot, descriptor in enumerate(descriptors, start):
+        libbpf.update(sockets, KEY.pack(slot), DESCRIPTOR.pack(descriptor))
+    for slot in range(start + len(descriptors), start + SOCKET_SLOTS):
+        libbpf.delete(sockets, KEY.pack(slot))
+
+
+def may_register(service: Service, peer: Peer) -> bool:
+    """Whether the peer may register this service: root, one of its users, a member of one of its groups."""
+    if peer.uid == 0:
+        return True
+    return any(_uid(user) == peer.uid for user in service.users) or any(
+        _gid(name) in peer.groups for name in service.groups
+    )
+
+
+def _uid(user: str) -> int | None:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None
+
+
+def _gid(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None

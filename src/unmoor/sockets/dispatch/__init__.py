@@ -1,0 +1,1 @@
+"""Generations of the dispatch table in the kernel: load, verify, switch, explain."""

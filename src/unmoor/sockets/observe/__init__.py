@@ -1,0 +1,1 @@
+"""What the sockets half reports: status, counters, metrics, rates."""

@@ -1,0 +1,133 @@
+"""The record of a generation: what was loaded, kept beside its table in a pinned map.
+
+So whoever looks (`status`, the activation service, the next load) sees what the kernel really runs, whatever
+became of the files. Ids of services and numbers of counters are stable: they carry over to the next record.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from array import array
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+
+from unmoor.errors import UnmoorError
+from unmoor.model import Binding, EdgeDocument, Service
+from unmoor.sockets.table.allocation import Counted
+from unmoor.sockets.table.packed import Packed
+from unmoor.sockets.table.rules import Rule
+
+FORMAT = 3
+_SIZE = 4
+
+
+@dataclass(frozen=True)
+class Record:
+    """One generation. `netns` is the inode of its network namespace, `program` the object's SHA-256.
+
+    `document` is the edge's, packed. `services` gives each label its id, `interfaces` each interface its
+    index. `begins` gives the counters of addresses that once counted something else what they stood at.
+    """
+
+    generation: int
+    program: str
+    netns: int
+    document: bytes
+    services: dict[str, int]
+    interfaces: dict[str, int] = field(default_factory=dict)
+    counted: tuple[Counted, ...] = ()
+    begins: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def packed(self) -> Packed:
+        """What was loaded, in bulk."""
+        return Packed.decode(self.document)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The dispatch table, in bulk."""
+        return self.packed.rules
+
+    @property
+    def declared(self) -> tuple[Service, ...]:
+        """The services, without their prefixes."""
+        return self.packed.services
+
+    @cached_property
+    def edge(self) -> EdgeDocument:
+        """What was loaded."""
+        return self.packed.edge
+
+    @cached_property
+    def bindings(self) -> tuple[Binding, ...]:
+        """The lines of the dispatch table."""
+        return tuple(self.edge.bindings())
+
+    def encode(self) -> bytes:
+        """As it stands in the map: the length (u32), then, compressed, format, head and arrays."""
+        head = json.dumps(
+            {
+                "generation": self.generation,
+                "program": self.program,
+                "netns": self.netns,
+                "services": self.services,
+                "interfaces": self.interfaces,
+                "counted": len(self.counted),
+                "begins": len(self.begins),
+            }
+        ).encode()
+        data = zlib.compress(
+            b"".join(
+                [
+                    bytes([FORMAT]),
+                    len(head).to_bytes(_SIZE, "little"),
+                    head,
+                    array("I", chain.from_iterable(self.counted)).tobytes(),
+                    array("Q", chain.from_iterable(self.begins.items())).tobytes(),
+                    self.document,
+                ]
+            ),
+            1,
+        )
+        return len(data).to_bytes(_SIZE, "little") + data
+
+
+def decode(data: bytes) -> Record:
+    """Read what Record.encode wrote.
+
+    Raises UnmoorError for a record of another version of Unmoor, and for one that is damaged.
+    """
+    try:
+        return _decode(data)
+    except (zlib.error, ValueError, LookupError, TypeError):
+        raise UnmoorError(
+            "the record of what is loaded is damaged: run unmoor sockets unload, then unmoor sockets load"
+        ) from None
+
+
+def _decode(data: bytes) -> Record:
+    size = int.from_bytes(data[:_SIZE], "little")
+    plain = zlib.decompress(data[_SIZE : _SIZE + size])
+    # The formats before 3 were JSON from the first byte.
+    version = json.loads(plain)["format"] if plain.startswith(b"{") else plain[0]
+    if version != FORMAT:
+        raise UnmoorError(
+            f"what is loaded has format {version}, this Unmoor knows {FORMAT}: "
+            "use the version that loaded it, or run: unmoor sockets unload"
+        )
+    start = 1 + _SIZE
+    at = start + int.from_bytes(plain[1:start], "little")
+    head = json.loads(plain[start:at])
+    counted, begins = array("I"), array("Q")
+    for found, length in ((counted, 3 * head.pop("counted")), (begins, 2 * head.pop("begins"))):
+        end = at + length * found.itemsize
+        found.frombytes(plain[at:end])
+        at = end
+    return Record(
+        **head,
+        document=plain[at:],
+        counted=tuple(zip(counted[::3], counted[1::3], counted[2::3], strict=True)),
+        begins=dict(zip(begins[::2], begins[1::2], strict=True)),
+    )

@@ -1,0 +1,141 @@
+"""The layout shows the architecture: imports run one way, and no room is too large to read."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src"
+#: Packages and modules of src/unmoor from the top down: each may import those in the lines below it.
+#: Those of one line do not import one another.
+FLOORS = (
+    ("commands",),
+    ("proof", "in_use"),
+    ("probe", "lab", "sockets.whoami", "dns.server", "sockets.observe", "sockets.activation"),
+    ("dns.observe", "sockets.dispatch"),
+    ("dns.answer",),
+    ("dns.transfer", "sockets.table"),
+    ("dns.counters",),
+    ("dns.check",),
+    ("dns.hostnames",),
+    ("dns.zones",),
+    ("dns.policy",),
+    ("dns.protocol",),
+    ("bpf", "anyip", "scrape", "systemd", "udp"),
+    ("model",),
+    ("jsontext",),
+    ("errors",),
+)
+MAX_MODULE_LINES = 450
+MAX_CLASS_LINES = 200
+MAX_MODULES = 14
+#: What is larger than that, with the reason. A line goes when its reason does.
+LARGER = {
+    "unmoor.bpf.libbpf": "the C API's prototypes and the objects on top of them: to be split",
+    "unmoor.dns.server.server": "worker pool, reload, handover and transfers in one class: to be split",
+    "unmoor.dns.server.server.Server": "see its module",
+    "unmoor.dns.transfer.secondary": "scheduling and the outcome of transfers: to be split",
+    "unmoor.dns.transfer.secondary.Secondary": "see its module",
+    "unmoor.model.inventory": "variables, groups, files and compilation: to be split",
+    "unmoor.probe": "engine, targets and reports: to be split",
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module in known:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in known else node.module
+
+
+def floor(module: str) -> int | None:
+    """Which line of FLOORS a module belongs to; None for the packages above them, which import nothing."""
+    for number, names in enumerate(FLOORS):
+        if any(module == f"unmoor.{name}" or module.startswith(f"unmoor.{name}.") for name in names):
+            return number
+    return None
+
+
+def room(module: str) -> str:
+    for names in FLOORS:
+        for name in names:
+            if module == f"unmoor.{name}" or module.startswith(f"unmoor.{name}."):
+                return name
+    return module
+
+
+def test_imports_run_down() -> None:
+    known = modules()
+    wrong = []
+    for name, path in known.items():
+        here = floor(name)
+        for other in imports(path, known):
+            there = floor(other)
+            if there is None or room(name) == room(other):
+                continue
+            if here is None or here >= there:
+                wrong.append(f"{name} imports {other}")
+    assert not wrong
+
+
+def test_every_module_has_a_floor() -> None:
+    homeless = [
+        name for name, path in modules().items() if floor(name) is None and path.name != "__init__.py"
+    ]
+    assert not homeless
+
+
+def test_modules_of_a_package_do_not_import_in_circles() -> None:
+    known = modules()
+    graph = {name: set(imports(path, known)) - {name} for name, path in known.items()}
+    while leaves := [name for name, others in graph.items() if not others & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph
+
+
+@pytest.mark.parametrize("half", ["dns", "sockets"])
+def test_either_half_is_useful_alone(half: str) -> None:
+    known = modules()
+    other = {"dns": "unmoor.sockets", "sockets": "unmoor.dns"}[half]
+    wrong = [
+        f"{name} imports {each}"
+        for name, path in known.items()
+        if name.startswith(f"unmoor.{half}.")
+        for each in imports(path, known)
+        if each.startswith(other)
+    ]
+    assert not wrong
+
+
+def test_nothing_is_too_large() -> None:
+    large = {}
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        if (lines := text.count("\n")) > MAX_MODULE_LINES:
+            large[name] = f"{lines} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                size = (node.end_lineno or 0) - node.lineno + 1
+                if size > MAX_CLASS_LINES:
+                    large[f"{name}.{node.name}"] = f"{size} lines"
+    for folder in {path.parent for path in modules().values()}:
+        count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
+        if count > MAX_MODULES:
+            large[".".join(folder.relative_to(SOURCE).parts)] = f"{count} modules"
+    assert large.keys() == LARGER.keys(), "\n".join(f"{name}: {size}" for name, size in large.items())
