@@ -21,7 +21,7 @@ pop: setup ## Build the lab's PoP, roll out to it and prove that every address a
 	unmoor lab up
 	ansible-playbook -i $(LAB_INVENTORY) playbooks/site.yml
 	ansible-playbook -i $(LAB_INVENTORY) playbooks/verify.yml
-	@cat docs/try.txt
+	@cat tools/pop-hints.txt
 
 .PHONY: pop-down
 pop-down: setup ## Take the lab's PoP away, all of it
