@@ -70,8 +70,9 @@ bench-dns: setup peers ## The DNS half: evenness, reloads, 20 million names, and
 	python bench/dns/compare.py
 
 .PHONY: readmes
-readmes: setup ## Write the READMEs of the roles anew
+readmes: setup ## Generate the READMEs of the roles and docs/terminal.svg
 	python tools/role_readmes.py
+	python tools/terminal_svg.py
 
 .PHONY: lock
 lock: setup ## Write the lock files anew

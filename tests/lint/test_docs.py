@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,12 @@ def test_a_page_names_only_what_exists(page: str) -> None:
         *(f"{name}: no such file" for name in missing_paths(text)),
     ]
     assert not wrong
+
+
+def test_the_terminal_shows_the_session_of_the_page() -> None:
+    command = [sys.executable, "tools/terminal_svg.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
