@@ -21,7 +21,7 @@ pop: setup ## Build the lab's PoP, roll out to it and prove that every address a
 	unmoor lab up
 	ansible-playbook -i $(LAB_INVENTORY) playbooks/site.yml
 	ansible-playbook -i $(LAB_INVENTORY) playbooks/verify.yml
-	@cat docs/try.txt
+	@cat tools/pop-hints.txt
 
 .PHONY: pop-down
 pop-down: setup ## Take the lab's PoP away, all of it
@@ -70,8 +70,9 @@ bench-dns: setup peers ## The DNS half: evenness, reloads, 20 million names, and
 	python bench/dns/compare.py
 
 .PHONY: readmes
-readmes: setup ## Write the READMEs of the roles anew
+readmes: setup ## Generate the READMEs of the roles and docs/terminal.svg
 	python tools/role_readmes.py
+	python tools/terminal_svg.py
 
 .PHONY: lock
 lock: setup ## Write the lock files anew
