@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.checkout import ROOT
+
 SOURCE = ROOT / "src"
 #: Packages and modules of src/unmoor from the top down: each may import those in the lines below it.
 #: Those of one line do not import one another.

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from support.checkout import ROOT
 from unmoor.bpf.compiler import compile_program
 from unmoor.bpf.pins import Pins
 
-_CHECKOUT = Path(__file__).parents[2]
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -75,10 +75,8 @@ def unmoor_for_others() -> Iterator[list[str]]:
     """The command `unmoor` for users who may not read this checkout: a copy with what it needs."""
     with tempfile.TemporaryDirectory(prefix="unmoor-") as name:
         directory = Path(name)
-        shutil.copytree(_CHECKOUT / "src" / "unmoor", directory / "unmoor")
-        for package in re.findall(
-            r"^([\w-]+)==", (_CHECKOUT / "requirements/edge.txt").read_text(), re.MULTILINE
-        ):
+        shutil.copytree(ROOT / "src" / "unmoor", directory / "unmoor")
+        for package in re.findall(r"^([\w-]+)==", (ROOT / "requirements/edge.txt").read_text(), re.MULTILINE):
             with suppress(metadata.PackageNotFoundError):  # of other systems
                 _copy_package(package, directory)
         subprocess.run(["chmod", "--recursive", "a+rX", directory], check=True)

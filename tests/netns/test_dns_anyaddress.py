@@ -17,8 +17,9 @@ from typing import Any
 
 import dns.message
 import pytest
-from sockets_support import UNMOOR, Bed, activation, make_local, run, wait_until
 
+from support.sockets import UNMOOR, Bed, activation, make_local, run
+from support.waiting import wait_until
 from unmoor.bpf.pins import Pins
 from unmoor.dns.server.control import ask
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sockets_support import Bed, ask, listener, make_local, refuses
 
+from support.sockets import Bed, ask, listener, make_local, refuses
 from unmoor.bpf import libbpf
 from unmoor.bpf.compiler import compile_program
 from unmoor.bpf.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group

@@ -7,8 +7,8 @@ import subprocess
 from contextlib import ExitStack, suppress
 
 import pytest
-from sockets_support import PREFIXES, UNMOOR, Bed, ask, listener, make_local, refuses, run
 
+from support.sockets import PREFIXES, UNMOOR, Bed, ask, listener, make_local, refuses, run
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import Pins
 from unmoor.errors import UnmoorError

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sockets_support import Bed, ask, listener, make_local, refuses
 
+from support.sockets import Bed, ask, listener, make_local, refuses
 from unmoor.bpf import libbpf
 from unmoor.bpf import pins as pinned
 from unmoor.bpf.pins import Pins

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sockets_support import Bed, ask, document, listener, make_local, refuses, run
 
+from support.sockets import Bed, ask, document, listener, make_local, refuses, run
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import SHARED, Pins
 from unmoor.commands import main

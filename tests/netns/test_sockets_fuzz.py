@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sockets_support import Bed, activation, ask, listener, make_local, open_descriptors, wait_until
 
+from support.sockets import Bed, activation, ask, listener, make_local, open_descriptors
+from support.waiting import wait_until
 from unmoor.bpf.pins import Pins
 from unmoor.sockets.activation import client, protocol
 from unmoor.sockets.activation.protocol import Request, parse_reply

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sockets_support import Bed, ask, document, listener, make_local, refuses
 
+from support.sockets import Bed, ask, document, listener, make_local, refuses
 from unmoor.bpf import libbpf
 from unmoor.bpf.compiler import compile_program
 from unmoor.bpf.layout import LEAF

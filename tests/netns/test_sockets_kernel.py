@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sockets_support import UNMOOR, Bed, ask, document, listener, make_local, refuses
 
+from support.checkout import ROOT
+from support.sockets import UNMOOR, Bed, ask, document, listener, make_local, refuses
 from unmoor.bpf.kernel import MIN_KERNEL
 from unmoor.bpf.pins import Pins
 
-ROLE = Path(__file__).resolve().parents[2] / "roles/sk_lookup"
+ROLE = ROOT / "roles/sk_lookup"
 WEB = {"label": "web", "ports": [80]}
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
-from sockets_support import Bed, ask, document, listener, make_local, refuses, run, wait_until
 
+from support.sockets import Bed, ask, document, listener, make_local, refuses, run
+from support.waiting import wait_until
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import Pins
 from unmoor.scrape import server as scrape_door

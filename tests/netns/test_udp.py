@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from sockets_support import Bed, make_local
 
+from support.sockets import Bed, make_local
 from unmoor import udp
 from unmoor.bpf.pins import Pins
 
