@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from support.checkout import ROOT
+from support.sockets import Bed, make_local
 from unmoor.bpf.compiler import compile_program
 from unmoor.bpf.pins import Pins
 
@@ -68,6 +69,16 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     output = tmp_path_factory.mktemp("program") / "dispatch.o"
     compile_program(output)
     return output.read_bytes()
+
+
+@pytest.fixture
+def bed(netns: None, pins: Pins, code: bytes) -> Bed:
+    """An empty directory of pins, in a network namespace whose loopback has the prefixes.
+
+    Modules override it to load a table.
+    """
+    make_local()
+    return Bed(pins, code)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from support.sockets import ROOT_PEER, Bed, listener, make_local, refuses, run
+from support.program import run
+from support.sockets import ROOT_PEER, Bed, listener, make_local, refuses
 from support.waiting import wait_until
 from unmoor.bpf import libbpf
 from unmoor.bpf import pins as pinned
@@ -82,7 +83,7 @@ def service(bed: Bed, unmoor: list[str], folder: Path) -> Iterator[Path]:
 ATTACH = """
 import os, sys
 from pathlib import Path
-from unmoor.sockets import libbpf
+from unmoor.bpf import libbpf
 namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
 for path in sorted(Path(sys.argv[1]).rglob("*")):
     for open_pin in (libbpf.open_pin, libbpf.open_pin_to_read):

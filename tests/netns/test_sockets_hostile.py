@@ -17,11 +17,10 @@ from pathlib import Path
 import pytest
 
 from support.fuse import unanswered_file
-from support.sockets import Bed, activation, ask, listener, make_local, open_descriptors
+from support.sockets import Bed, activation, ask, listener, open_descriptors
 from support.waiting import wait_until
 from unmoor.bpf import libbpf
 from unmoor.bpf.layout import KEY
-from unmoor.bpf.pins import Pins
 from unmoor.sockets.activation import client, protocol
 from unmoor.sockets.activation.protocol import Request, parse_reply
 
@@ -29,9 +28,7 @@ NOBODY = 65534
 
 
 @pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    bed = Bed(pins, code)
+def bed(bed: Bed) -> Bed:
     bed.load({"label": "web", "ports": [80]}, {"label": "user", "ports": [81], "users": ["nobody"]})
     return bed
 

@@ -6,22 +6,15 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
 
 from support.checkout import ROOT
-from support.sockets import UNMOOR, Bed, ask, document, listener, make_local, refuses
+from support.program import UNMOOR
+from support.sockets import Bed, ask, document, listener, refuses
 from unmoor.bpf.kernel import MIN_KERNEL
-from unmoor.bpf.pins import Pins
 
 ROLE = ROOT / "roles/sk_lookup"
 WEB = {"label": "web", "ports": [80]}
-
-
-@pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    return Bed(pins, code)
 
 
 def load(bed: Bed, folder: Path, *before: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from support.sockets import ROOT_PEER, UNMOOR, Bed, activation, ask, listener, make_local, refuses, run
+from support.program import UNMOOR, run
+from support.sockets import ROOT_PEER, Bed, activation, ask, listener, refuses
 from support.waiting import wait_until
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import Pins
@@ -51,9 +52,7 @@ time.sleep(60)
 
 
 @pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    bed = Bed(pins, code)
+def bed(bed: Bed) -> Bed:
     bed.load(
         WEB,
         {"label": "dns", "ports": [53], "protocols": ["udp"]},

@@ -7,6 +7,8 @@ installed server.
 from __future__ import annotations
 
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,24 @@ def command(program: str, *arguments: str | Path) -> list[str | Path]:
         fetched = (ROOT / ".cache" / "peers" / "fetched").exists()
         (pytest.fail if fetched else pytest.skip)(f"{program} is not here: make peers")
     return [_TOOL, "run", program, *arguments]
+
+
+class OtherServer:
+    """A program of another maker, which runs from its start to `stop`."""
+
+    def __init__(self, log: Path, program: str, *arguments: str | Path) -> None:
+        self.log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(command(program, *arguments), stdout=output, stderr=output)
+
+    def wait(self, answers: Callable[[], object], seconds: float = 60) -> None:
+        """Return once `answers` holds. Fails with the log when the program ends, or after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not answers():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.program import UNMOOR
 from support.waiting import wait_until
 from unmoor.bpf.pins import Pins
 from unmoor.model import EdgeDocument
@@ -22,7 +22,6 @@ from unmoor.sockets.dispatch import generation
 from unmoor.sockets.dispatch.generation import Change
 from unmoor.sockets.observe.status import Destination, read_status
 
-UNMOOR = (sys.executable, "-c", "from unmoor.commands import main; main()")
 PREFIXES = ("198.18.0.0/20", "2001:db8::/44")
 ROOT_PEER = Peer(0, 0, frozenset())
 
@@ -124,11 +123,6 @@ def _listens(pid: int, path: Path) -> bool:
     return any(
         line.split()[3] == "00010000" and line.endswith(f" {path}") for line in lines[1:]
     )  # SO_ACCEPTCON
-
-
-def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`unmoor` with these arguments."""
-    return subprocess.run([*UNMOOR, *arguments], capture_output=True, text=True, check=False, **options)
 
 
 def open_descriptors(pid: int) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-_INTERVAL = 0.02
+_INTERVAL = 0.02  # seconds
 
 
-def wait_until(condition: Callable[[], object], what: str = "the condition", seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], what: str = "the condition", seconds: float = 120) -> None:
     """Return once `condition` holds. Fails the test, naming `what`, after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -16,7 +16,7 @@ def wait_until(condition: Callable[[], object], what: str = "the condition", sec
         time.sleep(_INTERVAL)
 
 
-def wait_for(read: Callable[[], object], wanted: object, seconds: float = 60) -> None:
+def wait_for(read: Callable[[], object], wanted: object, seconds: float = 120) -> None:
     """Return once `read` has given `wanted` six times in a row: the workers of a server change one by one."""
     deadline, agreed = time.monotonic() + seconds, 0
     while agreed < 6:

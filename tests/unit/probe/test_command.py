@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from support.probe_servers import answering, dns_answer, listening, make_certificate, web
+from support.program import UNMOOR
 from support.waiting import wait_until
 
 ADDRESSES = [f"127.9.1.{host}" for host in range(16)]
@@ -27,9 +27,8 @@ PREFIX = "127.9.1.0/28"
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:
-    program = "from unmoor.commands import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", program, "probe", *arguments],
+        [*UNMOOR, "probe", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +14,9 @@ import dns.query
 import dns.rcode
 import pytest
 
-from support import other_servers
 from support.checkout import ROOT
 from support.dns_server import free_port
+from support.other_servers import OtherServer
 
 BENCH = ROOT / "bench" / "dns" / "peers.py"
 
@@ -41,18 +39,11 @@ SERVERS = {name: (program, prepare) for name, program, prepare in load().OTHERS}
 def test_it_needs_its_own_directory_alone(name: str, tmp_path: Path) -> None:
     program, prepare = SERVERS[name]
     port = free_port()
-    command = other_servers.command(program, *prepare(tmp_path, port, 10))
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
+    server = OtherServer(tmp_path / "log", program, *prepare(tmp_path, port, 10))
     try:
-        deadline = time.monotonic() + 60
-        while not answers(port):
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.05)
+        server.wait(lambda: answers(port))
     finally:
-        server.terminate()
-        server.wait()
+        server.stop()
 
 
 def answers(port: int) -> bool:

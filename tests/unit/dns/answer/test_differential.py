@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import product
@@ -19,11 +17,10 @@ import dns.rdatatype
 import dns.zone
 import pytest
 
-from support import other_servers
 from support.dns_document import ZONE, document
 from support.dns_local import Local
 from support.dns_server import free_port
-from support.other_servers import KNOT, NSD
+from support.other_servers import KNOT, NSD, PROGRAMS, OtherServer
 
 # Policies are nobody else's: only the zone file's records are compared.
 STATIC = document()["zones"][0] | {"hostnames": [{"names": ["registered"]}], "records": ZONE}
@@ -41,7 +38,7 @@ def names() -> list[str]:
     return [name for name in (*own, *below, *between) if not name.startswith("registered")]
 
 
-class Peer:
+class Peer(OtherServer):
     """A server of another make on a port of loopback."""
 
     def __init__(self, directory: Path, program: str) -> None:
@@ -50,13 +47,8 @@ class Peer:
         (directory / "example.com.zone").write_text("$ORIGIN example.com.\n" + ZONE)
         config = directory / f"{program}.conf"
         config.write_text(CONFIGS[program].format(directory=directory, port=self.port))
-        command = other_servers.command(program, *{"knotd": ["-c"], "nsd": ["-d", "-c"]}[program], config)
-        with (directory / f"{program}.log").open("w") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while not self._serves():
-            assert time.monotonic() < deadline, (directory / f"{program}.log").read_text()
-            time.sleep(0.05)
+        super().__init__(directory / f"{program}.log", program, *PROGRAMS[program], config)
+        self.wait(self._serves)
 
     def _serves(self) -> bool:
         with suppress(OSError, dns.exception.DNSException):
@@ -65,10 +57,6 @@ class Peer:
 
     def ask(self, query: dns.message.Message) -> dns.message.Message:
         return dns.query.tcp(query, "127.0.0.1", timeout=5, port=self.port)
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
 
 
 CONFIGS = {

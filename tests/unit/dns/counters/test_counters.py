@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +28,8 @@ from hypothesis import strategies as st
 from support.dns_document import document, model
 from support.dns_local import Local
 from support.dns_server import Running, free_port, running
+from support.program import UNMOOR, run
+from support.waiting import wait_until
 from unmoor.dns.counters import rates
 from unmoor.dns.counters.address_counters import MAX_EXACT, PARTS, Layout, Tallies, Tally, names
 from unmoor.dns.counters.counters import TYPES, Event, Table, Totals, Transport, counter_of
@@ -326,10 +327,7 @@ def test_what_clients_saw_is_what_was_counted(tmp_path: Path) -> None:
         killed = server.workers()
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while len(server.workers()) < len(killed) or set(server.workers()) & set(killed):
-            assert time.monotonic() < deadline, server.log.read_text()
-            time.sleep(0.02)
+        wait_until(lambda: len(server.workers()) == len(killed) and not set(server.workers()) & set(killed))
         ask(server, 100, given)
         lost = given - addresses(server)
         assert not addresses(server) - given
@@ -346,8 +344,7 @@ def test_counting_can_be_switched_off(tmp_path: Path) -> None:
 
 
 def unmoor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from unmoor.commands import main; main()", "dns", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return run("dns", *arguments)
 
 
 def test_top(tmp_path: Path) -> None:
@@ -392,7 +389,7 @@ def test_a_server_that_was_restarted_between_two_readings() -> None:
 @contextmanager
 def exporter(*arguments: str) -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, "-c", "from unmoor.commands import main; main()", "dns", "metrics", *arguments]
+    command = [*UNMOOR, "dns", "metrics", *arguments]
     process = subprocess.Popen([*command, "--listen", f"127.0.0.1:{port}"])
     try:
         deadline = time.monotonic() + 60

@@ -7,7 +7,6 @@ import hashlib
 import json
 import random
 import subprocess
-import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.program import UNMOOR
 from unmoor.commands.registry import cli
 from unmoor.dns.hostnames import registry_build, registry_update
 from unmoor.dns.hostnames.registry import (
@@ -296,9 +296,7 @@ def test_csv_json_and_gzip_say_the_same(tmp_path: Path) -> None:
 )
 def test_standard_input(tmp_path: Path, data: bytes) -> None:
     words = ["dns", "registry", "build", "-", *ZONE_OPTIONS, "-o", str(tmp_path / "out")]
-    subprocess.run(
-        [sys.executable, "-c", "from unmoor.commands import main; main()", *words], input=data, check=True
-    )
+    subprocess.run([*UNMOOR, *words], input=data, check=True)
     assert len(open_registry(tmp_path / "out")) == 3
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from support.dns_document import document, model
 from support.dns_server import running
+from support.program import run
 from support.waiting import wait_until
 from unmoor.dns.observe import history, journal
 from unmoor.dns.observe.history import History, Moment
@@ -420,8 +421,7 @@ def test_any_file_can_be_read(tmp_path_factory: pytest.TempPathFactory, lines: l
 
 
 def unmoor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from unmoor.commands import main; main()", "dns", "journal", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return run("dns", "journal", *arguments)
 
 
 def test_a_server_keeps_it(tmp_path: Path) -> None:

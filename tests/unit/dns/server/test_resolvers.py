@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
@@ -15,8 +14,8 @@ import dns.query
 import dns.rcode
 import pytest
 
-from support import other_servers
 from support.dns_server import Running, free_port, running
+from support.other_servers import OtherServer
 
 UNBOUND = """
 server:
@@ -67,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield started
 
 
-class Resolver:
+class Resolver(OtherServer):
     """Unbound or Knot Resolver, which asks our server for example.com."""
 
     def __init__(self, program: str, directory: Path, upstream: int, tcp: bool) -> None:
@@ -77,16 +76,9 @@ class Resolver:
         config.write_text(
             text.format(directory=directory, port=self.port, upstream=upstream, tcp="yes" if tcp else "no")
         )
-        command = other_servers.command(
-            program, *(each.format(config=config, directory=directory) for each in arguments)
-        )
-        self._log = directory / "log"
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while not self._serves():
-            assert time.monotonic() < deadline, self._log.read_text()
-            time.sleep(0.1)
+        options = [each.format(config=config, directory=directory) for each in arguments]
+        super().__init__(directory / "log", program, *options)
+        self.wait(self._serves)
 
     def _serves(self) -> bool:
         with suppress(OSError, dns.exception.DNSException):
@@ -96,10 +88,6 @@ class Resolver:
     def ask(self, name: str, rtype: str = "A", timeout: float = 5) -> dns.message.Message:
         query = dns.message.make_query(name, rtype)
         return dns.query.udp_with_fallback(query, "127.0.0.1", timeout=timeout, port=self.port)[0]
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
 
 
 def asked(server: Running) -> tuple[int, int]:

@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import pytest
 
 from support.dns_document import document, with_pool
 from support.dns_server import Running, address_in, connect, framed, free_port, read_framed, running
+from support.program import run
 from support.waiting import wait_until
 from unmoor.dns.server import control
 from unmoor.errors import UnmoorError
@@ -425,8 +425,7 @@ def test_another_form_of_the_same_document_is_in_force_at_once(tmp_path: Path) -
 
 
 def unmoor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from unmoor.commands import main; main()", "dns", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return run("dns", *arguments)
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,11 +18,10 @@ import dns.rcode
 import pytest
 from click.testing import CliRunner
 
-from support import other_servers
 from support.dns_document import document
 from support.dns_primary import KEYS, NAME, SECRET, zone_text
 from support.dns_server import answer, free_port, running
-from support.other_servers import KNOT, NSD, PROGRAMS
+from support.other_servers import KNOT, NSD, PROGRAMS, OtherServer
 from support.waiting import wait_for
 from unmoor.commands.dns import cli
 
@@ -99,7 +97,7 @@ _GENERATED = f"""
 """
 
 
-class Peer:
+class Peer(OtherServer):
     """A server of another make, which serves the zone to who has the key, and notifies the port `ours`."""
 
     def __init__(self, directory: Path, program: str, ours: int, more: str = "", text: str = "") -> None:
@@ -113,17 +111,8 @@ class Peer:
                 directory=directory, port=self.port, ours=ours, secret=SECRET, name=NAME, more=more
             )
         )
-        command = other_servers.command(program, *PROGRAMS[program], config)
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while self._serial() is None:
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
-
-    @property
-    def log(self) -> Path:
-        return self.directory / f"{self.program}.log"
+        super().__init__(directory / f"{program}.log", program, *PROGRAMS[program], config)
+        self.wait(lambda: self._serial() is not None)
 
     def _serial(self) -> int | None:
         with suppress(OSError, EOFError, dns.exception.DNSException):
@@ -135,7 +124,7 @@ class Peer:
         (self.directory / f"{name}.zone").write_text(f"$ORIGIN {name}.\n{text}")
 
     def reload(self) -> None:
-        self._process.send_signal(signal.SIGHUP)
+        self.process.send_signal(signal.SIGHUP)
 
     def reload_to(self, serial: int) -> None:
         """Have it serve what was written: the process by which NSD reloads may fail, and the old stays."""
@@ -147,10 +136,6 @@ class Peer:
                     return
                 time.sleep(0.05)
             assert time.monotonic() < deadline, self.log.read_text()
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
 
     def entry(self) -> dict[str, Any]:
         return {"address": "127.0.0.1", "port": self.port, "tsig_key": "transfer.key"}
