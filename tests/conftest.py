@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
+
+# A failed assertion of a shared helper shows its values too. Before any test module imports one.
+pytest.register_assert_rewrite("support")
 
 settings.register_profile("repeat", derandomize=True, deadline=None, database=None)
 settings.register_profile("explore", max_examples=5000, deadline=None, print_blob=True)

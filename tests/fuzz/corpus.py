@@ -48,7 +48,7 @@ def steps(run: Callable[[], None]) -> set[Step]:
 
 def main() -> None:
     """Replace the corpus."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     import harness
 
     packets = {*read(), *(path.read_bytes() for path in Path(sys.argv[1]).iterdir())}

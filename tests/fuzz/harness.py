@@ -12,8 +12,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 import dns.message
 import dns.tsig
-from dns_support import Local, document
 
+from support.dns_document import document
+from support.dns_local import Local
 from unmoor.dns.answer.fast_path import _careful, answerer
 from unmoor.dns.answer.rate_limit import Limiter, counted, shared_table
 from unmoor.dns.protocol import message, names

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.checkout import ROOT
+
 BIN = Path(sys.executable).parent
 #: Of tests mypy asks whether what they name is there, and less about types than of the program.
 LOOSE = [

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.checkout import ROOT
+
 SOURCE = ROOT / "src"
+UNIT = ROOT / "tests" / "unit"
 #: Packages and modules of src/unmoor from the top down: each may import those in the lines below it.
 #: Those of one line do not import one another.
 FLOORS = (
@@ -91,6 +93,12 @@ def test_imports_run_down() -> None:
             if here is None or here >= there:
                 wrong.append(f"{name} imports {other}")
     assert not wrong
+
+
+def test_tests_mirror_the_source() -> None:
+    folders = {path.parent.relative_to(UNIT) for path in UNIT.rglob("*.py")}
+    others = {Path("plugins"), Path("tools")}
+    assert not [str(each) for each in folders - others if not (SOURCE / "unmoor" / each).is_dir()]
 
 
 def test_every_module_has_a_floor() -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from support.checkout import ROOT
+from support.sockets import Bed, make_local
 from unmoor.bpf.compiler import compile_program
 from unmoor.bpf.pins import Pins
 
-_CHECKOUT = Path(__file__).parents[2]
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -70,15 +71,23 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return output.read_bytes()
 
 
+@pytest.fixture
+def bed(netns: None, pins: Pins, code: bytes) -> Bed:
+    """An empty directory of pins, in a network namespace whose loopback has the prefixes.
+
+    Modules override it to load a table.
+    """
+    make_local()
+    return Bed(pins, code)
+
+
 @pytest.fixture(scope="session")
 def unmoor_for_others() -> Iterator[list[str]]:
     """The command `unmoor` for users who may not read this checkout: a copy with what it needs."""
     with tempfile.TemporaryDirectory(prefix="unmoor-") as name:
         directory = Path(name)
-        shutil.copytree(_CHECKOUT / "src" / "unmoor", directory / "unmoor")
-        for package in re.findall(
-            r"^([\w-]+)==", (_CHECKOUT / "requirements/edge.txt").read_text(), re.MULTILINE
-        ):
+        shutil.copytree(ROOT / "src" / "unmoor", directory / "unmoor")
+        for package in re.findall(r"^([\w-]+)==", (ROOT / "requirements/edge.txt").read_text(), re.MULTILINE):
             with suppress(metadata.PackageNotFoundError):  # of other systems
                 _copy_package(package, directory)
         subprocess.run(["chmod", "--recursive", "a+rX", directory], check=True)

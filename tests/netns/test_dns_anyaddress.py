@@ -17,8 +17,10 @@ from typing import Any
 
 import dns.message
 import pytest
-from sockets_support import UNMOOR, Bed, activation, make_local, run, wait_until
 
+from support.program import UNMOOR, run
+from support.sockets import Bed, activation, make_local
+from support.waiting import wait_until
 from unmoor.bpf.pins import Pins
 from unmoor.dns.server.control import ask
 

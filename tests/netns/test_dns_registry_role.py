@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.checkout import ROOT
 
 PLAY = """
 - hosts: localhost

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import dns.message
 import pytest
-from dns_support import running
 
+from support.dns_server import running
 from unmoor import udp
 
 SERVER = "198.51.100.1"

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from support.checkout import ROOT
+from support.waiting import wait_until
 from unmoor.lab import cgroup, lab, layout, topology
 from unmoor.lab.layout import Layout
 
-ROOT = Path(__file__).parents[2]
 UNMOOR = Path(sys.executable).with_name("unmoor")
 # The first stays up for the tests that do no harm to it; each of the others starts and ends with nothing.
 SHARED, OWN = "testlaba", "testlabb"
@@ -75,13 +76,6 @@ def status(name: str = SHARED, host: str = "edge1") -> dict[str, Any]:
     return found
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after 120 s: {what}"
-        time.sleep(0.05)
-
-
 def remains(name: str) -> dict[str, list[str]]:
     """What there is of the lab on this computer, of every kind that it could leave behind."""
 
@@ -121,7 +115,7 @@ NOTHING: dict[str, list[str]] = {
 
 def nothing_is_left(name: str) -> None:
     # The kernel takes its time to be done with the last of the killed processes.
-    until(lambda: remains(name) == NOTHING, f"nothing is left: {remains(name)}")
+    wait_until(lambda: remains(name) == NOTHING, f"nothing is left: {remains(name)}")
 
 
 def running(name: str = SHARED) -> bool:
@@ -152,10 +146,10 @@ def test_a_command_ends_with_the_one_that_asked_for_it() -> None:
     def asleep() -> bool:
         return unmoor("exec", "--name", SHARED, "edge1", "--", "pgrep", "-f", "^sleep 4321").returncode == 0
 
-    until(asleep, "it runs")
+    wait_until(asleep, "it runs")
     asking.kill()
     asking.wait()
-    until(lambda: not asleep(), "it has ended")
+    wait_until(lambda: not asleep(), "it has ended")
 
 
 @pytest.mark.usefixtures("shared")
@@ -167,8 +161,8 @@ def test_a_command_that_was_stopped_ends_as_well() -> None:
         kill = ("pkill", f"--signal={number}", "-f", "^sleep 4322")
         return unmoor("exec", "--name", SHARED, "edge1", "--", *kill).returncode == 0
 
-    until(lambda: send("STOP"), "it runs")
-    until(lambda: guest("pgrep", "--runstates=T", "-f", "^sleep 4322") != "", "it is stopped")
+    wait_until(lambda: send("STOP"), "it runs")
+    wait_until(lambda: guest("pgrep", "--runstates=T", "-f", "^sleep 4322") != "", "it is stopped")
     time.sleep(0.5)  # whoever waits for it has seen it; if not, the test is only weaker
     for number in ("TERM", "CONT"):
         assert send(number)
@@ -207,7 +201,7 @@ def test_a_reboot_comes_back_with_the_labs_network_and_the_disk() -> None:
     guest("sh", "-c", "echo kept >/root/note; ip route add local 198.18.0.0/20 dev lo")
     boots, boot = status()["boots"], guest("cat", "/proc/sys/kernel/random/boot_id")
     guest("systemctl", "reboot")
-    until(lambda: status()["boots"] == boots + 1 and status()["phase"] == "ready", "it has booted again")
+    wait_until(lambda: status()["boots"] == boots + 1 and status()["phase"] == "ready", "it has booted again")
     assert guest("cat", "/proc/sys/kernel/random/boot_id") != boot
     assert guest("cat", "/root/note") == "kept\n"
     assert "local 198.18.0.0/20" not in guest("ip", "route", "show", "table", "local")
@@ -217,7 +211,7 @@ def test_a_reboot_comes_back_with_the_labs_network_and_the_disk() -> None:
 @pytest.mark.usefixtures("shared")
 def test_a_host_that_is_off_is_said_and_started_again(two_hosts: str) -> None:
     guest("systemctl", "poweroff")
-    until(lambda: status()["phase"] == "off", "it is off")
+    wait_until(lambda: status()["phase"] == "off", "it is off")
     assert unmoor("status", "--name", SHARED).returncode == 1
     refused = unmoor("exec", "--name", SHARED, "edge1", "--", "true")
     assert (refused.returncode, "is off" in refused.stderr) == (2, True)
@@ -290,7 +284,7 @@ def test_what_is_killed_is_repaired_by_up_and_removed_by_down(up: Callable[..., 
     assert all(before.values()), f"this test would not see what is left: {before}"
     for victim in victims():
         os.kill(victim(), signal.SIGKILL)
-        until(lambda: status(OWN)["phase"] == "off", "it is off")
+        wait_until(lambda: status(OWN)["phase"] == "off", "it is off")
         up()
         assert running(OWN)
     for pid in [victim() for victim in victims()]:
@@ -307,7 +301,7 @@ def test_an_up_that_was_killed_is_cleaned_by_down_and_by_the_next_up(
     def killed() -> None:
         args = [UNMOOR, "lab", "up", "--name", OWN, "--topology", two_hosts]
         building = subprocess.Popen(args, stdout=subprocess.DEVNULL)
-        until(lambda: bool(remains(OWN)[stage]), f"there are {stage}")
+        wait_until(lambda: bool(remains(OWN)[stage]), f"there are {stage}")
         building.kill()
         building.wait()
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from support.checkout import ROOT
 from unmoor.lab import layout, network, topology
 from unmoor.lab.layout import Layout
 
-DEFAULT = Path(__file__).parents[2] / topology.DEFAULT
+DEFAULT = ROOT / topology.DEFAULT
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from contextlib import ExitStack
 
 import pytest
 
-MAIN = (sys.executable, "-c", "from unmoor.commands import main; main()", "probe")
+from support.program import UNMOOR
+
+MAIN = (*UNMOOR, "probe")
 PREFIXES = ("198.18.0.0/28", "2001:db8:100::/60")
 PORT = "8080"
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sockets_support import ROOT, Bed, listener, make_local, refuses, run, wait_until
 
+from support.program import run
+from support.sockets import ROOT_PEER, Bed, listener, make_local, refuses
+from support.waiting import wait_until
 from unmoor.bpf import libbpf
 from unmoor.bpf import pins as pinned
 from unmoor.bpf.pins import Pins
@@ -81,7 +83,7 @@ def service(bed: Bed, unmoor: list[str], folder: Path) -> Iterator[Path]:
 ATTACH = """
 import os, sys
 from pathlib import Path
-from unmoor.sockets import libbpf
+from unmoor.bpf import libbpf
 namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
 for path in sorted(Path(sys.argv[1]).rglob("*")):
     for open_pin in (libbpf.open_pin, libbpf.open_pin_to_read):
@@ -175,7 +177,7 @@ def test_a_member_asks_the_service(bed: Bed, unmoor_for_others: list[str], open_
 def test_who_may_ask(bed: Bed) -> None:
     question = Question("tcp", ip_address("198.18.3.7"), 80)
     registry = Registry(bed.pins)
-    for peer in (ROOT, Peer(1, MEMBER, frozenset({7, GROUP}))):
+    for peer in (ROOT_PEER, Peer(1, MEMBER, frozenset({7, GROUP}))):
         assert registry.explain(question, peer)["service"] == 0
     with pytest.raises(RefusedError, match="user id 65533 may not see what is loaded"):
         registry.explain(question, Peer(1, STRANGER, frozenset({STRANGER})))

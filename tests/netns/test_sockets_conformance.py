@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sockets_support import Bed, ask, listener, make_local, refuses
 
+from support.sockets import Bed, ask, listener, refuses
 from unmoor.bpf import libbpf
 from unmoor.bpf.compiler import compile_program
 from unmoor.bpf.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
-from unmoor.bpf.pins import Pins
 from unmoor.sockets.dispatch import generation
 
 ADDRESSES = {4: "198.18.3.7", 6: "2001:db8::37"}
@@ -24,12 +23,6 @@ OTHERS = {4: "198.18.3.8", 6: "2001:db8::38"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 PORT, OTHER_PORT = 80, 81
-
-
-@pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    return Bed(pins, code)
 
 
 def family_of(address: str) -> socket.AddressFamily:

@@ -7,21 +7,15 @@ import subprocess
 from contextlib import ExitStack, suppress
 
 import pytest
-from sockets_support import PREFIXES, UNMOOR, Bed, ask, listener, make_local, refuses, run
 
+from support.program import UNMOOR, run
+from support.sockets import PREFIXES, Bed, ask, listener, make_local, refuses
 from unmoor.bpf import libbpf
-from unmoor.bpf.pins import Pins
 from unmoor.errors import UnmoorError
 from unmoor.sockets.dispatch import generation
 
 WEB = {"label": "web", "ports": [80, "8000-8009"]}
 OTHER = {"label": "other", "ports": ["any"]}
-
-
-@pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    return Bed(pins, code)
 
 
 def test_one_socket_serves_every_address_and_port(bed: Bed) -> None:

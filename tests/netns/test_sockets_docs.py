@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "sockets.md"
+from support.checkout import ROOT
+
+DOCUMENT = ROOT / "docs" / "sockets.md"
 MARK = "=== end of command"
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sockets_support import Bed, ask, listener, make_local, refuses
 
+from support.sockets import Bed, ask, listener, refuses
 from unmoor.bpf import libbpf
 from unmoor.bpf import pins as pinned
 from unmoor.bpf.pins import Pins
@@ -25,12 +25,6 @@ from unmoor.sockets.dispatch import generation
 A = {"label": "a", "ports": [80]}
 B = {"label": "b", "ports": [81]}
 C = {"label": "c", "ports": [82]}
-
-
-@pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    return Bed(pins, code)
 
 
 class Paused:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sockets_support import Bed, ask, document, listener, make_local, refuses, run
 
+from support.program import run
+from support.sockets import Bed, ask, document, listener, refuses
 from unmoor.bpf import libbpf
-from unmoor.bpf.pins import SHARED, Pins
+from unmoor.bpf.pins import SHARED
 from unmoor.commands import main
 from unmoor.errors import UnmoorError
 from unmoor.sockets.activation.registrar import RefusedError
@@ -28,9 +29,7 @@ MORE = {"label": "more", "ports": [81]}
 
 
 @pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    bed = Bed(pins, code)
+def bed(bed: Bed) -> Bed:
     bed.load(WEB)
     return bed
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sockets_support import Bed, activation, ask, listener, make_local, open_descriptors, wait_until
 
-from unmoor.bpf.pins import Pins
+from support.sockets import Bed, activation, ask, listener, open_descriptors
+from support.waiting import wait_until
 from unmoor.sockets.activation import client, protocol
 from unmoor.sockets.activation.protocol import Request, parse_reply
 
@@ -22,9 +22,7 @@ WEB = {"label": "web", "ports": [80]}
 
 
 @pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    bed = Bed(pins, code)
+def bed(bed: Bed) -> Bed:
     bed.load(WEB)
     return bed
 

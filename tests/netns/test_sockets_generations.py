@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sockets_support import Bed, ask, document, listener, make_local, refuses
 
+from support.sockets import Bed, ask, document, listener, refuses
 from unmoor.bpf import libbpf
 from unmoor.bpf.compiler import compile_program
 from unmoor.bpf.layout import LEAF
@@ -34,9 +34,7 @@ NEW = [{"label": "web", "ports": [80, 82]}, {"label": "more", "ports": [83]}]
 
 
 @pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Iterator[Bed]:
-    make_local()
-    bed = Bed(pins, code)
+def bed(bed: Bed) -> Iterator[Bed]:
     bed.load(*OLD)
     with listener(says="web") as web:
         bed.register("web", web)

@@ -15,12 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from fuse_support import unanswered_file
-from sockets_support import Bed, activation, ask, listener, make_local, open_descriptors, wait_until
 
+from support.fuse import unanswered_file
+from support.sockets import Bed, activation, ask, listener, open_descriptors
+from support.waiting import wait_until
 from unmoor.bpf import libbpf
 from unmoor.bpf.layout import KEY
-from unmoor.bpf.pins import Pins
 from unmoor.sockets.activation import client, protocol
 from unmoor.sockets.activation.protocol import Request, parse_reply
 
@@ -28,9 +28,7 @@ NOBODY = 65534
 
 
 @pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    bed = Bed(pins, code)
+def bed(bed: Bed) -> Bed:
     bed.load({"label": "web", "ports": [80]}, {"label": "user", "ports": [81], "users": ["nobody"]})
     return bed
 
@@ -142,7 +140,7 @@ def test_a_fuse_file_blocks_nobody(
                     client.recv(4096)
 
         with nobody(tmp_path, send):
-            wait_until(lambda: "user id 65534" in log.read_text(), 30)
+            wait_until(lambda: "user id 65534" in log.read_text())
             for _ in range(3):
                 assert register(tmp_path).ok
             assert "not a socket" in log.read_text() or case == "not authorised"
@@ -176,7 +174,7 @@ def test_root_registers_while_others_fill_the_service(service: subprocess.Popen[
         assert [register(tmp_path).why for _ in range(20)] == [""] * 20
     os.close(ready)
     os.close(begun)
-    wait_until(lambda: open_descriptors(service.pid) <= before, 30)
+    wait_until(lambda: open_descriptors(service.pid) <= before)
     assert register(tmp_path).ok
 
 

@@ -6,21 +6,15 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
-from sockets_support import UNMOOR, Bed, ask, document, listener, make_local, refuses
 
+from support.checkout import ROOT
+from support.program import UNMOOR
+from support.sockets import Bed, ask, document, listener, refuses
 from unmoor.bpf.kernel import MIN_KERNEL
-from unmoor.bpf.pins import Pins
 
-ROLE = Path(__file__).resolve().parents[2] / "roles/sk_lookup"
+ROLE = ROOT / "roles/sk_lookup"
 WEB = {"label": "web", "ports": [80]}
-
-
-@pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    return Bed(pins, code)
 
 
 def load(bed: Bed, folder: Path, *before: str) -> subprocess.CompletedProcess[str]:

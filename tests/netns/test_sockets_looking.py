@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
-from sockets_support import Bed, ask, document, listener, make_local, refuses, run, wait_until
 
+from support.program import run
+from support.sockets import Bed, ask, document, listener, make_local, refuses
+from support.waiting import wait_until
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import Pins
 from unmoor.scrape import server as scrape_door
@@ -30,9 +32,7 @@ NOGROUP = 65534
 
 
 @pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    bed = Bed(pins, code)
+def bed(bed: Bed) -> Bed:
     bed.load(WEB, DEEP)
     return bed
 

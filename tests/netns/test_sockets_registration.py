@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sockets_support import ROOT, UNMOOR, Bed, activation, ask, listener, make_local, refuses, run, wait_until
 
+from support.program import UNMOOR, run
+from support.sockets import ROOT_PEER, Bed, activation, ask, listener, refuses
+from support.waiting import wait_until
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import Pins
 from unmoor.sockets.activation.descriptors import SocketInfo
@@ -50,9 +52,7 @@ time.sleep(60)
 
 
 @pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    bed = Bed(pins, code)
+def bed(bed: Bed) -> Bed:
     bed.load(
         WEB,
         {"label": "dns", "ports": [53], "protocols": ["udp"]},
@@ -280,7 +280,7 @@ def test_the_service_needs_two_capabilities_only(
         process.communicate()
 
 
-def registry(bed: Bed, label: str, *sockets: Any, peer: Peer = ROOT) -> tuple[SocketInfo, ...]:
+def registry(bed: Bed, label: str, *sockets: Any, peer: Peer = ROOT_PEER) -> tuple[SocketInfo, ...]:
     descriptors = [each if isinstance(each, int) else each.fileno() for each in sockets]
     return Registry(bed.pins).handle(Request("register", label), descriptors, peer)
 
@@ -407,7 +407,7 @@ def test_more_sockets_than_slots_are_refused(bed: Bed) -> None:
 
 def test_without_a_table_registration_says_so(netns: None, pins: Pins) -> None:
     with listener() as four, pytest.raises(RefusedError, match="no dispatch table is loaded"):
-        Registry(pins).handle(Request("register", "web"), [four.fileno()], ROOT)
+        Registry(pins).handle(Request("register", "web"), [four.fileno()], ROOT_PEER)
 
 
 def test_the_map_of_sockets_is_one_under_two_names(bed: Bed) -> None:

@@ -8,18 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from sockets_support import Bed, make_local
 
+from support.sockets import Bed
 from unmoor import udp
-from unmoor.bpf.pins import Pins
 
 DNS = {"label": "dns", "ports": [5300], "protocols": ["udp"]}
 
 
 @pytest.fixture
-def bed(netns: None, pins: Pins, code: bytes) -> Bed:
-    make_local()
-    bed = Bed(pins, code)
+def bed(bed: Bed) -> Bed:
     bed.load(DNS)
     return bed
 

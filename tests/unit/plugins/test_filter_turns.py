@@ -1,0 +1,39 @@
+"""What still arrives at an edge, and which PoPs edges are of."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+from support.checkout import ROOT
+
+FILE = ROOT / "plugins/filter/unmoor_turns.py"
+_spec = importlib.util.spec_from_file_location("unmoor_turns", FILE)
+assert _spec
+assert _spec.loader
+filters = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(filters)
+
+
+def test_rates_are_shown_and_what_is_gone_is_said() -> None:
+    top = {"services": {"web": {"lookups": 12.0}, "dns": {"lookups": 3.5}}}
+    answers = [
+        {"rc": 0, "stdout": json.dumps({"rcodes": {"NOERROR": 10, "NXDOMAIN": 0}, "uptime": 100.0})},
+        {"rc": 0, "stdout": json.dumps(top)},
+        {"rc": 0, "stdout": json.dumps({"rcodes": {"NOERROR": 35, "NXDOMAIN": 5}, "uptime": 105.0})},
+    ]
+    assert filters.unmoor_arriving(answers) == [
+        "sockets: 15.5 new connections and datagrams a second (web 12.0, dns 3.5)",
+        "DNS: 6.0 replies a second",
+    ]
+    gone = {"rc": 2, "msg": "[Errno 2] No such file or directory: 'unmoor'"}
+    assert filters.unmoor_arriving([gone, gone, gone]) == [
+        "sockets: [Errno 2] No such file or directory: 'unmoor'",
+        "DNS: [Errno 2] No such file or directory: 'unmoor'",
+    ]
+
+
+def test_the_pops_are_those_of_the_edges() -> None:
+    groups = {"all": ["a", "b"], "edges": ["a", "b"], "pop_ams": ["a"], "pop_fra": ["b"], "vantage": ["v"]}
+    assert filters.unmoor_pops(groups, ["a"]) == ["ams"]
+    assert filters.unmoor_pops(groups, ["b", "a"]) == ["ams", "fra"]

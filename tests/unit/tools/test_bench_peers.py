@@ -1,0 +1,54 @@
+"""Every server that the benches compare with starts from its files alone, and answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+import dns.exception
+import dns.message
+import dns.query
+import dns.rcode
+import pytest
+
+from support.checkout import ROOT
+from support.dns_server import free_port
+from support.other_servers import OtherServer
+
+BENCH = ROOT / "bench" / "dns" / "peers.py"
+
+
+def load() -> ModuleType:
+    """The bench's module, whose name is that of ours as well."""
+    spec = importlib.util.spec_from_file_location("bench_peers", BENCH)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+SERVERS = {name: (program, prepare) for name, program, prepare in load().OTHERS}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_it_needs_its_own_directory_alone(name: str, tmp_path: Path) -> None:
+    program, prepare = SERVERS[name]
+    port = free_port()
+    server = OtherServer(tmp_path / "log", program, *prepare(tmp_path, port, 10))
+    try:
+        server.wait(lambda: answers(port))
+    finally:
+        server.stop()
+
+
+def answers(port: int) -> bool:
+    query = dns.message.make_query("host3.example.com", "A")
+    with suppress(OSError, dns.exception.DNSException):
+        reply = dns.query.udp(query, "127.0.0.1", timeout=2, port=port)
+        return reply.rcode() == dns.rcode.NOERROR and bool(reply.answer)
+    return False
