@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Network
 
@@ -33,13 +33,16 @@ _HEAD_SIZE = 4
 
 @dataclass(frozen=True)
 class Packed:
-    """A document in the order in which it was written: `head` is its JSON with numbers for lists of prefixes.
+    """A document, with the order of its lists kept.
 
-    `lists` holds the keys of each list; those of IPv4 prefixes are marked.
+    `head` is the document as JSON, with a number in place of each list of prefixes. `lists` has the keys of
+    those lists; `_IPV4` is added to the keys of IPv4 prefixes. `validated` holds the services of the document
+    that was packed, so that `head` need not be parsed for them; None if this was decoded.
     """
 
     head: str
     lists: tuple[tuple[int, ...], ...]
+    validated: tuple[Service, ...] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, edge: EdgeDocument) -> Packed:
@@ -61,9 +64,7 @@ class Packed:
             for service in edge.services
         ]
         head["lists"] = [len(found) for found in lists]
-        packed = cls(json.dumps(head), tuple(lists))
-        vars(packed)["services"] = edge.services  # which `head` would be parsed to, for the rules
-        return packed
+        return cls(json.dumps(head), tuple(lists), edge.services)
 
     @classmethod
     def decode(cls, data: bytes) -> Packed:
@@ -89,6 +90,8 @@ class Packed:
     @cached_property
     def services(self) -> tuple[Service, ...]:
         """The services; their prefixes may be missing."""
+        if self.validated is not None:
+            return self.validated
         return tuple(
             Service.model_validate(each | {"prefixes": None}) for each in json.loads(self.head)["services"]
         )
