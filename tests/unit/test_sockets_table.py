@@ -252,7 +252,7 @@ def test_an_interface_comes_before_any_whatever_the_order() -> None:
 
 
 def test_two_services_bound_to_the_same_are_refused() -> None:
-    with pytest.raises(UnmoorError, match="give each prefix and port to one service"):
+    with pytest.raises(UnmoorError, match="bind each prefix and port to one service"):
         build([tcp("198.18.0.0/24", 80, 80, "a"), tcp("198.18.0.0/24", 80, 80, "b")])
 
 
