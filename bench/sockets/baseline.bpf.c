@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
-/* What to compare with: a program of the usual kind, with one longest-prefix-match trie that is
- * asked twice, for the port and for any port. And an empty program, whose time is that of the test
- * run itself.
+/* The baseline: a program with one longest-prefix-match trie that is looked up twice, for the port
+ * and for any port. And an empty program, which takes the time of the test run alone.
  */
 #include <linux/bpf.h>
 #include <linux/in.h>
@@ -105,7 +104,7 @@ int baseline(struct bpf_sk_lookup *ctx)
 	return SK_PASS;
 }
 
-/* What no program can do without: to look a socket up, to assign and to release it. */
+/* The minimum of any such program: look up, assign and release a socket. */
 SEC("sk_lookup")
 int least(struct bpf_sk_lookup *ctx)
 {

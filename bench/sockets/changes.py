@@ -1,4 +1,4 @@
-"""(c) How long it takes to replace a table by another, and what clients notice of it."""
+"""(c) The time to replace a table by another, and its effect on clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unmoor import model
 from unmoor.bpf.pins import Pins
 from unmoor.model import EdgeDocument
 from unmoor.sockets.activation.protocol import Request
-from unmoor.sockets.activation.registrar import Peer, Registry
+from unmoor.sockets.activation.registrar import Peer, Registrar
 from unmoor.sockets.dispatch import generation
 
 CLIENTS, REPLACEMENTS, UPGRADES = 10, 200, 50
@@ -30,7 +30,7 @@ _COMMAND = (sys.executable, "-c", "from unmoor.commands import main; main()", "s
 
 @dataclass(frozen=True)
 class Seconds:
-    """To replace a table: in memory, from its file, by the whole command; `cpu` is of the first."""
+    """Seconds to replace a table: from memory, from its file, by the command; CPU time of the first."""
 
     memory: float
     file: float
@@ -41,7 +41,7 @@ class Seconds:
 def replace(
     make: Callable[[int], EdgeDocument], pins: Pins, code: bytes, directory: Path, turns: int
 ) -> Seconds:
-    """Medians of so many turns, in which two tables take each other's place."""
+    """Return medians of turns in which two tables replace each other."""
     program, paths = directory / "dispatch.o", []
     program.write_bytes(code)
     for seed in (1, 2):
@@ -84,7 +84,7 @@ def _median(act: Callable[[int], None], turns: int, cpu: list[float] | None = No
 
 
 def failures(pins: Pins, code: bytes) -> tuple[int, int]:
-    """Connections made by clients while tables and programs change, and how many of them went wrong."""
+    """Return the number of connections during changes of tables and programs, and how many failed."""
     floods.run("ip", "route", "replace", "local", "198.18.0.0/20", "dev", "lo")
     wrong: list[str] = []
     made = [0] * CLIENTS
@@ -119,10 +119,10 @@ def failures(pins: Pins, code: bytes) -> tuple[int, int]:
 
 @contextmanager
 def _server(pins: Pins, document: EdgeDocument, code: bytes) -> Iterator[None]:
-    """Tells each client the address that it dialled."""
+    """Sends each client the address that it dialled."""
     generation.load(document, code, pins)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as server:
-        Registry(pins).handle(Request("register", "web"), [server.fileno()], Peer(0, 0, frozenset()))
+        Registrar(pins).handle(Request("register", "web"), [server.fileno()], Peer(0, 0, frozenset()))
 
         def serve() -> None:
             while True:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Floods one address and port over IPv4 from one source address and 10,000 source ports, for so
- * many milliseconds; prints packets sent per second of processor time. A veth pair handles a packet
- * on the sender's processor, so that is what a packet costs on both sides.
+/* Floods one address and port over IPv4 from one source address and 10,000 source ports for some
+ * milliseconds, and prints packets sent per second of CPU time. A veth pair handles a packet on the
+ * sender's CPU, so this includes the cost on both sides.
  *
  *   flood tcp|udp|connect SOURCE DESTINATION PORT MILLISECONDS
  *   flood accept DESCRIPTOR
@@ -105,20 +105,20 @@ static double connect_and_reset(const char *destination, int port, int milliseco
 
 	to.sin_addr.s_addr = inet_addr(destination);
 	while (seconds(CLOCK_MONOTONIC) < end) {
-		int door = socket(AF_INET, SOCK_STREAM, 0);
+		int sock = socket(AF_INET, SOCK_STREAM, 0);
 
-		made += !connect(door, (struct sockaddr *)&to, sizeof(to));
-		setsockopt(door, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
-		close(door);
+		made += !connect(sock, (struct sockaddr *)&to, sizeof(to));
+		setsockopt(sock, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+		close(sock);
 	}
 	return made / (seconds(CLOCK_PROCESS_CPUTIME_ID) - begin);
 }
 
-/* The other side of it: accepts at an inherited descriptor until it is killed. */
-static int accept_all(int door)
+/* The server for it: accepts at an inherited descriptor until it is killed. */
+static int accept_all(int sock)
 {
 	for (;;)
-		close(accept(door, NULL, NULL));
+		close(accept(sock, NULL, NULL));
 }
 
 int main(int argc, char **argv)
@@ -127,7 +127,7 @@ int main(int argc, char **argv)
 	struct mmsghdr messages[BATCH] = {0};
 	struct packet packets[BATCH];
 	struct iovec vectors[BATCH];
-	int door, length = 0, protocol, buffer = 1 << 22;
+	int sock, length = 0, protocol, buffer = 1 << 22;
 	double end, begin;
 	long sent = 0;
 
@@ -141,12 +141,12 @@ int main(int argc, char **argv)
 	}
 	protocol = strcmp(argv[1], "tcp") ? IPPROTO_UDP : IPPROTO_TCP;
 	to.sin_addr.s_addr = inet_addr(argv[3]);
-	door = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
-	if (door < 0) {
+	sock = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+	if (sock < 0) {
 		perror("socket");
 		return 1;
 	}
-	setsockopt(door, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
+	setsockopt(sock, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
 	for (int i = 0; i < BATCH; i++) {
 		length = prepare(&packets[i], protocol, inet_addr(argv[2]), to.sin_addr.s_addr,
 				 atoi(argv[4]));
@@ -161,7 +161,7 @@ int main(int argc, char **argv)
 	while (seconds(CLOCK_MONOTONIC) < end) {
 		for (int i = 0; i < BATCH; i++)
 			set_source_port(&packets[i], FIRST_SOURCE_PORT + (sent + i) % SOURCE_PORTS);
-		int done = sendmmsg(door, messages, BATCH, 0);
+		int done = sendmmsg(sock, messages, BATCH, 0);
 
 		if (done > 0)
 			sent += done;

@@ -1,8 +1,8 @@
-"""SYN and UDP floods across a veth pair: what the program costs a packet, beside none at all.
+"""SYN and UDP floods across a veth pair: the cost of the program for each packet, compared with no program.
 
 One source address, 10,000 source ports; a listener that never accepts, a UDP socket whose filter drops
-everything. The figure is packets per second of the sender's processor time, which handles the packet on the
-receiving side of a veth pair as well; only ratios mean anything, of turns that follow one another at once.
+everything. The figure is packets per second of the sender's CPU time, which includes the receiving side of a
+veth pair. Only the ratio of two turns in direct succession is meaningful.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ import tables
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import Pins
 from unmoor.sockets.activation.protocol import Request
-from unmoor.sockets.activation.registrar import Peer, Registry
+from unmoor.sockets.activation.registrar import Peer, Registrar
 from unmoor.sockets.dispatch import generation
 from unmoor.sockets.observe.status import read_status
 
 TURNS = 101
 MILLISECONDS = 100
-#: A plain listener for each address of a /20: so many, and so many turns with and without them.
+#: The number of plain listeners, one for each address of a /20, and of turns with and without them.
 PLAIN = 4096
 PLAIN_TURNS = 11
-#: Where each kind of load goes.
+#: The destination port of each kind of load.
 PORTS = {"connect": 8080, "udp": 80, "tcp": 80}
 KINDS = tuple(PORTS)
 _HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ def run(*command: str) -> str:
 
 @contextmanager
 def veth_pair() -> Iterator[str]:
-    """A namespace for the client, joined to this one by a veth pair; its name. This one must be fresh."""
+    """Create a namespace for the client, joined to this (new) one by a veth pair; yields its name."""
     name = f"unmoor-bench-{os.getpid()}"
     run("ip", "netns", "add", name)
     try:
@@ -70,7 +70,7 @@ def veth_pair() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Rates:
-    """Packets or connections per second of processor time, with something and without; medians of turns.
+    """Packets or connections per second of CPU time, with something and without; medians of turns.
 
     A turn is a pair, one right after the other, and `ratio` is the median of the pairs' ratios.
     """
@@ -81,9 +81,9 @@ class Rates:
 
 
 def compare(pins: Pins, code: bytes) -> dict[str, Rates]:
-    """Floods of SYN and UDP, and whole connections: with our program, beside none.
+    """Compare floods of SYN and UDP, and whole connections, with the program and without.
 
-    And both floods with a plain listener for each address (`plain tcp`, `plain udp`), beside one for all.
+    Also both floods with a plain listener for each address (`plain tcp`, `plain udp`), and with one for all.
     """
     with tempfile.TemporaryDirectory() as directory, veth_pair() as client:
         flood = f"{directory}/flood"
@@ -178,7 +178,7 @@ def _start(flood: str, acceptor: socket.socket) -> subprocess.Popen[bytes]:
 
 def _load(pins: Pins, code: bytes, tcp: socket.socket, udp: socket.socket, acceptor: socket.socket) -> None:
     generation.load(tables.floods(), code, pins)
-    registry, root = Registry(pins), Peer(0, 0, frozenset())
+    registry, root = Registrar(pins), Peer(0, 0, frozenset())
     registry.handle(Request("register", "web"), [tcp.fileno(), udp.fileno()], root)
     registry.handle(Request("register", "connect"), [acceptor.fileno()], root)
 

@@ -1,4 +1,4 @@
-"""Nanoseconds for a look-up, by BPF_PROG_TEST_RUN: ours beside the baseline and an empty program, in one run.
+"""Nanoseconds for a look-up, by BPF_PROG_TEST_RUN, of `dispatch`, the baseline and an empty program.
 
 The machine drifts, so programs take turns, and each figure is the median of its turns.
 """
@@ -38,7 +38,7 @@ Question = tuple[IPv4Address | IPv6Address, int]
 
 @dataclass(frozen=True)
 class Figures:
-    """Nanoseconds a look-up, median over turns and questions, by program; `ratio` is ours to the baseline.
+    """Nanoseconds for a look-up by program, median over turns; `ratio` is `dispatch` to the baseline.
 
     Ratios are taken turn by turn, since the machine drifts, and their median is `ratio`. `least` is a program
     that only looks a socket up, assigns and releases it; `empty` does nothing.
@@ -53,7 +53,7 @@ class Figures:
 
 @contextmanager
 def programs(document: EdgeDocument, pins: Pins, code: bytes, baseline: bytes) -> Iterator[dict[str, int]]:
-    """Ours loaded with `document`, the baseline with the same, and the empty one; descriptors by name."""
+    """Load `document` into `dispatch` and the baseline; yields the programs' descriptors by name."""
     generation.load(document, code, pins)
     service = status.read_status(pins).record.services["web"]
     with ExitStack() as stack:

@@ -1,8 +1,7 @@
-"""AnyIP: makes whole prefixes local to this host, so that the kernel looks for sockets there.
+"""AnyIP: routes that make whole prefixes local to this host, so that its sockets can take their packets.
 
 A prefix is local when table `local` has a route of type local for it (`ip route add local PREFIX dev lo`).
-Ours carry a route protocol number of their own: what we added can be told from what others added, and the
-difference between what is and what shall be needs no state of ours.
+Unmoor's routes have their own route protocol number, which distinguishes them from others without any state.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from unmoor.errors import UnmoorError
 from unmoor.model import EdgeDocument
 
-#: Route protocol that marks our routes (rtm_protocol of rtnetlink): free in iproute2's rt_protos.
+#: The protocol of Unmoor's routes (rtm_protocol, rtnetlink(7)): not assigned in iproute2's rt_protos.
 PROTOCOL = 117
 
 Network = IPv4Network | IPv6Network
@@ -24,19 +23,19 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True)
 class Change:
-    """Prefixes made local and no longer local by one `apply`."""
+    """The prefixes that `apply` makes local, and those that it makes not local."""
 
     added: tuple[Network, ...]
     removed: tuple[Network, ...]
 
 
 def wanted(document: EdgeDocument) -> set[Network]:
-    """What shall be local on this edge: its prefixes and the addresses beside them."""
+    """Return what must be local on this edge: its prefixes and further addresses."""
     return {*document.prefixes, *document.addresses}
 
 
 def current() -> set[Network]:
-    """What we made local in this network namespace."""
+    """Return what Unmoor's routes make local in this network namespace. Raises UnmoorError if ip(8) fails."""
     found: set[Network] = set()
     for family in ("-4", "-6"):
         routes = _ip("-json", family, "route", "show", "table", "local", "proto", str(PROTOCOL))
@@ -45,14 +44,14 @@ def current() -> set[Network]:
 
 
 def plan(document: EdgeDocument | None) -> Change:
-    """What `apply` would do; without a document, what removing everything would do."""
+    """Return the change from the routes that exist to this document; without one, remove all routes."""
     want = wanted(document) if document else set()
     have = current()
     return Change(_ordered(want - have), _ordered(have - want))
 
 
 def apply(change: Change) -> None:
-    """Add first, then remove, in one call of ip(8) for each family."""
+    """Add and then remove routes, by one call of ip(8) for each family. Raises UnmoorError if it fails."""
     for version in (4, 6):
         lines = [
             f"route {verb} local {prefix} dev lo proto {PROTOCOL}" for verb, prefix in _steps(change, version)

@@ -1,4 +1,4 @@
-"""How Unmoor says that something is wrong: the place, the value, the reason and the fix."""
+"""Errors for operators: place, value, reason and fix."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and how to mend it.
+    """One defect of an input, and how to fix it.
 
-    `place` names the file (with its line where known), `key` the path of the value inside it,
-    `value` what stands there, `why` what is wrong with it, `fix` what to write instead.
+    `place` is the file (with its line if known), `key` the path of the value inside it, `value` the value
+    itself, `why` what is wrong with it, and `fix` what to do.
     """
 
     place: str
@@ -21,20 +21,20 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        """Two short lines: what is wrong where, then the fix."""
+        """Return two lines: `PLACE: KEY = VALUE: WHY`, then the fix."""
         shown = f" = {self.value}" if self.value else ""
         head = ": ".join(part for part in (self.place, f"{self.key}{shown}", self.why) if part)
         return f"{head}\n    fix: {self.fix}"
 
 
 class UnmoorError(Exception):
-    """Something an operator can mend; the command line prints it without a traceback, exit status 2."""
+    """An error that an operator can fix. Commands print it without a traceback and exit with status 2."""
 
 
 class InvalidInputError(UnmoorError):
-    """One or more problems of an input, all reported at once."""
+    """An input with one or more problems, which are reported together."""
 
-    # A screen has 24 lines and a problem takes two of them.
+    # A terminal has 24 lines, and a problem takes two.
     SHOWN = 10
 
     def __init__(self, problems: Iterable[Problem]) -> None:
@@ -42,7 +42,7 @@ class InvalidInputError(UnmoorError):
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        """Every problem up to one screen, then how many more there are."""
+        """Return the problems, at most one screen, and the number of further ones."""
         count = len(self.problems)
         lines = [f"{count} problem{'s' * (count != 1)}; nothing was changed:"]
         lines += [str(problem) for problem in self.problems[: self.SHOWN]]

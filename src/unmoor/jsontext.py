@@ -1,4 +1,4 @@
-"""Reading JSON that others wrote: whatever is wrong with it is one exception."""
+"""JSON from untrusted sources: every defect raises ValueError."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def parse(text: str | bytes) -> Any:
-    """Read a JSON text. Raises ValueError, also for one that is nested deeper than Python's stack allows."""
+    """Parse a JSON text. Raises ValueError, also when it is nested too deeply for Python's stack."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -15,7 +15,7 @@ def parse(text: str | bytes) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Write a value for an error message; other objects as their text, what is nested too deeply as dots."""
+    """Format a value for an error message as JSON: other objects by str(), deeply nested ones as '...'."""
     try:
         return json.dumps(value, default=str)
     except RecursionError:

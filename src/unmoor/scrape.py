@@ -1,4 +1,4 @@
-"""A door for Prometheus: /metrics over HTTP, whatever is counted, read at each scrape."""
+"""An HTTP server of /metrics for Prometheus, which collects at each scrape."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from unmoor.errors import UnmoorError
 
-#: Seconds that a client may take to ask.
-_PATIENCE = 10.0
+#: Seconds in which a client must send its request.
+_TIMEOUT = 10.0
 
 
 def server(registry: CollectorRegistry, address: str, port: int) -> WSGIServer:
-    """A server of /metrics, ready to `serve_forever`. Raises OSError where it cannot listen.
+    """Return a server of /metrics that listens; call `serve_forever`. Raises OSError when it cannot listen.
 
-    What cannot be read (OSError, UnmoorError) is told to the scraper, and the next scrape tries again.
+    A scrape during which collecting raises OSError or UnmoorError gets status 503 with the reason.
     """
     metrics = make_wsgi_app(registry)
 
@@ -42,10 +42,10 @@ class _Server6(ThreadingWSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = _PATIENCE
+    timeout = _TIMEOUT
 
     def log_message(self, *_arguments: object) -> None:
-        """A scrape is no news."""
+        """Log nothing: scrapes are frequent."""
 
 
 def _refusal(start_response: StartResponse, status: HTTPStatus, why: str) -> list[bytes]:

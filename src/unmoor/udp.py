@@ -1,18 +1,19 @@
-"""For UDP servers in Python: which address and port a client dialled, and a reply from that address.
+"""UDP servers in Python: the address and port that a client dialled, and replies from that address.
 
-A TCP server need not know that its socket serves whole prefixes: a connection's `getsockname()` is what the
-client dialled. A UDP server has one socket for all, so it must ask for the address with each datagram, and
-name it when it replies; otherwise the kernel replies from an address that the client never asked.
+A TCP server needs no support for prefix sockets: a connection's `getsockname()` returns the address that the
+client dialled. A UDP server has one socket for all clients, so it has to request that address with each
+datagram and set it as the source of the reply. Otherwise the kernel chooses a source that the client does not
+expect.
 
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     prepare(sock)
     sock.bind(("127.0.0.1", 53))
     while True:
         datagram = receive(sock)
-        with suppress(OSError):  # no route to the client, or no room: it will ask again
+        with suppress(OSError):  # no route, or the send buffer is full: the client repeats it
             reply(sock, datagram, answer(datagram.data))
 
-The source *port* of a reply is the socket's own: bind it to the port that the service is bound to.
+The source *port* of a reply is the socket's own: bind the socket to the service's port.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ _IPV6_FREEBIND = 78
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 
-#: Octets that `enlarge_buffers` asks for, in each direction.
+#: Bytes that `enlarge_buffers` requests in each direction.
 BUFFER = 4 << 20
 
 _SOCKADDR_IN = struct.Struct("!2xH4s")
 _SOCKADDR_IN6 = struct.Struct("!2xHI16s")
 _IN_PKTINFO = struct.Struct("=i4s4s")
 _IN6_PKTINFO = struct.Struct("=16si")
-_MOST_ANCILLARY = socket.CMSG_SPACE(128)
+_MAX_ANCILLARY = socket.CMSG_SPACE(128)
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """What a client sent, who it is, and the address and port that it dialled."""
+    """The data that a client sent, its address, and the address and port that it dialled."""
 
     data: bytes
     client: tuple[str, int] | tuple[str, int, int, int]
@@ -54,9 +55,9 @@ class Datagram:
 
 
 def prepare(sock: socket.socket) -> None:
-    """Have the kernel pass the dialled address with each datagram, and ask it for large buffers.
+    """Make the kernel pass the dialled address with each datagram, and enlarge the buffers.
 
-    Call it before registering the socket.
+    Call this before registering the socket.
     """
     enlarge_buffers(sock)
     sock.setsockopt(socket.SOL_IP, _IP_RECVORIGDSTADDR, 1)  # an IPv6 socket may get IPv4 as well
@@ -66,35 +67,35 @@ def prepare(sock: socket.socket) -> None:
 
 
 def enlarge_buffers(sock: socket.socket) -> None:
-    """Give a socket buffers of BUFFER octets in each direction, or as much as the kernel grants.
+    """Enlarge a socket's buffers to BUFFER bytes in each direction, or as far as the kernel allows.
 
-    With CAP_NET_ADMIN that is all of it (SO_RCVBUFFORCE, socket(7)), and the socket keeps it whoever uses it;
-    otherwise at most net.core.rmem_max and wmem_max, 212,992 octets on Debian.
+    With CAP_NET_ADMIN the kernel grants all of it (SO_RCVBUFFORCE, socket(7)), also for later users of the
+    socket; otherwise at most net.core.rmem_max and wmem_max, 212,992 bytes on Debian.
     """
     for forced, ordinary in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         try:
             sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
         except PermissionError:
-            if _granted(sock, ordinary) < BUFFER:  # never less than it has
+            if _granted(sock, ordinary) < BUFFER:  # never shrink it
                 sock.setsockopt(socket.SOL_SOCKET, ordinary, BUFFER)
 
 
 def buffers(sock: socket.socket) -> tuple[int, int]:
-    """The octets that a socket's receive and send buffer were granted."""
+    """Return the sizes of a socket's receive and send buffer in bytes."""
     return _granted(sock, socket.SO_RCVBUF), _granted(sock, socket.SO_SNDBUF)
 
 
 def _granted(sock: socket.socket, option: int) -> int:
-    """The kernel keeps and shows twice what was granted (socket(7))."""
+    """Return the size that was granted: the kernel doubles it (socket(7))."""
     return sock.getsockopt(socket.SOL_SOCKET, option) // 2
 
 
 def receive(sock: socket.socket, size: int = 65535, flags: int = 0) -> Datagram:
-    """Wait for a datagram of at most `size` bytes.
+    """Receive a datagram of at most `size` bytes; blocks unless `flags` has MSG_DONTWAIT.
 
-    Raises OSError as recvmsg does, and ValueError when the socket was not prepared.
+    Raises OSError as recvmsg(2) does, and ValueError when the socket was not prepared.
     """
-    data, ancillary, _, client = sock.recvmsg(size, _MOST_ANCILLARY, flags)
+    data, ancillary, _, client = sock.recvmsg(size, _MAX_ANCILLARY, flags)
     for level, kind, value in ancillary:
         if (level, kind) == (socket.SOL_IP, _IP_RECVORIGDSTADDR):
             port, packed = _SOCKADDR_IN.unpack_from(value)
@@ -102,15 +103,15 @@ def receive(sock: socket.socket, size: int = 65535, flags: int = 0) -> Datagram:
         if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_RECVORIGDSTADDR):
             port, _, packed = _SOCKADDR_IN6.unpack_from(value)
             return Datagram(data, client, ipaddress.IPv6Address(packed), port)
-    raise ValueError("the kernel did not say which address was dialled: call prepare(sock) first")
+    raise ValueError("the datagram has no destination address: call prepare(sock) first")
 
 
 def reply(sock: socket.socket, datagram: Datagram, data: bytes, flags: int = 0) -> int:
-    """Answer a datagram from the address dialled, without waiting; returns the bytes sent.
+    """Send a reply from the dialled address without blocking; returns the number of bytes sent.
 
-    Raises OSError as sendmsg does, and BlockingIOError when the send buffer is full: drop the reply then. A
-    server that waits for room can be stalled by spoofed clients of its own subnet, since the kernel keeps
-    replies to neighbours that do not resolve for seconds.
+    Raises OSError as sendmsg(2) does, and BlockingIOError when the send buffer is full: drop the reply then.
+    A server that waits for room can be stalled by spoofed clients of its own subnet, since the kernel keeps
+    replies to unresolved neighbours for seconds.
     """
     packed = datagram.address.packed
     if sock.family == socket.AF_INET:

@@ -21,7 +21,7 @@ from unmoor.bpf import pins as pinned
 from unmoor.bpf.pins import Pins
 from unmoor.sockets.activation.explain import explain
 from unmoor.sockets.activation.protocol import Question
-from unmoor.sockets.activation.registrar import Peer, RefusedError, Registry
+from unmoor.sockets.activation.registrar import Peer, RefusedError, Registrar
 from unmoor.sockets.dispatch import generation
 
 WEB = {"label": "web", "ports": [80]}
@@ -163,7 +163,7 @@ def test_a_member_asks_the_service(bed: Bed, unmoor_for_others: list[str], open_
         assert ask_as(MEMBER, GROUP).stdout == (
             "tcp 198.18.3.7 port 80: miss\n"
             "  binding  tcp 198.18.0.0/20 80 -> web\n"
-            "  because  no socket is registered: the packet is refused, and a miss counted\n"
+            "  because  no socket is registered: the packet is refused and counted as a miss\n"
         )
         bed.register("web", four)
         done = ask_as(MEMBER, GROUP)
@@ -176,10 +176,10 @@ def test_a_member_asks_the_service(bed: Bed, unmoor_for_others: list[str], open_
 
 def test_who_may_ask(bed: Bed) -> None:
     question = Question("tcp", ip_address("198.18.3.7"), 80)
-    registry = Registry(bed.pins)
+    registry = Registrar(bed.pins)
     for peer in (ROOT_PEER, Peer(1, MEMBER, frozenset({7, GROUP}))):
         assert registry.explain(question, peer)["service"] == 0
-    with pytest.raises(RefusedError, match="user id 65533 may not see what is loaded"):
+    with pytest.raises(RefusedError, match="user id 65533 may not read the pins"):
         registry.explain(question, Peer(1, STRANGER, frozenset({STRANGER})))
 
 

@@ -70,12 +70,12 @@ def test_both_names_are_missing(bed: Bed) -> None:
         for name in ("sockets", "registry"):
             (bed.pins.root / name).unlink()
         change = bed.load(WEB)
-        assert change.repairs == ("the map of sockets is made again: register every service again",)
+        assert change.repairs == ("created the map of sockets again: register every service again",)
         assert refuses("198.18.1.1", 80)
         check(bed)
         # The generation before has the map that is lost.
         with pytest.raises(
-            UnmoorError, match=r"previous: uses other maps than those pinned as sockets\n +fix:"
+            UnmoorError, match=r"previous: its program uses other maps than those pinned as sockets\n +fix:"
         ):
             generation.rollback(bed.pins)
         check(bed)
@@ -101,10 +101,10 @@ def test_a_shared_pin_is_missing(bed: Bed, name: str) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         f"unmoor: {bed.pins.root / name}: this pin is missing",
-        "    fix: run unmoor sockets load, which makes it again",
+        "    fix: run unmoor sockets load, which creates it again",
     ]
     assert generation.plan(document(WEB), None, bed.pins).repairs == (f"the pin {name} is missing",)
-    assert bed.load(WEB).repairs == (f"the pin {name} is made again: what it counted is lost",)
+    assert bed.load(WEB).repairs == (f"created the pin {name} again: its counts are lost",)
     check(bed)
 
 
@@ -143,7 +143,7 @@ def test_a_pin_of_another_kind(bed: Bed, name: str, other: str) -> None:
         if command[0] == "load":
             assert done.stderr.splitlines() == [
                 f"unmoor: {path}: this pin is a {other}, not a {kind}",
-                "    fix: remove it, then run unmoor sockets load, which makes it again",
+                "    fix: remove it, then run unmoor sockets load, which creates it again",
             ]
         assert "Traceback" not in done.stderr
     assert "Traceback" not in run("sockets", "status", *pins).stderr

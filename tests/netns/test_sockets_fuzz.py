@@ -109,7 +109,7 @@ def test_wrong_and_too_many_descriptors(service: Service) -> None:
             [file.fileno()],
             [read, other.fileno()],
             [other.fileno(), other.fileno()],
-            [other.fileno()] * (protocol.MOST_DESCRIPTORS + 1),
+            [other.fileno()] * (protocol.MAX_DESCRIPTORS + 1),
             [other.fileno()] * 253,
         ):
             reply = parse_reply(service.send(GOOD, descriptors))
@@ -135,7 +135,7 @@ def test_descriptors_in_many_pieces(service: Service) -> None:
 def test_half_closed_and_vanished_peers(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         for data in (b"", b"{", GOOD[:-1]):
-            assert b"no whole line" in service.send(data or b" ", [other.fileno()], half_close=True)
+            assert b"incomplete line" in service.send(data or b" ", [other.fileno()], half_close=True)
             client = service.connect()
             socket.send_fds(client, [data or b" "], [other.fileno()])
             client.close()

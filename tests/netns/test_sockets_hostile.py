@@ -158,7 +158,7 @@ def test_root_registers_while_others_fill_the_service(service: subprocess.Popen[
         while True:
             with suppress(OSError):
                 held.append(connect())
-                for _ in range(protocol.MOST_DESCRIPTORS):
+                for _ in range(protocol.MAX_DESCRIPTORS):
                     socket.send_fds(held[-1], [b" "], [file])
             del held[:-200]
             number += 1

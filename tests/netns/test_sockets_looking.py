@@ -22,8 +22,8 @@ from unmoor.scrape import server as scrape_door
 from unmoor.sockets.activation.explain import explain
 from unmoor.sockets.dispatch import generation
 from unmoor.sockets.observe.counts import address_counts
-from unmoor.sockets.observe.metrics import registry
-from unmoor.sockets.observe.rates import rates
+from unmoor.sockets.observe.metrics import collector_registry
+from unmoor.sockets.observe.rates import measure_rates
 from unmoor.sockets.observe.status import read_status
 
 WEB = {"label": "web", "ports": [80]}
@@ -57,7 +57,7 @@ def test_explain_names_what_matches_as_well(bed: Bed) -> None:
     [
         ("tcp", "198.18.3.7", 81, "tcp port 81 is not bound there"),
         ("udp", "198.18.3.7", 80, "udp port 80 is not bound there"),
-        ("tcp", "198.51.100.1", 80, "no prefix that is bound contains 198.51.100.1"),
+        ("tcp", "198.51.100.1", 80, "198.51.100.1 is in no bound prefix"),
     ],
 )
 def test_explain_says_why_not(bed: Bed, protocol: str, address: str, port: int, why: str) -> None:
@@ -214,7 +214,7 @@ def test_addresses_of_ipv6_take_bounded_room_and_the_busy_stay(bed: Bed) -> None
 def test_rates(bed: Bed) -> None:
     with listener() as four:
         bed.register("web", four)
-        measured = rates(bed.pins, 0.2)
+        measured = measure_rates(bed.pins, 0.2)
         calls = threading.Timer(0.05, lambda: [ask("198.18.0.9", 80) for _ in range(5)])
         calls.start()
         found = [next(measured), next(measured)]
@@ -235,7 +235,7 @@ def test_metrics(bed: Bed) -> None:
         ask("198.18.0.9", 80)
     wait_until(lambda: not bed.count("web").sockets)
     assert refuses("198.18.0.9", 80)
-    lines = generate_latest(registry(bed.pins, addresses=True)).decode().splitlines()
+    lines = generate_latest(collector_registry(bed.pins, addresses=True)).decode().splitlines()
     labels = 'family="ipv4",protocol="tcp",service="web"'
     assert f"unmoor_sockets_replaced_total{{{labels}}} 0.0" in lines
     assert f"unmoor_sockets_lookups_total{{{labels}}} 2.0" in lines
@@ -250,7 +250,7 @@ def test_metrics(bed: Bed) -> None:
 
 
 def test_metrics_over_http(bed: Bed) -> None:
-    server = scrape_door(registry(bed.pins), "127.0.0.1", 0)
+    server = scrape_door(collector_registry(bed.pins), "127.0.0.1", 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def get(path: str) -> http.client.HTTPResponse:

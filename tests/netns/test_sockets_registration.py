@@ -20,7 +20,7 @@ from unmoor.bpf import libbpf
 from unmoor.bpf.pins import Pins
 from unmoor.sockets.activation.descriptors import SocketInfo
 from unmoor.sockets.activation.protocol import Request
-from unmoor.sockets.activation.registrar import Peer, RefusedError, Registry
+from unmoor.sockets.activation.registrar import Peer, RefusedError, Registrar
 
 WEB = {"label": "web", "ports": [80]}
 NOBODY = 65534
@@ -282,7 +282,7 @@ def test_the_service_needs_two_capabilities_only(
 
 def registry(bed: Bed, label: str, *sockets: Any, peer: Peer = ROOT_PEER) -> tuple[SocketInfo, ...]:
     descriptors = [each if isinstance(each, int) else each.fileno() for each in sockets]
-    return Registry(bed.pins).handle(Request("register", label), descriptors, peer)
+    return Registrar(bed.pins).handle(Request("register", label), descriptors, peer)
 
 
 def test_who_may_register(bed: Bed) -> None:
@@ -384,7 +384,7 @@ def test_two_sockets_that_are_no_group_are_refused(bed: Bed) -> None:
     with listener() as one, listener() as two:
         with pytest.raises(RefusedError, match="SO_REUSEPORT"):
             registry(bed, "web", one, two)
-        with pytest.raises(RefusedError, match="came twice"):
+        with pytest.raises(RefusedError, match="is in the request twice"):
             registry(bed, "web", one, one)
     assert bed.count("web").sockets == ()
 
@@ -395,7 +395,7 @@ def test_more_sockets_than_slots_are_refused(bed: Bed) -> None:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         server.bind(("127.0.0.1", 8000))
         server.listen()
-    with pytest.raises(RefusedError, match="table full"):
+    with pytest.raises(RefusedError, match="too many sockets"):
         registry(bed, "web", *servers)
     assert len(registry(bed, "web", *servers[:8])) == 8
     # Fewer replace them all.
@@ -407,7 +407,7 @@ def test_more_sockets_than_slots_are_refused(bed: Bed) -> None:
 
 def test_without_a_table_registration_says_so(netns: None, pins: Pins) -> None:
     with listener() as four, pytest.raises(RefusedError, match="no dispatch table is loaded"):
-        Registry(pins).handle(Request("register", "web"), [four.fileno()], ROOT_PEER)
+        Registrar(pins).handle(Request("register", "web"), [four.fileno()], ROOT_PEER)
 
 
 def test_the_map_of_sockets_is_one_under_two_names(bed: Bed) -> None:

@@ -17,7 +17,7 @@ from unmoor.bpf.pins import Pins
 from unmoor.model import EdgeDocument
 from unmoor.sockets.activation.descriptors import SocketInfo
 from unmoor.sockets.activation.protocol import Request
-from unmoor.sockets.activation.registrar import Peer, Registry
+from unmoor.sockets.activation.registrar import Peer, Registrar
 from unmoor.sockets.dispatch import generation
 from unmoor.sockets.dispatch.generation import Change
 from unmoor.sockets.observe.status import Destination, read_status
@@ -49,11 +49,11 @@ class Bed:
         return generation.load(document(*services, prefixes=prefixes), self.code, self.pins)
 
     def register(self, service: str, *sockets: socket.socket) -> tuple[SocketInfo, ...]:
-        registry = Registry(self.pins)
+        registry = Registrar(self.pins)
         return registry.handle(Request("register", service), [each.fileno() for each in sockets], ROOT_PEER)
 
     def unregister(self, service: str) -> None:
-        Registry(self.pins).handle(Request("unregister", service), [], ROOT_PEER)
+        Registrar(self.pins).handle(Request("unregister", service), [], ROOT_PEER)
 
     def count(self, service: str, protocol: str = "tcp", family: int = 4) -> Destination:
         destinations = read_status(self.pins).destinations

@@ -1,4 +1,4 @@
-"""Compiles `dispatch.bpf.c` with clang; the only place of the sockets half that starts another program."""
+"""Compilation of `dispatch.bpf.c` with clang."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ _PACKAGES = {
 
 
 def compile_program(output: Path, clang: str = "clang", source: Path | None = None) -> None:
-    """Compile the dispatch program, or `source`, to a BPF object at `output`, replaced in one step.
+    """Compile the dispatch program, or `source`, to a BPF object, and replace `output` with it atomically.
 
-    Needs clang and the UAPI headers alone (no kernel headers, no BTF of the running kernel). Raises
-    UnmoorError, naming the Debian package, for whatever is missing.
+    Needs clang and the UAPI headers only: no kernel headers, no BTF of the running kernel. Raises UnmoorError
+    when it cannot be compiled or written; where clang or a header is missing, the error names the Debian
+    package.
     """
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        with as_file(files("unmoor.sockets.dispatch") / "dispatch.bpf.c") as ours:
-            # Debian keeps <asm/types.h> in a directory of the machine's own, unknown to `-target bpf`.
+        with as_file(files("unmoor.sockets.dispatch") / "dispatch.bpf.c") as default:
+            # Debian keeps <asm/types.h> in a directory per architecture, which `-target bpf` does not search.
             machine = f"/usr/include/{platform.machine()}-linux-gnu"
             run = subprocess.run(
-                [clang, *_FLAGS, "-idirafter", machine, "-c", str(source or ours), "-o", str(unfinished)],
+                [clang, *_FLAGS, "-idirafter", machine, "-c", str(source or default), "-o", str(unfinished)],
                 capture_output=True,
                 text=True,
                 check=False,

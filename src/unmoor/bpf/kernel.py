@@ -1,4 +1,4 @@
-"""The kernels that the dispatch program runs on; `make kernels` proves the oldest of them."""
+"""The oldest kernel that runs the dispatch program; `make kernels` tests it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 from unmoor.errors import UnmoorError
 
-#: Debian 12's. The program reads `ingress_ifindex` of its context, which came with Linux 5.17.
+#: Debian 12's. The program reads `ingress_ifindex` of its context, which Linux 5.17 added.
 MIN_KERNEL = (6, 1)
 
 

@@ -1,20 +1,19 @@
 """The directory of pins: the only state of the sockets half.
 
-    <pins>/link                     what is attached; the program that it runs says which generation is live
-    <pins>/sockets counters ...     shared by all generations
-    <pins>/registry                 `sockets` once more, for the activation service's user to write
+    <pins>/link                     the attached link; the program that it runs identifies the live generation
+    <pins>/sockets counters ...     maps that all generations share
+    <pins>/registry                 the map `sockets` again, writable for the activation service's user
     <pins>/current/ previous/       a generation each: its programs, its table, its record
-    <pins>/new/                     one that is being built
-    <pins>/lock/                    a directory to lock, which root alone may open
-    <pins>/guard/                   one that root and the activation service may open, and readers may not
+    <pins>/new/                     a generation that is being built
+    <pins>/lock/                    a directory to lock, which only root may open
+    <pins>/guard/                   a directory to lock, which root and the activation service may open
 
-The link is switched first and the directories are renamed after it. Wherever that was cut short, `settle`
-brings the names in line with the link; so a crash leaves the old or the new generation, whole.
+A change switches the link first and renames the directories after it. After an interruption at any point,
+`settle` makes the names agree with the link, so a crash leaves the old or the new generation, complete.
 
-Locks are taken in this order: `lock`, for a whole load, rollback or unload; then `guard`, for the moment of
-the switch. A registration holds `guard` from its last look at the generation until the sockets are written,
-so the ids that it writes to are those of the live generation. Both are flock(2) locks: the kernel releases
-them when their holder dies.
+Lock order: `lock`, for a whole load, rollback or unload; then `guard`, for the switch. A registration holds
+`guard` while it checks that the generation is still the same and writes the sockets, so it never writes to
+the ids of another generation. Both are flock(2) locks: the kernel releases them when the holder exits.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ _BPF_FS_MAGIC = "bpf"
 
 _READABLE = (0o640, "root", ACCOUNT)
 _READABLE_DIRECTORY = (0o750, "root", ACCOUNT)
-#: Mode, owner and group by the name of a pin; others are root's alone. A program is never for the group to
-#: read: a descriptor that is opened for reading can be attached, which needs no capability. Group root is for
+#: Mode, owner and group by the name of a pin; only root may access the rest. The group may never read a
+#: program: a descriptor opened for reading is enough to attach it, without any capability. Group root is for
 #: the loader, which runs without CAP_DAC_OVERRIDE.
 _ACCESS = {
     **dict.fromkeys((*SHARED, "ports", "nodes", "leaves", "record"), _READABLE),
@@ -56,19 +55,19 @@ _ACCESS = {
     "guard": (0o750, ACCOUNT, "root"),
 }
 
-#: Seconds that a load waits for a registration to end, and between two tries of a lock.
+#: Seconds that a load waits for a registration to end, and between two attempts to take a lock.
 GUARD_TIMEOUT = 10.0
 _LOCK_PAUSE = 0.001
-#: How often a load makes the directory again while others remove it.
+#: How often a load creates the directory again when others remove it meanwhile.
 _MAX_TRIES = 1000
 
 
 class NothingLoadedError(UnmoorError):
-    """There is no directory of pins."""
+    """The directory of pins does not exist."""
 
 
 class BusyError(UnmoorError):
-    """The guard was not free in time."""
+    """Another process held the guard for longer than the timeout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +83,17 @@ class Pins:
 
     @property
     def registry(self) -> Path:
-        """The map of sockets, as the activation service may write it."""
+        """The pin of the map of sockets that the activation service may write."""
         return self.root / "registry"
 
     @property
     def current(self) -> Path:
-        """The generation that is live."""
+        """The live generation."""
         return self.root / "current"
 
     @property
     def previous(self) -> Path:
-        """The generation that was live before."""
+        """The generation that was live before the current one."""
         return self.root / "previous"
 
     @property
@@ -104,7 +103,7 @@ class Pins:
 
     @property
     def displaced(self) -> Path:
-        """The generation that a rollback takes out of service, while its name changes."""
+        """The generation that a rollback replaces, while it is renamed."""
         return self.root / "displaced"
 
     @property
@@ -117,9 +116,9 @@ class Pins:
 
     @contextmanager
     def created(self) -> Iterator[None]:
-        """`locked`, with the directory made where it is missing.
+        """Take the lock for the length of a block, and create the directory if it is missing.
 
-        Raises UnmoorError where no bpffs is mounted or the caller may not write.
+        Raises UnmoorError when `root` is not on a bpffs, or the caller may not write there.
         """
         if not _on_bpffs(self.root):
             raise UnmoorError(
@@ -130,7 +129,7 @@ class Pins:
             yield
 
     def _create(self) -> int:
-        """Make the directory and lock it; returns the lock's descriptor."""
+        """Create the directory and lock it; returns the lock's descriptor."""
         for _ in range(_MAX_TRIES):
             try:
                 self.root.mkdir(mode=0o750, exist_ok=True)
@@ -140,7 +139,7 @@ class Pins:
                     protect(path)
                 return _lock(self._lock)
             except FileNotFoundError:
-                continue  # an unload removed it meanwhile
+                continue  # an unload has removed it meanwhile
             except PermissionError:
                 raise UnmoorError(
                     f"{self.root}: no permission to change the pins\n    fix: run this as root"
@@ -149,14 +148,16 @@ class Pins:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep others from changing the pins; waits for whoever does.
+        """Take the lock that every change of the pins holds, for the length of a block. Waits for it.
 
-        Raises NothingLoadedError when there are none, UnmoorError when the caller may not change them.
+        Raises NothingLoadedError when there are no pins, UnmoorError when the caller may not change them.
         """
         try:
             fd = _lock(self._lock)
         except PermissionError:
-            raise UnmoorError(f"may not change {self.root}: run this as root") from None
+            raise UnmoorError(
+                f"{self.root}: no permission to change the pins\n    fix: run this as root"
+            ) from None
         except FileNotFoundError:
             raise NothingLoadedError(f"nothing is loaded at {self.root}: run unmoor sockets load") from None
         with _held(fd):
@@ -164,15 +165,15 @@ class Pins:
 
     @contextmanager
     def guarded(self, timeout: float = GUARD_TIMEOUT) -> Iterator[None]:
-        """Keep registrations and switches apart; waits for at most `timeout` seconds.
+        """Take the guard, which excludes registrations from switches, for the length of a block.
 
-        Raises BusyError after that, and PermissionError when the caller is neither root nor the activation
-        service.
+        Raises BusyError when it is not free within `timeout` seconds, and PermissionError when the caller is
+        neither root nor the activation service.
         """
         try:
             fd = _lock(self._guard, timeout)
         except FileNotFoundError:
-            # Nothing is loaded, or a release did that which knows no guard; the next load makes one.
+            # Nothing is loaded, or a release without a guard loaded it; the next load creates the guard.
             yield
             return
         except TimeoutError:
@@ -184,14 +185,14 @@ class Pins:
             yield
 
     def protect(self) -> None:
-        """Give every pin its mode and owner, also those of an earlier release. Call it with the lock held."""
+        """Set mode and owner of every pin, also of an earlier release's. The caller holds the lock."""
         generations = [each for each in (self.current, self.previous, self.new) if each.is_dir()]
         for directory in (self.root, *generations):
             for path in directory.iterdir():
                 protect(path)
 
     def live_program(self) -> int | None:
-        """The kernel's number of the program that the link runs; None when nothing is attached."""
+        """Return the id of the program that the link runs; None when nothing is attached."""
         try:
             with libbpf.opened(self.link, "link") as link:
                 info = libbpf.link_info(link)
@@ -200,9 +201,9 @@ class Pins:
         return info.program if info.netns else None
 
     def live(self) -> Path | None:
-        """The directory of the live generation, also where a change was cut short; None when there is none.
+        """Return the directory of the live generation, also after an interrupted change, or None.
 
-        Who may not open the link (it can be changed by whoever has it open) goes by the names alone.
+        A caller that may not open the link (an open link can be changed) gets the result by the names alone.
         """
         try:
             program = self.live_program()
@@ -214,7 +215,7 @@ class Pins:
         return next((each for each in generations if _runs(each, program)), None)
 
     def settle(self) -> None:
-        """Finish or undo what was cut short. Call it with the lock held."""
+        """Finish or undo an interrupted change. The caller holds the lock."""
         live = self.live_program()
         if live is not None and _runs(self.new, live):
             if self.current.exists():
@@ -233,9 +234,9 @@ class Pins:
         remove(self.new)
 
     def clear(self) -> None:
-        """Unpin everything. Call it with the lock and the guard held.
+        """Unpin everything. The caller holds the lock and the guard.
 
-        The directories that others may wait for go last: who gets a lock finds nothing half removed.
+        The directories that others wait to lock are removed last, so that nobody finds a partial state.
         """
         for path in self.root.iterdir():
             if path not in (self._lock, self._guard):
@@ -246,7 +247,7 @@ class Pins:
 
 @contextmanager
 def opened_shared(pins: Pins, name: str) -> Iterator[int]:
-    """A map that generations share, to read, for the length of a block.
+    """Open a map that generations share, read-only, for the length of a block.
 
     Raises UnmoorError when it is not pinned.
     """
@@ -255,7 +256,7 @@ def opened_shared(pins: Pins, name: str) -> Iterator[int]:
         fd = libbpf.open_pin_to_read(path, "map")
     except FileNotFoundError:
         raise UnmoorError(
-            f"{path}: this pin is missing\n    fix: run unmoor sockets load, which makes it again"
+            f"{path}: this pin is missing\n    fix: run unmoor sockets load, which creates it again"
         ) from None
     with libbpf.closing(fd):
         yield fd
@@ -270,18 +271,18 @@ def _runs(generation: Path, program: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Unpin a pin, or everything in a directory; what is in use lives on in the kernel."""
+    """Unpin a pin, or everything in a directory. The kernel keeps objects that are in use."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
     for each in path.iterdir():
         remove(each)
-    with suppress(OSError):  # a unit that may write here has it mounted, and it cannot go
+    with suppress(OSError):  # it is a mount point of a unit that may write here
         path.rmdir()
 
 
 def protect(path: Path) -> None:
-    """Give a pin the mode and owner of its name: of the account `unmoor` where this computer has it."""
+    """Set mode and owner of a pin by its name; without an account `unmoor`, root owns it."""
     default = (0o700 if path.is_dir() else 0o600, "root", "root")
     _set_access(path, *_ACCESS.get(path.name, default))
 
@@ -295,16 +296,16 @@ def _set_access(path: Path, mode: int, owner: str, group: str) -> None:
 
 
 def _lock(directory: Path, timeout: float | None = None) -> int:
-    """A descriptor that locks the directory at this path; waits for at most `timeout` seconds, if any.
+    """Lock a directory and return the descriptor that holds the lock; without a timeout (seconds), wait.
 
-    Raises FileNotFoundError when the directory is gone, TimeoutError when others held the lock for so long.
+    Raises FileNotFoundError when the directory does not exist, TimeoutError after the timeout.
     """
     end = None if timeout is None else time.monotonic() + timeout
     while True:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             _flock(fd, end)
-            # Whoever held the lock may have removed the directory, and others have made it again.
+            # The previous holder may have removed the directory, and others may have created it again.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), directory.stat()):
                     return fd
@@ -328,7 +329,7 @@ def _flock(fd: int, end: float | None) -> None:
 
 @contextmanager
 def _held(fd: int) -> Iterator[None]:
-    """Release a lock at the end of a block, also where a child has inherited its descriptor."""
+    """Release a lock at the end of a block, even if a child process has inherited its descriptor."""
     try:
         yield
     finally:
@@ -337,7 +338,7 @@ def _held(fd: int) -> Iterator[None]:
 
 
 def _on_bpffs(path: Path) -> bool:
-    """Whether the nearest mount above `path` is a bpffs."""
+    """Whether `path` is on a bpffs."""
     best, kind = "", ""
     text = os.path.realpath(path)
     for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():

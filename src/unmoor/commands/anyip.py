@@ -19,15 +19,15 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--config", type=click.Path(path_type=Path), default=CONFIG, show_default=True)
-@click.option("--check", is_flag=True, help="Only say what would change.")
+@click.option("--check", is_flag=True, help="Only print what would change.")
 def apply(config: Path, check: bool) -> None:
-    """Make every prefix of the document local, and what it no longer names not local."""
+    """Make the prefixes of the document local, and remove routes of prefixes that it no longer has."""
     _run(anyip.plan(load(EdgeDocument, config)), check)
 
 
 @cli.command()
 def remove() -> None:
-    """Take away every route that `apply` added."""
+    """Remove all routes that `apply` added."""
     _run(anyip.plan(None), check=False)
 
 

@@ -1,4 +1,4 @@
-"""Addresses with ports on the command line."""
+"""Options with an address and port."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Endpoint = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
 
 
 def endpoints(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> list[Endpoint]:
-    """Read the values of an option that is given as ADDRESS:PORT, or [ADDRESS]:PORT."""
+    """Parse the values of an option, ADDRESS:PORT or [ADDRESS]:PORT. Raises click.BadParameter."""
     found = []
     for value in values:
         match = re.fullmatch(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]+)):(?P<port>\d{1,5})", value)

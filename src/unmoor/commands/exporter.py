@@ -1,4 +1,4 @@
-"""What both halves' `metrics` commands do: print what is counted, or serve it to Prometheus."""
+"""The `metrics` commands of both halves: print metrics, or serve them to Prometheus."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from unmoor.scrape import server
 
 
 def tell(registry: CollectorRegistry, listen: Sequence[Endpoint]) -> None:
-    """Print what is counted; with an endpoint, serve it there and tell systemd when that has begun.
+    """Print the metrics; with an endpoint, serve them there without end and notify systemd (READY=1).
 
-    Raises UnmoorError where it cannot listen.
+    Raises UnmoorError when it cannot listen there.
     """
     if not listen:
         click.echo(generate_latest(registry).decode(), nl=False)
         return
     host, port = listen[0]
     try:
-        door = server(registry, str(host), port)
+        httpd = server(registry, str(host), port)
     except OSError as error:
         raise UnmoorError(f"cannot listen at {host} port {port}: {error.strerror}") from None
     systemd.notify("READY=1")
-    door.serve_forever()
+    httpd.serve_forever()

@@ -1,4 +1,4 @@
-"""`unmoor sockets`: the dispatch table, the sockets registered, and what was counted."""
+"""`unmoor sockets`: the dispatch table, registered sockets, and counters."""
 
 from __future__ import annotations
 
@@ -33,18 +33,23 @@ CONFIG = Path("/etc/unmoor/edge.json")
 _PATH = click.Path(path_type=Path)
 _pins = click.option(
     "--pins",
-    type=click.Path(path_type=Path, readable=False),  # who may not read gets our error
+    type=click.Path(path_type=Path, readable=False),  # without permission, the error names the fix
     default=pinned.DEFAULT,
     show_default=True,
     help="Directory of the pins, on a bpffs.",
 )
-_door = click.option(
-    "--socket", "door", type=_PATH, default=protocol.SOCKET, show_default=True, help="The activation service."
+_activation = click.option(
+    "--socket",
+    "activation",
+    type=_PATH,
+    default=protocol.SOCKET,
+    show_default=True,
+    help="Socket of the activation service.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-#: The fix of what the kernel refuses, by errno.
+#: How to fix an error of the kernel, by errno.
 _FIXES = {
     errno.EACCES: "run this as root; members of group unmoor may read",
     errno.EPERM: "run this as root; a unit needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
@@ -55,14 +60,14 @@ _FIXES = {
 
 
 class _Sockets(click.Group):
-    """What the kernel refuses is one line with its fix."""
+    """Reports an error of the kernel in one line with its fix."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.EMFILE, errno.ENFILE):
-                raise  # the reader of our output is gone, which click ends quietly; or no matter of ours
+                raise  # click handles a closed pipe, `main` the file descriptor limit
             place = f"{error.filename}: " if error.filename else ""
             reason = os.strerror(error.errno) if error.errno else str(error)
             fix = _FIXES.get(error.errno or 0, "run this as root; docs/sockets.md has the limits")
@@ -76,7 +81,7 @@ def cli() -> None:
 
 @cli.command("compile")
 @click.option(
-    "--output", type=_PATH, default=Path("dispatch.o"), show_default=True, help="Where to write it."
+    "--output", type=_PATH, default=Path("dispatch.o"), show_default=True, help="The file to write."
 )
 def compile_command(output: Path) -> None:
     """Compile the dispatch program to a BPF object."""
@@ -87,18 +92,20 @@ def compile_command(output: Path) -> None:
 
 
 @cli.command()
-@click.option("--config", type=_PATH, default=CONFIG, show_default=True, help="What to load.")
-@click.option("--object", "object_file", type=_PATH, help="The compiled program; without it, compile it now.")
+@click.option("--config", type=_PATH, default=CONFIG, show_default=True, help="The document to load.")
 @click.option(
-    "--netns", type=_PATH, help="Network namespace, such as /run/netns/NAME; without it, one's own."
+    "--object", "object_file", type=_PATH, help="The compiled program; without it, it is compiled now."
 )
-@click.option("--check", is_flag=True, help="Only say what would change.")
+@click.option(
+    "--netns", type=_PATH, help="Network namespace, such as /run/netns/NAME; by default the caller's."
+)
+@click.option("--check", is_flag=True, help="Only print what would change.")
 @_json
 @_pins
 def load(
     config: Path, object_file: Path | None, netns: Path | None, check: bool, as_json: bool, pins: Path
 ) -> None:
-    """Make the running dispatch table what CONFIG says, in one atomic step."""
+    """Load CONFIG as the new dispatch table, in one atomic step."""
     from unmoor.sockets.dispatch import generation  # noqa: PLC0415 - a listener's unit needs none of it
 
     edge, code = _edge(config), _object(object_file)
@@ -112,7 +119,7 @@ def load(
 def _edge(config: Path) -> EdgeDocument:
     from unmoor.model import EdgeDocument, load  # noqa: PLC0415 - pydantic takes long to import
 
-    gc.disable()  # all that is read lives to the end: looking for garbage would take half of the time
+    gc.disable()  # nothing that is read is garbage, and collecting would take half of the time
     return load(EdgeDocument, config)
 
 
@@ -129,7 +136,7 @@ def _object(object_file: Path | None) -> bytes:
     except OSError as error:
         raise UnmoorError(
             f"cannot read {object_file} ({error.strerror}); "
-            f"make it: unmoor sockets compile --output {object_file}"
+            f"create it: unmoor sockets compile --output {object_file}"
         ) from None
 
 
@@ -159,7 +166,7 @@ def _print_change(change: Change, check: bool, as_json: bool) -> None:
         (f"+ {_line(binding)}" for binding in change.added),
         (f"- {_line(binding)}" for binding in change.removed),
     )
-    for line in islice(lines, _SHOWN):  # there may be a hundred thousand: only those shown are made
+    for line in islice(lines, _SHOWN):  # of a hundred thousand, create only those that are shown
         click.echo(line)
     more = len(change.added) + len(change.removed) - _SHOWN
     if more > 0:
@@ -184,7 +191,7 @@ def _line(binding: Any) -> str:
 @_json
 @_pins
 def diff(file: Path, as_json: bool, pins: Path) -> None:
-    """Show what loading FILE would change. Exit status 1 when it would change anything."""
+    """Print what loading FILE would change. Exit status 1 if it would change anything."""
     from unmoor.sockets.dispatch import generation  # noqa: PLC0415 - see load
 
     change = generation.plan(_edge(file), None, pinned.Pins(pins))
@@ -196,14 +203,14 @@ def diff(file: Path, as_json: bool, pins: Path) -> None:
 @click.argument("kind", metavar="PROTO", type=click.Choice(["tcp", "udp"]))
 @click.argument("address")
 @click.argument("port", type=click.IntRange(1, 65535))
-@click.option("--interface", default="", help="The interface that the packet comes in by.")
+@click.option("--interface", default="", help="The interface that the packet arrives by.")
 @_json
 @_pins
-@_door
+@_activation
 def explain(
-    kind: Any, address: str, port: int, interface: str, as_json: bool, pins: Path, door: Path
+    kind: Any, address: str, port: int, interface: str, as_json: bool, pins: Path, activation: Path
 ) -> None:
-    """Say which binding, service and socket would take a packet, and why. Exit status 1 when none would."""
+    """Print which binding, service and socket would take a packet, and why. Exit status 1 if none would."""
     from unmoor.sockets.activation.explain import explain as ask  # noqa: PLC0415 - see load
     from unmoor.sockets.observe.status import binding_as_json  # noqa: PLC0415 - see load
 
@@ -211,7 +218,7 @@ def explain(
         target = ipaddress.ip_address(address)
     except ValueError:
         raise UnmoorError(f"{address!r} is not an IP address, such as 198.18.3.7 or 2001:db8::1") from None
-    found = ask(pinned.Pins(pins), kind, target, port, interface, door)
+    found = ask(pinned.Pins(pins), kind, target, port, interface, activation)
     if as_json:
         binding = binding_as_json(found.binding) if found.binding else None
         losers = [binding_as_json(each) for each in found.losers]
@@ -229,14 +236,22 @@ def explain(
 
 
 @cli.command()
-@click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds.")
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many screens.")
-@click.option("--rows", type=click.IntRange(min=1), default=10, show_default=True, help="Addresses shown.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Seconds between screens.",
+)
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this number of screens.")
+@click.option(
+    "--rows", type=click.IntRange(min=1), default=10, show_default=True, help="Number of addresses to show."
+)
 @_json
 @_pins
 def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path) -> None:
-    """Show the rates of services and addresses, live."""
-    from unmoor.sockets.observe.rates import Rates, rates  # noqa: PLC0415 - see load
+    """Show the current rates of services and addresses."""
+    from unmoor.sockets.observe.rates import Rates, measure_rates  # noqa: PLC0415 - see load
 
     def show(found: Rates) -> None:
         if as_json:
@@ -247,7 +262,7 @@ def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path
         _print_table(("service", "lookups/s", "misses/s", "errors/s"), found.service_cells())
         _print_table(("address", "lookups/s"), found.address_cells(rows))
 
-    for number, found in enumerate(rates(pinned.Pins(pins), interval), 1):
+    for number, found in enumerate(measure_rates(pinned.Pins(pins), interval), 1):
         show(found)
         if number == count:
             return
@@ -255,14 +270,14 @@ def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path
 
 @cli.command()
 @click.option("--listen", multiple=True, callback=endpoints, help="Serve /metrics at ADDRESS:PORT.")
-@click.option("--addresses", is_flag=True, help="A sample for each address, too.")
+@click.option("--addresses", is_flag=True, help="Include a sample for each address.")
 @_pins
 def metrics(listen: list[Endpoint], addresses: bool, pins: Path) -> None:
     """Print the counters for Prometheus, or serve them."""
     from unmoor.commands.exporter import tell  # noqa: PLC0415 - see load
-    from unmoor.sockets.observe.metrics import registry  # noqa: PLC0415 - see load
+    from unmoor.sockets.observe.metrics import collector_registry  # noqa: PLC0415 - see load
 
-    tell(registry(pinned.Pins(pins), addresses), listen)
+    tell(collector_registry(pinned.Pins(pins), addresses), listen)
 
 
 @cli.command()
@@ -277,7 +292,7 @@ def unload(pins: Path) -> None:
 @cli.command()
 @_pins
 def rollback(pins: Path) -> None:
-    """Switch back to the generation before."""
+    """Switch back to the previous generation."""
     from unmoor.sockets.dispatch.generation import rollback as switch_back  # noqa: PLC0415 - see load
 
     click.echo(f"generation {switch_back(pinned.Pins(pins)).generation} is live again")
@@ -286,16 +301,16 @@ def rollback(pins: Path) -> None:
 @cli.command()
 @click.argument("service")
 @click.option("--pid", type=int, help="The process whose sockets to register.")
-@click.option("--pidfile", type=_PATH, help="A file that holds the process's id.")
+@click.option("--pidfile", type=_PATH, help="A file that contains the process id.")
 @click.option(
     "--listen",
     multiple=True,
     callback=endpoints,
-    help="Where the process listens, as ADDRESS:PORT; once for each socket.",
+    help="An address at which the process listens, as ADDRESS:PORT; once for each socket.",
 )
 @click.option("--protocol", "kind", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
 @click.option("--wait", type=float, default=5.0, show_default=True, help="Seconds for the sockets to appear.")
-@_door
+@_activation
 def register(
     service: str,
     pid: int | None,
@@ -303,40 +318,40 @@ def register(
     listen: list[Endpoint],
     kind: Any,
     wait: float,
-    door: Path,
+    activation: Path,
 ) -> None:
-    """Register the sockets of SERVICE: a running process's, or those passed by systemd (LISTEN_FDS)."""
+    """Register sockets for SERVICE, from a running process or passed by systemd (LISTEN_FDS)."""
     from unmoor.sockets.activation.client import MissingError, wait_for_sockets  # noqa: PLC0415 - see load
 
     if pid is None and pidfile is None:
         descriptors = systemd.listen_descriptors()
         if not descriptors:
             raise UnmoorError(
-                "no sockets: name a process (--pid or --pidfile, and --listen), "
+                "no sockets: give a process (--pid or --pidfile, and --listen), "
                 "or start this from a unit with Sockets="
             )
     elif not listen:
-        raise UnmoorError("say where the process listens: --listen ADDRESS:PORT")
+        raise UnmoorError("no addresses: add --listen ADDRESS:PORT, where the process listens")
     else:
         try:
             descriptors = wait_for_sockets(pid, pidfile, listen, kind, wait)
         except MissingError as error:
             _fail(service, str(error))
-    _request(door, protocol.Request("register", service), descriptors)
+    _request(activation, protocol.Request("register", service), descriptors)
 
 
 @cli.command()
 @click.argument("service")
-@_door
-def unregister(service: str, door: Path) -> None:
-    """Take all sockets of SERVICE out of service: its addresses refuse connections."""
-    _request(door, protocol.Request("unregister", service), [])
+@_activation
+def unregister(service: str, activation: Path) -> None:
+    """Remove all sockets of SERVICE: its addresses refuse connections from then on."""
+    _request(activation, protocol.Request("unregister", service), [])
 
 
-def _request(door: Path, request: protocol.Request, descriptors: Sequence[int]) -> None:
+def _request(activation: Path, request: protocol.Request, descriptors: Sequence[int]) -> None:
     from unmoor.sockets.activation.client import send  # noqa: PLC0415 - see load
 
-    reply = send(door, request, descriptors)
+    reply = send(activation, request, descriptors)
     if not reply.ok:
         _fail(request.service, reply.why)
     for warning in reply.warnings:
@@ -351,17 +366,17 @@ def _fail(service: str, why: str) -> NoReturn:
 
 @cli.command()
 @_pins
-@_door
-def serve(pins: Path, door: Path) -> None:
+@_activation
+def serve(pins: Path, activation: Path) -> None:
     """Run the activation service."""
-    from unmoor.sockets.activation.registrar import Registry  # noqa: PLC0415 - see load
+    from unmoor.sockets.activation.registrar import Registrar  # noqa: PLC0415 - see load
     from unmoor.sockets.activation.service import Activation, open_listener  # noqa: PLC0415 - see load
 
     try:
-        listening = open_listener(door)
+        listening = open_listener(activation)
     except OSError as error:
-        raise UnmoorError(f"cannot listen at {door}: {error.strerror}") from None
-    Activation(Registry(pinned.Pins(pins)), listening).serve()
+        raise UnmoorError(f"cannot listen at {activation}: {error.strerror}") from None
+    Activation(Registrar(pinned.Pins(pins)), listening).serve()
 
 
 @cli.command()
@@ -410,9 +425,9 @@ def _cells(binding: Any) -> tuple[str, ...]:
 
 
 @cli.command()
-@click.option("--edge", default=socket.gethostname, help="The edge's name; by default the host's.")
+@click.option("--edge", default=socket.gethostname, help="The name of the edge; by default the host name.")
 def whoami(edge: str) -> None:
-    """Serve the sockets passed by systemd: tell each client the edge, address and port that it reached."""
+    """Serve sockets passed by systemd: send each client the edge, address and port that it reached."""
     from unmoor.sockets.whoami import Whoami  # noqa: PLC0415 - see load
 
     descriptors = systemd.listen_descriptors()

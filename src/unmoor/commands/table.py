@@ -1,4 +1,4 @@
-"""Tables of plain text, for every command that shows rows."""
+"""Tables of plain text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows below their heading, each column as wide as it must be."""
+    """Print rows below their heading, in aligned columns."""
     widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
     format_row: Callable[[Sequence[str]], str] = lambda row: "  ".join(  # noqa: E731 - one expression
         cell.ljust(width) for cell, width in zip(row, widths, strict=True)

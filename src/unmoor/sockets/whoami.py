@@ -1,7 +1,7 @@
-"""A tiny listener: tells each client which edge it reached, and on which address and port.
+"""A minimal listener that sends each client the edge, address and port that it reached.
 
-It shows that an ordinary program, started by a `.socket` unit, serves whole prefixes without knowing of them:
-`getsockname()` of a connection is what the client dialled.
+It shows that an ordinary program, started by a `.socket` unit, serves whole prefixes without any support for
+them: `getsockname()` of a connection returns the address that the client dialled.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import socket
 import time
 from collections.abc import Sequence
 
-#: Seconds that a client gets to close its side once it has its line, and how many may be waited for.
-PATIENCE = 5.0
-MOST_CLIENTS = 1024
+#: Seconds in which a client must close its side after it has its line, and the maximum of such clients.
+TIMEOUT = 5.0
+MAX_CLIENTS = 1024
 _PAUSE = 0.1
 
 
 def line(edge: str, name: tuple[str, int]) -> bytes:
-    """What a client is told; `name` is the address and port dialled."""
+    """Return the line for a client; `name` is the address and port that it dialled."""
     address = ipaddress.ip_address(name[0].partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return f"whoami {edge} {mapped or address} {name[1]}\n".encode()
 
 
 class Whoami:
-    """Serves listening sockets until stopped; no client can hold up another."""
+    """Serves listening sockets; no client can delay another."""
 
     def __init__(self, edge: str, listeners: Sequence[socket.socket]) -> None:
         self._edge = edge
@@ -39,12 +39,12 @@ class Whoami:
             self._selector.register(listener, selectors.EVENT_READ)
 
     def serve(self) -> None:
-        """Answer clients for ever."""
+        """Answer clients without end."""
         while True:
-            self.step(PATIENCE)
+            self.step(TIMEOUT)
 
     def step(self, timeout: float) -> None:
-        """Wait for at most `timeout` seconds, and deal with whoever is there."""
+        """Wait for at most `timeout` seconds, and handle the clients that are ready."""
         for key, _ in self._selector.select(timeout):
             ready = key.fileobj
             if not isinstance(ready, socket.socket):
@@ -62,19 +62,19 @@ class Whoami:
             client, _ = listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                time.sleep(_PAUSE)  # the backlog holds the others meanwhile
+                time.sleep(_PAUSE)  # clients wait in the backlog
             return
         client.setblocking(False)
-        if len(self._clients) >= MOST_CLIENTS:
+        if len(self._clients) >= MAX_CLIENTS:
             self._drop(next(iter(self._clients)))
         try:
             client.send(line(self._edge, client.getsockname()[:2]))
-            # Close only after the client: what it sent unread would reset the connection, line and all.
+            # Close after the client: closing with unread data would reset the connection and lose the line.
             client.shutdown(socket.SHUT_WR)
         except OSError:
             client.close()
             return
-        self._clients[client] = time.monotonic() + PATIENCE
+        self._clients[client] = time.monotonic() + TIMEOUT
         self._selector.register(client, selectors.EVENT_READ)
 
     def _drain(self, client: socket.socket) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unmoor.sockets.whoami import MOST_CLIENTS, Whoami, line
+from unmoor.sockets.whoami import MAX_CLIENTS, Whoami, line
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def test_no_more_clients_than_it_has_room_for() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         whoami = Whoami("edge1", [listening])
         clients = []
-        for _ in range(MOST_CLIENTS + 3):
+        for _ in range(MAX_CLIENTS + 3):
             clients.append(socket.create_connection(listening.getsockname(), timeout=5))
             whoami.step(5)
         # The oldest had to go, the newest are served.
         for client in (clients[0], clients[-1]):
             assert client.recv(100).startswith(b"whoami")
         assert clients[0].recv(1) == b""
-        assert len(whoami._clients) == MOST_CLIENTS
+        assert len(whoami._clients) == MAX_CLIENTS
         for client in clients:
             client.close()
 

@@ -1,12 +1,13 @@
-"""The client of the activation service: finds a listener's sockets and sends them.
+"""The client of the activation service: copies a listener's sockets and sends them.
 
-A running process is asked for copies of its descriptors (pidfd_getfd, Linux 5.6), so the program needs no
-change; that takes the right to trace it, which root has and the activation service need not have.
+Copies are made by pidfd_getfd(2) (Linux 5.6), so the listener need not be changed. That takes the right to
+trace it, which root has; the activation service does not need it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -41,7 +42,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MissingError(Exception):
-    """The process has no such socket (yet); says which, and which sockets it `has`."""
+    """The process has no such socket (yet). `why` names the missing socket, `has` lists those that exist."""
 
     def __init__(self, why: str, has: Sequence[str] = ()) -> None:
         super().__init__(why)
@@ -49,7 +50,7 @@ class MissingError(Exception):
         self.has = tuple(has)
 
     def __str__(self) -> str:
-        """One screen at most."""
+        """The reason and the sockets that exist, at most one screen."""
         shown = self.has[:_MAX_SHOWN]
         lines = [self.why, *(f"    it has  {text}" for text in shown)]
         if len(self.has) > len(shown):
@@ -62,22 +63,22 @@ class MissingError(Exception):
 def send(
     path: Path, request: protocol.Request | protocol.Question, descriptors: Sequence[int] = ()
 ) -> protocol.Reply:
-    """Send one request to the activation service and wait for its answer.
+    """Send one request with descriptors to the activation service at `path`, and return its reply.
 
-    Raises UnmoorError when nobody answers at `path`.
+    Raises UnmoorError when no valid reply comes within 15 seconds.
     """
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-            # The kernel's timeouts: with Python's, connect fails at once while the service's backlog is full.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            # The kernel's timeouts, not Python's: with those, connect fails at once when the backlog is full.
             for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                door.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_TIMEOUT, 0))
-            door.connect(os.fspath(path))
+                sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_TIMEOUT, 0))
+            sock.connect(os.fspath(path))
             if descriptors:
-                socket.send_fds(door, [request.encode()], descriptors)
+                socket.send_fds(sock, [request.encode()], descriptors)
             else:
-                door.sendall(request.encode())
+                sock.sendall(request.encode())
             text = b""
-            while not text.endswith(b"\n") and (more := door.recv(protocol.MOST_BYTES)):
+            while not text.endswith(b"\n") and (more := sock.recv(protocol.MAX_BYTES)):
                 text += more
         return protocol.parse_reply(text)
     except (OSError, protocol.ProtocolError) as error:
@@ -93,20 +94,21 @@ def wait_for_sockets(
     pidfile: Path | None,
     listen: Sequence[Endpoint],
     kind: Protocol,
-    patience: float,
+    timeout: float,
 ) -> list[int]:
-    """Copies of the sockets of a process, and of its children, that listen at each of these addresses.
+    """Copy the sockets of a process and its descendants that listen at each of these addresses.
 
-    They may take `patience` seconds to appear, since a server forks while it starts. Raises MissingError when
-    one does not. The caller closes the descriptors.
+    Waits for at most `timeout` seconds until all exist, since a server may fork while it starts; MissingError
+    is raised after that. Raises UnmoorError when the caller may not trace the process. Returns descriptors,
+    which the caller closes.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     while True:
         try:
             return _collect(_read_pid(pid, pidfile), listen, kind)
         except MissingError as error:
             if time.monotonic() >= end:
-                raise MissingError(f"{error.why} (waited {patience:g} s)", error.has) from None
+                raise MissingError(f"{error.why} (waited {timeout:g} s)", error.has) from None
             time.sleep(_PAUSE)
 
 
@@ -152,7 +154,7 @@ def _check_complete(
         if not members:
             raise MissingError(
                 f"process {pid} has no {kind} socket that listens at {address} port {port}",
-                has or [f"none that waits for clients, nor have its children: is {pid} the right process?"],
+                has or [f"no listening socket, in its children neither: is {pid} the right process?"],
             )
 
 
@@ -164,7 +166,7 @@ def _suitable(descriptor: int) -> SocketInfo | None:
 
 
 def _family_tree(pid: int) -> Iterator[int]:
-    """A process and all below it: a server's workers may have sockets of their own."""
+    """Iterate over a process and its descendants: workers of a server may have sockets of their own."""
     if not Path(f"/proc/{pid}").exists():
         raise MissingError(f"there is no process {pid}")
     yield pid
@@ -176,7 +178,7 @@ def _family_tree(pid: int) -> Iterator[int]:
 
 
 def _sockets(pids: Iterable[int]) -> Iterator[int]:
-    """A copy of each socket of these processes."""
+    """Copy each socket of these processes; yields descriptors."""
     for pid in pids:
         try:
             pidfd = os.pidfd_open(pid)
@@ -195,7 +197,7 @@ def _socket_numbers(pid: int) -> Iterator[int]:
     try:
         entries = sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name))
     except PermissionError:
-        raise UnmoorError(f"may not look into process {pid}: run this as root") from None
+        raise UnmoorError(f"no permission to list the sockets of process {pid}: run this as root") from None
     except OSError:
         return
     for entry in entries:
@@ -208,6 +210,8 @@ def _copy(pidfd: int, number: int, pid: int) -> int | None:
     copy: int = _libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
     if copy >= 0:
         return copy
-    if ctypes.get_errno() == 1:
-        raise UnmoorError(f"may not copy the sockets of process {pid}: run this as root (CAP_SYS_PTRACE)")
-    return None  # closed meanwhile
+    if ctypes.get_errno() == errno.EPERM:
+        raise UnmoorError(
+            f"no permission to copy the sockets of process {pid}: run this as root (CAP_SYS_PTRACE)"
+        )
+    return None  # the process has closed it

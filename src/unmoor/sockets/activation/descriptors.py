@@ -1,6 +1,7 @@
-"""What a socket is: asked of the kernel by its descriptor.
+"""Inspection of descriptors: whether one is a socket that a service can have.
 
-With getsockopt(2) alone, which no other file than a socket answers: fstat(2) of a FUSE file asks its owner.
+Uses getsockopt(2) first, which the kernel answers without help. fstat(2) on a file of a FUSE file system may
+block for as long as its owner likes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _PROTOCOLS: dict[tuple[int, int], Protocol] = {
     (socket.SOCK_DGRAM, socket.IPPROTO_UDP): "udp",
 }
 
-#: How such a socket is listed, and why it cannot be registered. Go servers listen with it since Go 1.24.
+#: The name of Multipath TCP in lists of sockets, and why such a socket cannot be registered. Go servers use
+#: it by default since Go 1.24.
 MPTCP = "mptcp"
 MPTCP_REFUSED = (
     "Multipath TCP (protocol 262), which the kernel accepts in no socket map; fix: make the server listen "
@@ -44,8 +46,8 @@ MPTCP_REFUSED = (
 class SocketInfo:
     """A socket that can take packets: listening TCP, or bound and unconnected UDP.
 
-    `family` is 4 or 6; `cookie` is the kernel's number for it; `netns` the inode of its network namespace;
-    `interface` the one that it is bound to (SO_BINDTODEVICE), empty for any.
+    `family` is 4 or 6, `cookie` its SO_COOKIE, `netns` the inode of its network namespace, and `interface`
+    the one that it is bound to (SO_BINDTODEVICE), empty if none.
     """
 
     protocol: Protocol
@@ -59,26 +61,26 @@ class SocketInfo:
 
     @property
     def warning(self) -> str:
-        """What is odd about it, though it can be registered; empty when nothing is."""
+        """A warning about a socket that can be registered but may not work as expected; else empty."""
         if not self.interface:
             return ""
         return (
             f"{self} is bound to interface {self.interface} (SO_BINDTODEVICE): "
-            "its replies leave by this interface only, so clients that come in by another get none"
+            "replies leave by this interface only, so clients that arrive by another get none"
         )
 
     def __str__(self) -> str:
-        """As people write it: tcp 127.0.0.1:80."""
+        """The socket as in `tcp 127.0.0.1:80`."""
         host = f"[{self.address}]" if self.family == 6 else str(self.address)
         return f"{self.protocol} {host}:{self.port}"
 
 
 class UnsuitableError(Exception):
-    """The descriptor is none that a service can be given; says why."""
+    """The descriptor cannot be registered; the message is the reason."""
 
 
 def inspect(descriptor: int) -> SocketInfo:
-    """Tell what `descriptor` is. Raises UnsuitableError unless it can take packets for a service."""
+    """Describe the socket `descriptor`. Raises UnsuitableError unless it can take packets for a service."""
     with _borrowed(descriptor) as sock:
         family = _FAMILIES.get(sock.family)
         if family is None:
@@ -103,7 +105,7 @@ def inspect(descriptor: int) -> SocketInfo:
 
 
 def describe(descriptor: int) -> str | None:
-    """A socket that waits for clients, even if it cannot be registered; None for any other descriptor."""
+    """Return a listening socket as text, even if it cannot be registered; None for other descriptors."""
     try:
         with _borrowed(descriptor) as sock:
             name = MPTCP if sock.proto == _IPPROTO_MPTCP else _PROTOCOLS.get((sock.type, sock.proto))
@@ -117,7 +119,7 @@ def describe(descriptor: int) -> str | None:
 
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """The descriptor as a socket object, of its true family, type and protocol, that does not close it."""
+    """Wrap a descriptor in a socket object of its family, type and protocol that does not close it."""
     with _as_socket(descriptor, socket.AF_INET, socket.SOCK_STREAM, 0) as unknown:
         kind, family, number = (unknown.getsockopt(socket.SOL_SOCKET, option) for option in _CLASS)
     with _as_socket(descriptor, family, kind, number) as sock:
@@ -154,11 +156,11 @@ def _check_state(sock: socket.socket, protocol: Protocol, port: int) -> None:
     except OSError:
         pass
     else:
-        raise UnsuitableError("the socket is connected: register the one that waits for clients")
+        raise UnsuitableError("the socket is connected: register the listening socket")
     if protocol == "tcp" and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise UnsuitableError("the socket is not listening: call listen() before it is registered")
+        raise UnsuitableError("the socket is not listening: call listen() before registering it")
     if protocol == "udp" and not port:
-        raise UnsuitableError("the socket is not bound: call bind() before it is registered")
+        raise UnsuitableError("the socket is not bound: call bind() before registering it")
 
 
 def _namespace(sock: socket.socket) -> int:

@@ -1,4 +1,4 @@
-"""Why a packet goes where it goes: asks the live table, and says it in words."""
+"""Explanations: which binding, service and socket take a packet, and why."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unmoor.sockets.dispatch.lookup import Answer, explainer
 from unmoor.sockets.table.precedence import order
 from unmoor.sockets.table.record import Record
 
-#: How often the service is asked again since a load came in between.
+#: How often a question is repeated because a load has switched generations meanwhile.
 _MAX_TRIES = 5
 _ERRORS = {
     -errno.EAFNOSUPPORT: "its socket is of the other address family",
@@ -31,11 +31,11 @@ _ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What becomes of a packet.
+    """What happens to a packet.
 
-    `verdict` is one of socket (it reaches one), miss (bound, but no socket: refused), error (bound, but the
-    socket cannot take it: refused) and pass (not bound: the kernel's own look-up decides). `losers` are
-    bindings that match too, next best first.
+    `verdict` is one of socket (a socket takes it), miss (bound, but without a socket: refused), error (bound,
+    but the socket cannot take it: refused) and pass (not bound: the kernel's own look-up decides). `losers`
+    are the other bindings that match, in order of precedence. `cookie` is the socket's SO_COOKIE, or 0.
     """
 
     verdict: str
@@ -51,7 +51,7 @@ class Explanation:
         return self.verdict == "socket"
 
     def as_json(self) -> dict[str, Any]:
-        """For programs; bindings are left to the caller."""
+        """The explanation without its bindings, for JSON."""
         return {"verdict": self.verdict, "why": self.why, "service": self.service, "cookie": self.cookie}
 
 
@@ -63,9 +63,11 @@ def explain(
     interface: str = "",
     service: Path = wire.SOCKET,
 ) -> Explanation:
-    """Ask the live generation; who may only read asks the activation service at `service` to do it.
+    """Explain what the live generation does with a packet to this address and port.
 
-    Raises UnmoorError when nothing is loaded, or the service refuses or does not answer.
+    `interface` is the name of the one that the packet arrives by, empty for none. A caller that may only read
+    the pins asks the activation service at `service`. Raises UnmoorError when nothing is loaded, when the
+    interface does not exist, and when the service refuses or does not answer.
     """
     question = wire.Question(protocol, address, port, _index(interface))
     for _ in range(_MAX_TRIES):
@@ -82,18 +84,20 @@ def explain(
 
 
 def ask(pins: Pins, question: wire.Question, timeout: float = GUARD_TIMEOUT) -> tuple[int, Answer]:
-    """The answer of the live generation, after the id of the record that its numbers refer to.
+    """Ask the live generation. Returns the id of its record, to which service ids refer, and the answer.
 
-    Raises BusyError when a load takes longer than `timeout` seconds, UnmoorError when nothing is loaded, and
-    PermissionError when the caller may only read.
+    Raises BusyError when the guard is not free within `timeout` seconds, UnmoorError when nothing is loaded,
+    and PermissionError when the caller may only read.
     """
     with pins.guarded(timeout):
         directory = pins.live()
         generation = record_id(directory) if directory else None
         if directory is None or generation is None:
             raise _nothing_loaded(pins)
-        with explainer(directory) as twin:
-            return generation, twin.ask(question.protocol, question.address, question.port, question.ifindex)
+        with explainer(directory) as program:
+            return generation, program.ask(
+                question.protocol, question.address, question.port, question.ifindex
+            )
 
 
 def _nothing_loaded(pins: Pins) -> UnmoorError:
@@ -108,7 +112,9 @@ def _ask_service(question: wire.Question, service: Path) -> tuple[int, Answer]:
         found: dict[str, Any] = dict(reply.answer or {})
         return found.pop("generation"), Answer(**found)
     except (KeyError, TypeError):
-        raise UnmoorError(f"not an answer of the activation service at {service}: update it") from None
+        raise UnmoorError(
+            f"the activation service at {service} runs another version of Unmoor: restart it"
+        ) from None
 
 
 def _explanation(record: Record, question: wire.Question, interface: str, answer: Answer) -> Explanation:
@@ -150,9 +156,9 @@ def _verdict(answer: Answer) -> tuple[str, str]:
     if answer.error == 0:
         return "socket", "its socket takes the packet"
     if answer.error == 1:
-        return "miss", "no socket is registered: the packet is refused, and a miss counted"
+        return "miss", "no socket is registered: the packet is refused and counted as a miss"
     reason = _ERRORS.get(answer.error, os.strerror(-answer.error))
-    return "error", f"{reason}: the packet is refused, and an error counted"
+    return "error", f"{reason}: the packet is refused and counted as an error"
 
 
 def _not_bound(record: Record, protocol: Protocol, address: IPv4Address | IPv6Address, port: int) -> str:
@@ -160,9 +166,9 @@ def _not_bound(record: Record, protocol: Protocol, address: IPv4Address | IPv6Ad
         each for each in record.bindings if each.prefix.version == address.version and address in each.prefix
     ]
     if not near:
-        return f"no prefix that is bound contains {address}: the kernel's own look-up decides"
+        return f"{address} is in no bound prefix: the kernel's own look-up decides"
     if any(each.interface for each in near):
-        return f"{protocol} port {port} is not bound there, or on another interface: the kernel decides"
+        return f"{protocol} port {port} is not bound there, or only on another interface: the kernel decides"
     return (
         f"{address} is in a bound prefix, but {protocol} port {port} is not bound there: the kernel decides"
     )

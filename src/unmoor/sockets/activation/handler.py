@@ -1,7 +1,7 @@
-"""One request of the activation service, from a connection to its reply; run by a worker process.
+"""One request of the activation service, from connection to reply, in a worker process.
 
-Nobody's descriptors are received before it is known that he may register: the request is first read with
-MSG_PEEK and no room for descriptors, which leaves them where they are.
+Descriptors of a peer are received only after it has been authorized: the request is first read with MSG_PEEK
+and no room for descriptors, which leaves them in the queue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from unmoor.sockets.activation import protocol
-from unmoor.sockets.activation.registrar import Peer, RefusedError, Registry
+from unmoor.sockets.activation.registrar import Peer, RefusedError, Registrar
 
 _MAX_DESCRIPTORS = 253  # SCM_MAX_FD: the kernel passes no more with one message
 _MAX_REASON = 200  # characters of an unexpected exception in the log
@@ -27,19 +27,19 @@ _CREDENTIALS = struct.Struct("=iII")
 
 
 def read_user(sock: socket.socket) -> int:
-    """The user id of the process that connected."""
+    """Return the user id of the connected process (SO_PEERCRED)."""
     return _credentials(sock)[1]
 
 
 def read_peer(sock: socket.socket) -> Peer:
-    """The process that connected, as the kernel recorded it then (SO_PEERCRED, SO_PEERGROUPS)."""
+    """Return the connected process, as recorded by the kernel at connect(2) (SO_PEERCRED, SO_PEERGROUPS)."""
     pid, uid, gid = _credentials(sock)
     try:
         groups = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * 4)
     except OSError as error:
         if error.errno != errno.ERANGE:
             raise
-        groups = b""  # a member of more groups than that is known by the first alone
+        groups = b""  # of a member of more groups, only the primary group is used
     members = struct.unpack(f"={len(groups) // 4}I", groups)
     return Peer(pid, uid, frozenset((gid, *members)))
 
@@ -51,12 +51,13 @@ def _credentials(sock: socket.socket) -> tuple[int, int, int]:
 
 
 def discard(sock: socket.socket) -> bool:
-    """End a connection, and empty its queue so that it can be closed.
+    """Shut a connection down and empty its queue.
 
-    False when descriptors are in the queue: who closes the connection closes them, and may block.
+    Returns False when descriptors are left in the queue: closing the connection closes them too, which may
+    block.
     """
     with suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)  # from here on the peer can add nothing
+        sock.shutdown(socket.SHUT_RDWR)  # the peer can send nothing more
     with suppress(OSError):
         while True:
             data, _, flags, _ = _peek(sock)
@@ -69,20 +70,20 @@ def discard(sock: socket.socket) -> bool:
 
 
 def _peek(sock: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-    """What can be read, up to the first message with descriptors; MSG_CTRUNC if there is one."""
-    return sock.recvmsg(protocol.MOST_BYTES + 1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    """Peek at the queue, up to the first message with descriptors; MSG_CTRUNC shows that there is one."""
+    return sock.recvmsg(protocol.MAX_BYTES + 1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
 class Handler:
-    """Answers requests for the sockets of a registry."""
+    """Answers the requests of connections by a registrar."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, registrar: Registrar) -> None:
+        self._registrar = registrar
 
     def handle(self, sock: socket.socket) -> bool:
-        """Answer the request of a connection. False when descriptors are left in its queue.
+        """Answer the request of a connection. Returns False when descriptors are left in its queue.
 
-        Exits if closing what was received may block.
+        Exits the process if closing the received descriptors may block.
         """
         descriptors: list[int] = []
         reply = self._answer(sock, descriptors)
@@ -91,12 +92,12 @@ class Handler:
                 sock.send(reply.encode(), socket.MSG_DONTWAIT)
         if descriptors and not (reply and reply.ok):
             os._exit(0)
-        for descriptor in descriptors:  # sockets that listen, or UDP: none of these lingers
+        for descriptor in descriptors:  # listening or UDP sockets: SO_LINGER does not apply
             os.close(descriptor)
         return discard(sock)
 
     def _answer(self, sock: socket.socket, descriptors: list[int]) -> protocol.Reply | None:
-        """Do what is asked; None when nothing is. Puts what it receives into `descriptors`."""
+        """Carry out the request, if there is one. Appends received descriptors to `descriptors`."""
         label, peer = "", None
         try:
             peer = read_peer(sock)
@@ -105,11 +106,11 @@ class Handler:
                 return None
             request = protocol.parse_request(text)
             if isinstance(request, protocol.Question):
-                return protocol.Reply(True, answer=self._registry.explain(request, peer))
+                return protocol.Reply(True, answer=self._registrar.explain(request, peer))
             label = request.service
-            self._registry.authorize(request, peer)
+            self._registrar.authorize(request, peer)
             _receive(sock, descriptors)
-            infos = self._registry.handle(request, descriptors, peer)
+            infos = self._registrar.handle(request, descriptors, peer)
             reply = protocol.Reply(
                 True, "", tuple(map(str, infos)), tuple(info.warning for info in infos if info.warning)
             )
@@ -117,7 +118,7 @@ class Handler:
             reply = protocol.Reply(False, str(error))
         except OSError as error:
             reply = protocol.Reply(False, f"the kernel reports: {os.strerror(error.errno or 0)}")
-        except Exception as error:  # a defect costs this request, not the service
+        except Exception as error:  # a bug fails this request, not the service
             _log(label, peer, f"internal error: {type(error).__name__}: {error}"[:_MAX_REASON])
             return protocol.Reply(False, "internal error: see journalctl -u unmoor-activation.service")
         _log(label, peer, _summary(reply))
@@ -125,7 +126,7 @@ class Handler:
 
 
 def _read_line(sock: socket.socket) -> bytes | None:
-    """The request, which stays in the queue; None when the peer closed without one."""
+    """Return the request and leave it in the queue; None when the peer closed without one."""
     try:
         data, _, _, _ = _peek(sock)
     except (BlockingIOError, ConnectionResetError):
@@ -133,22 +134,22 @@ def _read_line(sock: socket.socket) -> bytes | None:
     if not data:
         return None
     text, end, rest = data.partition(b"\n")
-    if rest or len(text) > protocol.MOST_BYTES:
+    if rest or len(text) > protocol.MAX_BYTES:
         raise protocol.ProtocolError("more than one line")
     if not end:
-        raise protocol.ProtocolError("no whole line: send the request in one message")
+        raise protocol.ProtocolError("incomplete line: send the request in one message")
     return text
 
 
 def _receive(sock: socket.socket, descriptors: list[int]) -> None:
     _, received, flags, _ = socket.recv_fds(
-        sock, protocol.MOST_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        sock, protocol.MAX_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
     )
     descriptors += received
     if flags & socket.MSG_CTRUNC:
         raise RefusedError("file descriptor limit reached")
-    if len(received) > protocol.MOST_DESCRIPTORS:
-        raise RefusedError(f"more than {protocol.MOST_DESCRIPTORS} sockets in one request")
+    if len(received) > protocol.MAX_DESCRIPTORS:
+        raise RefusedError(f"more than {protocol.MAX_DESCRIPTORS} sockets in one request")
 
 
 def _summary(reply: protocol.Reply) -> str:
@@ -158,6 +159,6 @@ def _summary(reply: protocol.Reply) -> str:
 
 
 def _log(label: str, peer: Peer | None, text: str) -> None:
-    """One line for the journal; JSON keeps what a client sent from breaking it."""
+    """Write one line to the journal. JSON escapes what the client sent."""
     sender = f"pid {peer.pid}, user id {peer.uid}" if peer else "unknown peer"
     print(f"service {json.dumps(label)} ({sender}): {json.dumps(text)}", file=sys.stderr, flush=True)

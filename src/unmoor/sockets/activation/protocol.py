@@ -1,8 +1,8 @@
-"""How a listener talks to the activation service: one line of JSON each way over a UNIX stream socket.
+"""The protocol of the activation service: one line of JSON each way over a UNIX stream socket.
 
-A client sends the whole line and, as SCM_RIGHTS (unix(7)), the sockets to register in one message: one call
-of sendmsg(2). The service reads the line first and receives no descriptor of a peer that may not register.
-It answers once and closes.
+A client sends the line and the sockets to register (SCM_RIGHTS, unix(7)) in one message, by one call of
+sendmsg(2). The service reads the line first, and receives descriptors only from a peer that may register. It
+replies once and closes the connection.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from unmoor.bpf.layout import FAMILIES, PROTOCOLS, SOCKET_SLOTS
 from unmoor.model import Protocol
 
 SOCKET = Path("/run/unmoor/activation.sock")
-#: Bytes of a line, and descriptors of one request: every slot of a service's protocols and families.
-MOST_BYTES = 4096
-MOST_DESCRIPTORS = SOCKET_SLOTS * len(PROTOCOLS) * len(FAMILIES)
+#: Maximum length of a line in bytes, and of descriptors in one request: all slots of one service.
+MAX_BYTES = 4096
+MAX_DESCRIPTORS = SOCKET_SLOTS * len(PROTOCOLS) * len(FAMILIES)
 
 Verb = Literal["register", "unregister"]
 
 
 class ProtocolError(Exception):
-    """The line is not what this protocol allows; says why."""
+    """A line violates the protocol; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client wants."""
+    """A request to register or unregister the sockets of a service (its label)."""
 
     verb: Verb
     service: str
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Asks what becomes of a packet to `address` and `port` from interface `ifindex` (0 for none)."""
+    """A request to explain a packet to `address` and `port` from interface `ifindex` (0 for none)."""
 
     protocol: Protocol
     address: IPv4Address | IPv6Address
@@ -56,10 +56,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of it: the sockets that the service has now, or the reason why nothing was changed.
+    """The reply: the sockets that the service has now, or in `why` the reason why nothing was changed.
 
-    `warnings` name what is odd about sockets that were registered; `answer` is what a question gets, see
-    `registry.explain`.
+    `warnings` are about sockets that were registered but may not work as expected. `answer` is the reply to a
+    question: see `Registrar.explain`.
     """
 
     ok: bool
@@ -74,7 +74,7 @@ class Reply:
 
 
 def parse_request(text: bytes) -> Request | Question:
-    """Read a request. Raises ProtocolError for anything that is not one."""
+    """Parse a request. Raises ProtocolError when it is not valid."""
     found = _parse(text)
     if found.get("verb") == "explain":
         return _parse_question(found)
@@ -102,19 +102,19 @@ def _parse_question(found: dict[str, Any]) -> Question:
     return Question(found["protocol"], address, found["port"], found["ifindex"])
 
 
-def _is_number(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+def _is_number(value: object, minimum: int, maximum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
 def parse_reply(text: bytes) -> Reply:
-    """Read a reply. Raises ProtocolError for anything that is not one."""
+    """Parse a reply. Raises ProtocolError when it is not valid."""
     found = _parse(text)
     try:
         return Reply(
             bool(found["ok"]),
             str(found["why"]),
             tuple(map(str, found["sockets"])),
-            tuple(map(str, found.get("warnings", ()))),  # a service of an older release sends none
+            tuple(map(str, found.get("warnings", ()))),  # older releases send none
             found.get("answer"),
         )
     except (KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Puts sockets into the slots of a service, all or none, for whoever may; asks `explain` for readers."""
+"""The registrar: checks sockets and the right to register them, then puts them into a service's slots."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from unmoor.errors import UnmoorError
 from unmoor.model import Service
 from unmoor.sockets.activation.descriptors import SocketInfo, UnsuitableError, inspect
 from unmoor.sockets.activation.explain import ask
-from unmoor.sockets.activation.protocol import MOST_DESCRIPTORS, Question, Request
+from unmoor.sockets.activation.protocol import MAX_DESCRIPTORS, Question, Request
 from unmoor.sockets.dispatch.generation import OWN_NETNS, Live, find_live, record_id
 from unmoor.sockets.table.record import Record
 
-#: Seconds that a request waits for a load to switch generations. The service answers nobody else meanwhile.
+#: Seconds that a request waits while a load switches generations; it occupies a worker meanwhile.
 GUARD_TIMEOUT = 0.5
-#: How often a registration begins again since the generation has changed meanwhile.
+#: How often a registration is repeated because a load has switched generations meanwhile.
 _MAX_TRIES = 5
 
-#: Sockets of a request by their group of slots: descriptor and description.
+#: Sockets of a request by the index of their slots (`layout.group`): descriptor and description.
 _Groups = dict[int, list[tuple[int, SocketInfo]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who asks, as the kernel says (SO_PEERCRED, SO_PEERGROUPS)."""
+    """The process that sent a request, as the kernel reports it (SO_PEERCRED, SO_PEERGROUPS)."""
 
     pid: int
     uid: int
@@ -51,7 +51,7 @@ class Peer:
 
 
 class RefusedError(Exception):
-    """The request is refused; says why. Nothing was changed."""
+    """The request is refused and nothing was changed; the message is the reason."""
 
 
 _P = ParamSpec("_P")
@@ -59,7 +59,7 @@ _T = TypeVar("_T")
 
 
 def _refusing(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Make what an operator can fix the reason of a refusal."""
+    """Turn UnmoorError, which an operator can fix, into RefusedError."""
 
     @wraps(function)
     def refusing(*arguments: _P.args, **options: _P.kwargs) -> _T:
@@ -73,23 +73,24 @@ def _refusing(function: Callable[_P, _T]) -> Callable[_P, _T]:
     return refusing
 
 
-class Registry:
-    """The sockets of all services, as the running generation knows them."""
+class Registrar:
+    """Registers sockets for the services of the live generation."""
 
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
 
     @_refusing
     def authorize(self, request: Request, peer: Peer) -> None:
-        """Whether the peer may ask this. Raises RefusedError. Needs none of the request's descriptors."""
+        """Raise RefusedError unless the peer may make this request. Needs none of its descriptors."""
         _authorized(self._live().record, request.service, peer)
 
     @_refusing
     def handle(self, request: Request, descriptors: Sequence[int], peer: Peer) -> tuple[SocketInfo, ...]:
-        """Do what is asked; returns the sockets registered. Raises RefusedError, with nothing changed.
+        """Register or unregister sockets: all or none. Returns the sockets that the service has now.
 
-        What takes time is done first. The guard is held only for the write, and only while the generation is
-        still the one that was read: no load gives another service the ids that are written to.
+        Raises RefusedError with nothing changed. All checks precede the guard, which is held for the write
+        only. Under it the generation is compared with the one that was checked, so no load can have given the
+        service's id to another service.
         """
         for _ in range(_MAX_TRIES):
             live = self._live()
@@ -104,13 +105,14 @@ class Registry:
 
     @_refusing
     def explain(self, question: Question, peer: Peer) -> dict[str, int | None]:
-        """What `lookup.Answer` holds, and `generation`: the id of the record that its numbers refer to.
+        """Return the fields of `lookup.Answer`, and `generation`: the id of the record that they refer to.
 
-        For root and whoever may read the pins. Costs one test run. Raises RefusedError.
+        Takes one test run. Raises RefusedError when the peer may not read the pins, when nothing is loaded, and
+        when the table is being changed.
         """
         if not _may_read(self._pins.root, peer):
             raise RefusedError(
-                f"user id {peer.uid} may not see what is loaded: "
+                f"user id {peer.uid} may not read the pins: "
                 f"run this as root or as a member of group {ACCOUNT}"
             )
         generation, answer = ask(self._pins, question, GUARD_TIMEOUT)
@@ -125,7 +127,7 @@ class Registry:
     def _prepared(
         self, record: Record, request: Request, services: Sequence[Service], descriptors: Sequence[int]
     ) -> _Groups:
-        """The sockets by their group of slots, checked; to unregister, every group without one."""
+        """Check the sockets and group them by their slots; to unregister, all slots without sockets."""
         label = request.service
         if request.verb == "unregister":
             if descriptors:
@@ -133,7 +135,7 @@ class Registry:
             first = group(record.services[label], PROTOCOLS[0], FAMILIES[0])
             return {number: [] for number in range(first, first + GROUPS_PER_SERVICE)}
         if not descriptors:
-            raise RefusedError("no socket came with the request")
+            raise RefusedError("the request has no socket")
         allowed = {protocol for service in services for protocol in service.protocols}
         groups: _Groups = defaultdict(list)
         for descriptor in descriptors:
@@ -166,9 +168,9 @@ class Registry:
 
     @staticmethod
     def _prove(descriptors: Sequence[int]) -> None:
-        """Put all into a map that nothing reads: so the kernel refuses before anything changes."""
+        """Put the sockets into a temporary map, so that the kernel refuses any of them before the change."""
         with libbpf.closing(
-            libbpf.create_map(libbpf.MAP_SOCKMAP, "proof", KEY.size, DESCRIPTOR.size, MOST_DESCRIPTORS)
+            libbpf.create_map(libbpf.MAP_SOCKMAP, "proof", KEY.size, DESCRIPTOR.size, MAX_DESCRIPTORS)
         ) as proof:
             for number, descriptor in enumerate(descriptors):
                 try:
@@ -180,7 +182,7 @@ class Registry:
 
 
 def _authorized(record: Record, label: str, peer: Peer) -> list[Service]:
-    """The services of this label. Raises RefusedError when there is none, or the peer may not register it."""
+    """Return the services with this label. Raises RefusedError if there is none or the peer has no right."""
     services = [service for service in record.declared if service.label == label]
     if not services:
         raise RefusedError(f"unknown service {label!r}: add it to the inventory's services")
@@ -192,7 +194,7 @@ def _authorized(record: Record, label: str, peer: Peer) -> list[Service]:
 
 
 def _may_read(path: Path, peer: Peer) -> bool:
-    """Whether a path's mode lets root, or the peer as a member of its group, read it."""
+    """Whether the peer is root, or the mode of a path lets it read as a member of the group."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -204,10 +206,11 @@ def _check_group(members: Sequence[SocketInfo]) -> None:
     first = members[0]
     if len(members) > SOCKET_SLOTS:
         raise RefusedError(
-            f"table full: {len(members)} sockets like {first}, at most {SOCKET_SLOTS} have room"
+            f"too many sockets for {first.protocol} over IPv{first.family}: {len(members)}, "
+            f"at most {SOCKET_SLOTS}"
         )
     if len({member.cookie for member in members}) < len(members):
-        raise RefusedError(f"{first} came twice")
+        raise RefusedError(f"{first} is in the request twice")
     if len(members) > 1 and not all(
         member.reuseport and (member.address, member.port) == (first.address, first.port)
         for member in members
@@ -227,7 +230,7 @@ def _fill_slots(sockets: int, number: int, descriptors: Sequence[int]) -> None:
 
 
 def may_register(service: Service, peer: Peer) -> bool:
-    """Whether the peer may register this service: root, one of its users, a member of one of its groups."""
+    """Whether the peer is root, one of the service's users, or a member of one of its groups."""
     if peer.uid == 0:
         return True
     return any(_uid(user) == peer.uid for user in service.users) or any(

@@ -1,8 +1,8 @@
-"""The activation service: takes sockets from listeners and puts them where the dispatch program finds them.
+"""The activation service: listeners send it their sockets, and it registers them.
 
-One thread that accepts and waits for no client and no descriptor: a connection with a request is passed to a
-worker process (`workers`), which answers it (`handler`). The service keeps nothing in memory, so it may be
-killed and restarted at any moment; packets never notice.
+One thread accepts connections and never blocks on a client or a descriptor: a connection with a request is
+passed to a worker process (`workers`), which answers it (`handler`). The service has no state in memory, so
+it can be killed and restarted at any time without effect on packets.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from pathlib import Path
 
 from unmoor import systemd
 from unmoor.sockets.activation.handler import Handler, discard, read_user
-from unmoor.sockets.activation.registrar import Registry
+from unmoor.sockets.activation.registrar import Registrar
 from unmoor.sockets.activation.workers import MAX_PASSED, Worker, Workers
 
-#: Seconds that a client gets to send its request.
+#: Seconds in which a client must send its request.
 TIMEOUT = 5.0
-#: Connections that have no worker yet: of one user other than root, and in all.
+#: Maximum of connections without a worker: of one user other than root, and of all.
 MAX_OF_USER = 64
 MAX_CLIENTS = 512
-#: Connections that wait to be closed. With as many of them, none is accepted until workers have closed some.
+#: Maximum of connections that wait to be closed; beyond it, none is accepted.
 MAX_LEFT = 512
 MAX_ACCEPTED = 128  # in one round
 _BACKLOG = 1024  # clients wait there while the service is restarted
 _INTERVAL = 1.0
-_DISCARD_INTERVAL = 0.1  # many at once: a worker that closes descriptors has to exit, and the next to start
+_DISCARD_INTERVAL = 0.1  # in batches: a worker that closes descriptors exits, and another must start
 _PAUSE = 0.1
 _MAX_SIGNALS = 4096  # read at once, a byte each
 
 
 @dataclass(eq=False, slots=True)
 class _Client:
-    """A connection that has no worker yet; `ready` when its request, or its end, has come."""
+    """A connection without a worker; `ready` once its request or its end can be read."""
 
     sock: socket.socket
     user: int
@@ -49,16 +49,16 @@ class _Client:
 
 
 class Activation:
-    """Serves a listening UNIX socket until stopped."""
+    """The service on a listening UNIX socket."""
 
-    def __init__(self, registry: Registry, listener: socket.socket) -> None:
+    def __init__(self, registrar: Registrar, listener: socket.socket) -> None:
         self._listener = listener
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._clients: dict[socket.socket, _Client] = {}  # the oldest first
         self._numbers: Counter[int] = Counter()  # of clients of each user
         self._next_discard = time.monotonic()
-        self._workers = Workers(self._selector, Handler(registry).handle, discard)
+        self._workers = Workers(self._selector, Handler(registrar).handle, discard)
         self._stopping = False
         self._accepting = False
         self._watchdog = systemd.Watchdog()
@@ -80,13 +80,13 @@ class Activation:
             self.step()
         systemd.notify("STOPPING=1")
         self._finish()
-        os._exit(0)  # whatever is in the queues of connections is closed by the exit: see `workers`
+        os._exit(0)  # the exit closes what is in the queues of connections: see `workers`
 
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
 
     def _finish(self) -> None:
-        """Let workers finish what has come; others find the listening socket with the next service."""
+        """Finish the requests that were accepted; the next service accepts the rest."""
         self._accept_if(False)
         end = time.monotonic() + TIMEOUT
         while self._is_busy() and time.monotonic() < end:
@@ -103,7 +103,7 @@ class Activation:
         self._accepting = wanted
 
     def step(self) -> None:
-        """Wait for at most a second, and deal with whatever has happened."""
+        """Wait for events for at most a second, and handle them."""
         timeout = _DISCARD_INTERVAL if self._workers.left else _INTERVAL
         for key, _ in self._selector.select(min(timeout, self._watchdog.interval / 3)):
             if key.fileobj is self._listener:
@@ -129,7 +129,7 @@ class Activation:
                 sock, _ = self._listener.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    time.sleep(_PAUSE)  # the backlog holds the others meanwhile
+                    time.sleep(_PAUSE)  # clients wait in the backlog
                 return
             user = read_user(sock)
             if user and self._numbers[user] >= MAX_OF_USER:
@@ -143,7 +143,7 @@ class Activation:
                 self._make_room()
 
     def _make_room(self) -> None:
-        """Give up the oldest connection of the user who has the most: no user keeps others out, or root."""
+        """Drop the oldest connection of the user with the most, root last: no user keeps others out."""
         user = max(self._numbers, key=lambda each: (each != 0, self._numbers[each]))
         client = next(client for client in self._clients.values() if client.user == user)
         self._remove(client)
@@ -170,11 +170,14 @@ class Activation:
 
 
 def _wake(_number: int, _frame: object) -> None:
-    """A worker has exited: `step` returns from its wait."""
+    """Handle SIGCHLD: by the wakeup descriptor it ends the wait of `step`."""
 
 
 def open_listener(path: Path) -> socket.socket:
-    """The socket to serve: systemd's, or a new one at `path` that every user may connect to."""
+    """Return systemd's listening socket, or a new one at `path` that every user may connect to.
+
+    Raises OSError when it cannot listen there.
+    """
     passed = systemd.listen_descriptors()
     if passed:
         return socket.socket(fileno=passed[0])

@@ -1,12 +1,11 @@
-"""Worker processes of the activation service: where descriptors that others sent are received and closed.
+"""Worker processes of the activation service, which receive and close the descriptors of clients.
 
 Closing the last copy of a TCP socket with SO_LINGER, or any copy of a file of a FUSE file system, blocks for
-as long as its owner likes; so does closing a connection in whose queue such a descriptor waits. The service
-therefore passes each connection to a worker, and closes its own copy only when the queue is empty or while
-another copy exists. A worker that a foreign descriptor blocks is killed, and counts against the user who
-sent it.
+as long as its owner likes. So does closing a connection with such a descriptor in its queue. The service
+therefore passes each connection to a worker, and closes its own copy only when the queue is empty or another
+copy exists. A worker that is blocked by a descriptor is killed, and counts against the user who sent it.
 
-A worker with descriptors that may block does not close them but exits: the kernel ignores SO_LINGER then.
+A worker exits instead of closing descriptors that may block: at exit the kernel ignores SO_LINGER.
 """
 
 from __future__ import annotations
@@ -22,31 +21,31 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-#: Workers at the same time: of root, of another user, of all other users, and those that only discard.
+#: Maximum of workers at a time: for root, for another user, for all other users, and for closing only.
 MAX_OF_ROOT = 8
 MAX_OF_USER = 2
 MAX_OF_USERS = 8
 MAX_DISCARDING = 2
-#: In place of a user's id, for connections that nobody will answer.
+#: Stands for the user id where connections are only closed.
 DISCARD = -1
-#: Connections that are passed with one message (SCM_MAX_FD).
+#: Maximum of connections in one message (SCM_MAX_FD).
 MAX_PASSED = 253
 
-#: Seconds for a worker to start or to deal with what it was given: more than a client waits.
+#: Seconds for a worker to start or to finish its connections; longer than a client waits.
 TIMEOUT = 20.0
-#: Another is started beside one that has not started in so many seconds, up to so many.
+#: Seconds after which another worker is started beside one that has not started, and their maximum.
 _START_SOON = 1.0
 _MAX_STARTING = 4
 _MAX_IDLE = 1
 _FIRST_DESCRIPTOR = 3
 
 _HANDLE, _CLOSE = b"h", b"c"
-#: Follows _CLOSE when the service has closed its own copies.
+#: Sent after _CLOSE once the service has closed its own copies.
 _GO = b"g"
-#: What a worker reports: ready for connections, the last one's queue is empty, or it is not.
+#: Reports of a worker: ready (the last queue is empty), or ready with descriptors left in the last queue.
 _READY, _LEFT = b"r", b"l"
 
-#: Deals with a connection. False when descriptors are left in its queue. To exit instead is allowed.
+#: Handles a connection; returns False when descriptors are left in its queue. It may exit the process.
 Task = Callable[[socket.socket], bool]
 
 
@@ -54,7 +53,8 @@ Task = Callable[[socket.socket], bool]
 class Worker:
     """A child process.
 
-    `user` is whose request it has, None while it starts or is idle; `connection` is the service's copy.
+    `user` is the id of the user whose request it handles, None while it starts or is idle. `connection` is
+    the service's copy of that connection, `deadline` a time of the monotonic clock.
     """
 
     pid: int
@@ -66,10 +66,10 @@ class Worker:
 
 
 class Workers:
-    """The worker processes.
+    """The pool of worker processes.
 
-    Their channels are in `selector`, each with its worker as data: call `report` when one is readable, and
-    `tend` at least every few seconds.
+    Registers the workers' channels in `selector`, with the worker as data. The caller calls `report` when one
+    is readable, and `tend` every few seconds.
     """
 
     def __init__(self, selector: selectors.BaseSelector, handle: Task, discard: Task) -> None:
@@ -77,7 +77,7 @@ class Workers:
         self._tasks = {_HANDLE: handle, _CLOSE: discard}
         self._workers: list[Worker] = []
         self._idle: list[Worker] = []
-        #: Connections that only a worker may close, for `discard`.
+        #: Connections for `discard`, which only a worker may close.
         self.left: list[socket.socket] = []
 
     @property
@@ -86,7 +86,7 @@ class Workers:
         return any(worker.user is not None and not worker.killed for worker in self._workers)
 
     def take(self, user: int) -> Worker | None:
-        """A worker for a user's connection; None when there is none yet or the user has as many as he may."""
+        """Return an idle worker for a connection of this user, or None; then start one if that is allowed."""
         if not self._may_have_more(user):
             return None
         if self._idle:
@@ -105,34 +105,34 @@ class Workers:
         return users.count(user) < MAX_OF_USER and others < MAX_OF_USERS
 
     def start(self) -> None:
-        """Start a worker; it reports when it is ready. Without resources for one, nothing happens."""
+        """Start a worker, which reports when it is ready. Does nothing when resources are exhausted."""
         try:
-            ours, theirs = socket.socketpair()
+            here, there = socket.socketpair()
         except OSError:
             return
-        gc.freeze()  # a collection in the child would copy every page
-        with theirs:
+        gc.freeze()  # a garbage collection in the child would copy all pages
+        with there:
             try:
                 pid = os.fork()
             except OSError:
-                ours.close()
+                here.close()
                 return
             if pid == 0:
-                _be_worker(theirs, self._tasks)
-        ours.setblocking(False)
-        worker = Worker(pid, ours, time.monotonic() + TIMEOUT)
+                _be_worker(there, self._tasks)
+        here.setblocking(False)
+        worker = Worker(pid, here, time.monotonic() + TIMEOUT)
         self._workers.append(worker)
-        self._selector.register(ours, selectors.EVENT_READ, worker)
+        self._selector.register(here, selectors.EVENT_READ, worker)
 
     def handle(self, worker: Worker, user: int, connection: socket.socket) -> bool:
-        """Let a worker that `take` returned answer a user's request. False when it has died meanwhile."""
+        """Pass a connection to a worker from `take`. Returns False when the worker has died meanwhile."""
         if not self._send(worker, _HANDLE, [connection]):
             return False
         worker.user, worker.connection = user, connection
         return True
 
     def discard(self) -> None:
-        """Let workers close what is `left`, as far as there are any."""
+        """Pass connections in `left` to workers to close, while workers are available."""
         while self.left:
             some = self.left[:MAX_PASSED]
             worker = self.take(DISCARD)
@@ -163,7 +163,7 @@ class Workers:
         return True
 
     def report(self, worker: Worker) -> None:
-        """Read what a worker reports: that it is ready, or its end."""
+        """Handle a report of a worker, or its end."""
         if worker.channel is None:
             return
         try:
@@ -188,7 +188,7 @@ class Workers:
             worker.connection = None
 
     def _close(self, worker: Worker) -> None:
-        """Without its channel a worker exits; it counts until it has."""
+        """Close the channel, which makes the worker exit. It counts until `tend` has reaped it."""
         self._release(worker)
         if worker.channel:
             self._selector.unregister(worker.channel)
@@ -199,35 +199,35 @@ class Workers:
         worker.deadline = worker.deadline or time.monotonic() + TIMEOUT
 
     def tend(self) -> None:
-        """Kill workers that took too long, and forget those that have exited."""
+        """Kill workers that are past their deadline, and reap those that have exited."""
         now = time.monotonic()
         for worker in list(self._workers):
             if worker.deadline is not None and worker.deadline <= now and not worker.killed:
                 whose = "" if worker.user in (None, DISCARD) else f" with a request of user id {worker.user}"
                 print(f"worker {worker.pid}{whose} is blocked: killed", file=sys.stderr, flush=True)
                 self._kill(worker)
-            # Never wait for one: even a killed process may block while it closes its files.
+            # Do not block here: even a killed process may take long to close its files.
             if worker.channel is None and os.waitpid(worker.pid, os.WNOHANG)[0]:
                 self._workers.remove(worker)
 
     def _kill(self, worker: Worker) -> None:
         worker.killed = True
-        os.kill(worker.pid, signal.SIGKILL)  # not reaped yet, so the id is still its own
+        os.kill(worker.pid, signal.SIGKILL)  # not reaped yet, so the id cannot be another process's
         self._close(worker)
 
 
 def _be_worker(channel: socket.socket, tasks: dict[bytes, Task]) -> None:
-    """The life of a worker; does not return."""
+    """Run a worker. Does not return."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # what has begun is finished; the service waits for it
+            signal.signal(number, signal.SIG_IGN)  # a worker finishes its request; the service waits for it
         _close_others(channel.fileno())
         state: bytes | None = _READY
         while state:
             state = _work(channel, tasks, state)
     finally:
-        os._exit(0)  # whatever this holds is closed by the exit, which SO_LINGER cannot delay
+        os._exit(0)  # the exit closes all descriptors, and SO_LINGER cannot delay it
 
 
 def _close_others(kept: int) -> None:
@@ -237,7 +237,7 @@ def _close_others(kept: int) -> None:
 
 
 def _work(channel: socket.socket, tasks: dict[bytes, Task], state: bytes) -> bytes | None:
-    """Report `state`, take connections and deal with them; what to report next, None to exit."""
+    """Report `state` and handle the next connections. Returns the next report, or None to exit."""
     try:
         channel.send(state)
         kind, descriptors, _, _ = socket.recv_fds(channel, 1, MAX_PASSED, socket.MSG_CMSG_CLOEXEC)

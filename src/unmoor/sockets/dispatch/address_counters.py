@@ -1,7 +1,7 @@
-"""The counters of IPv4 addresses, as they stand in the map that all generations share.
+"""The counters of IPv4 addresses, in the map that all generations share.
 
-The kernel counts while user space looks, so nothing here writes: a counter that gets another address begins
-at what it stands at, and its record remembers that.
+User space never resets a counter, since the kernel updates it at the same time. When a counter is given to
+another address, the record keeps its value at that moment: its begin.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIZE = ADDRESS_CHUNK * 8
 def totals(
     addresses: int, chunks: Iterable[int] = range(ADDRESS_CHUNKS)
 ) -> Iterator[tuple[int, Sequence[int]]]:
-    """Chunks of counters in which anything was counted, summed over the processors: (number, counters)."""
+    """Read chunks of counters, summed over all CPUs; yields (chunk, counters) of those with a count."""
     size = _SIZE * libbpf.possible_cpus()
     nothing = bytes(size)
     for chunk in chunks:
@@ -32,9 +32,9 @@ def totals(
 
 
 def begins(addresses: int, counted: Allocation, earlier: Sequence[Record]) -> dict[int, int]:
-    """Where counters begin, of those that do not begin at 0; `earlier` are the records before, newest first.
+    """Return the begins that are not 0, by counter; `earlier` holds the previous records, newest first.
 
-    An address that goes on in its counter keeps that counter's begin; others begin at what is counted now.
+    A counter that keeps its address keeps its begin. That of a newly counted address begins at its value now.
     """
     fresh = bytearray(COUNTERS_OF_ADDRESSES)
     for number, count in counted.fresh:

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
-/* The dispatch program: which socket takes a packet for (protocol, address, port).
+/* The dispatch program chooses the socket for a packet by (protocol, address, port).
  *
- * It runs at every look-up of a listening TCP socket or an unconnected UDP socket in the network
- * namespace, before the kernel's own (Linux >= 5.9, BPF_PROG_TYPE_SK_LOOKUP):
+ * It runs before each of the kernel's look-ups of a listening TCP socket or an unconnected UDP
+ * socket in its network namespace (BPF_PROG_TYPE_SK_LOOKUP, Linux 5.9):
  *
  *   ports[protocol][port] -> root of a trie -> leaf (a prefix) -> service -> socket
  *
- * `ports`, `nodes` and `leaves` are the dispatch table: filled by the loader (table.py), then
- * frozen. `sockets` and the counters are shared by all generations of the table. Not ours: SK_PASS
- * after one array access. Bound, but no socket: SK_DROP and a miss.
+ * `ports`, `nodes` and `leaves` are the dispatch table: the loader fills them (table.py) and
+ * freezes them. All generations of the table share `sockets` and the counters. For a port that is
+ * not bound the result is SK_PASS after one array access; for a binding without a socket, SK_DROP
+ * and a miss.
  */
 #include <linux/bpf.h>
 #include <linux/errno.h>
@@ -18,20 +19,19 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* The sizes below are known to layout.py as well. */
+/* layout.py has the same sizes. */
 #define MAX_SERVICES 2048
-/* Sockets of one service, protocol and family: the first that is alive takes the packet. */
+/* Sockets of one service, protocol and family; the first one that is open takes the packet. */
 #define SOCKET_SLOTS 8
 #define MAX_GROUPS (MAX_SERVICES * 4)
-/* The trie's depth and the number of nested prefixes; table.py refuses to exceed them. */
+/* Maximum depth of a trie, and of nested prefixes; table.py enforces both. */
 #define MAX_DEPTH 28
 #define MAX_NESTING 64
-/* Addresses with a counter of their own, in chunks that user space reads in one call each. */
+/* Counters of IPv4 addresses, in chunks; user space reads a chunk in one call. */
 #define ADDRESS_CHUNK 1024
 #define ADDRESS_CHUNKS 128
 
-/* IPv6 addresses with a counter of their own: sets of a hash table that is never longer than this.
- */
+/* Counters of IPv6 addresses: a set-associative table of fixed size. */
 #define SEEN_SETS 4096
 #define SEEN_SET_BITS 12
 #define SEEN_WAYS 4
@@ -45,8 +45,7 @@ struct port {
 };
 
 /* A node of a level-compressed trie (Nilsson and Karlsson, 1999): the `bits` bits at `pos` of the
- * address select one of 2^bits nodes from `first` on. With no bits it is the end: `first` is a
- * leaf.
+ * address select one of the 2^bits nodes from `first` on. If `bits` is 0, `first` is a leaf.
  */
 struct node {
 	__u32 first;
@@ -55,7 +54,7 @@ struct node {
 	__u16 zero;
 };
 
-/* A prefix that is bound, left-aligned in 128 bits, and the service that it is bound to.
+/* A bound prefix, left-aligned in 128 bits, and its service.
  * `parent` is the leaf to try next when this one does not match; 0 ends the chain.
  */
 struct leaf {
@@ -65,11 +64,11 @@ struct leaf {
 	__u64 mask_low;
 	__u32 parent;
 	__u32 service;
-	/* Interface that the packet must have come in by; 0 for any. */
+	/* Interface by which the packet must arrive; 0 for any. */
 	__u32 ifindex;
-	/* Of the prefix; compared between the port's trie and that of 'any port'. */
+	/* Length of the prefix, to compare the leaves of the port and of any port. */
 	__u32 length;
-	/* Added to an IPv4 address it gives the number of the address's counter. */
+	/* address_base + IPv4 address = index of the address's counter. */
 	__u64 address_base;
 	__u64 zero;
 };
@@ -80,13 +79,13 @@ struct counters {
 	__u64 wrong_family;   /* EAFNOSUPPORT */
 	__u64 wrong_protocol; /* EPROTOTYPE */
 	__u64 wrong_state;    /* ESOCKTNOSUPPORT */
-	/* Not an error: a program attached before this one had chosen a socket. */
+	/* Not an error: an earlier program had chosen a socket. */
 	__u64 replaced;
 	__u64 other_error;
 	__u64 zero;
 };
 
-/* An IPv6 address and how often it was looked up; a set of them has the addresses of one hash. */
+/* An IPv6 address and its number of look-ups; a set has the addresses with the same hash. */
 struct seen {
 	__u64 high;
 	__u64 low;
@@ -97,27 +96,27 @@ struct seen_set {
 	struct seen ways[SEEN_WAYS];
 };
 
-/* What `explain` is asked beside the packet, and what it found. */
+/* The result of `explain`, and its input besides the packet. */
 struct answer {
 	__u32 bound;
 	__u32 service;
 	__u32 length;
 	__u32 ifindex;
-	/* 0: a socket takes it; 1: there is none (a miss); below 0: bpf_sk_assign's error. */
+	/* 0: a socket takes it; 1: there is none (a miss); negative: error of bpf_sk_assign. */
 	__s32 error;
-	/* Asked by user space: BPF_PROG_TEST_RUN takes no interface in the context. */
+	/* Input, since BPF_PROG_TEST_RUN accepts no interface in the context. */
 	__u32 asked_ifindex;
 };
 
-/* An address that `prove` is asked, and the service that must take it, plus one; 0 for none. */
+/* An address for `prove`, and the expected service, plus one; 0 for none. */
 struct question {
 	__u64 high;
 	__u64 low;
 	__u64 expected;
 };
 
-/* Questions from `next` up to `end` for one port, and what came out: how many were answered
- * wrongly, the first of them, and the service that it found, plus one.
+/* Input: the questions from `next` up to `end`, for one port. Result: the number of wrong answers,
+ * the first wrong question, and the service that it found, plus one.
  */
 struct batch {
 	__u32 port;
@@ -207,7 +206,7 @@ struct {
 } batches SEC(".maps");
 
 /* Roots of the tries of the bindings to any port, set before the program is loaded. The verifier
- * knows the values, so that where they are 0 nothing of the code below is left.
+ * knows their values, and removes the code for those that are 0.
  */
 const volatile __u32 any_tcp_ipv4 = 0;
 const volatile __u32 any_tcp_ipv6 = 0;
@@ -220,7 +219,7 @@ struct target {
 	__u32 ifindex;
 };
 
-/* The leaf with the longest prefix of `root` that matches, or NULL. */
+/* Return the leaf of the longest prefix below `root` that matches, or NULL. */
 static __always_inline const struct leaf *find(__u32 root, const struct target *target)
 {
 	__u32 index = root, number = 0;
@@ -255,8 +254,7 @@ static __always_inline const struct leaf *find(__u32 root, const struct target *
 	return NULL;
 }
 
-/* Of a port's own leaf and that of 'any port': the longer prefix, at equal length the port's own.
- */
+/* Choose between the leaf of a port and that of any port: the longer prefix, else the port's. */
 static __always_inline const struct leaf *choose(const struct leaf *own, const struct leaf *any)
 {
 	if (!own)
@@ -266,8 +264,7 @@ static __always_inline const struct leaf *choose(const struct leaf *own, const s
 	return own;
 }
 
-/* Roots of the tries that hold what is bound at a port; `port` is the port of TCP, 65536 more for
- * UDP. */
+/* Roots of the tries of the bindings at a port. `port` is the port number, plus 65536 for UDP. */
 struct roots {
 	__u32 own;
 	__u32 any;
@@ -291,7 +288,7 @@ static __always_inline struct roots roots_of(__u32 port, int is_ipv6)
 	return roots;
 }
 
-/* The binding that takes a packet to this address, or NULL. */
+/* Return the binding that takes a packet to this address, or NULL. */
 static __always_inline const struct leaf *match(struct roots roots, const struct target *target)
 {
 	const struct leaf *own = NULL, *any = NULL;
@@ -315,8 +312,8 @@ static __always_inline void count_address(__u64 number)
 		counts[number % ADDRESS_CHUNK]++;
 }
 
-/* Where all ways of the address's set are taken it wears one of them down, and takes its place when
- * that is at 0: busy addresses stay, those seen once make room for one another.
+/* If all ways of the set are in use, decrement the count of one of them, and replace it once that
+ * is 0. So busy addresses stay, and rare ones replace one another.
  */
 static __always_inline void count_ipv6(const struct target *target)
 {
@@ -362,8 +359,8 @@ static __always_inline void count_error(struct counters *count, long error)
 		count->other_error++;
 }
 
-/* Give the packet to the first socket alive in the slots of `group`. Returns 1 where there is none,
- * 0 when it was given, or the error of bpf_sk_assign.
+/* Assign the packet to the first open socket in the slots of `group`. Returns 0, or 1 if there is
+ * none, or the error of bpf_sk_assign.
  */
 static __always_inline long assign(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags)
 {
@@ -385,10 +382,11 @@ static __always_inline long assign(struct bpf_sk_lookup *ctx, __u32 group, __u64
 	return error;
 }
 
-/* Both programs below are this one: `explain` reports what `dispatch` would do and counts nothing.
+/* The body of `dispatch` and `explain`; `explain` reports what `dispatch` would do, without
+ * counting.
  *
- * A hit replaces the choice of a program that was attached before (BPF_SK_LOOKUP_F_REPLACE). A miss
- * cannot: the kernel keeps the last socket chosen, whatever a later program returns.
+ * A hit replaces the choice of an earlier program (BPF_SK_LOOKUP_F_REPLACE). A miss cannot: the
+ * kernel keeps the last socket that was chosen, whatever a later program returns.
  */
 static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 {
@@ -406,7 +404,7 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 	long error;
 
 	if (explaining) {
-		/* A real packet: somebody attached `explain`. It decides nothing. */
+		/* A real packet: `explain` was attached by mistake. Pass it. */
 		if (ctx->remote_port || ctx->ingress_ifindex)
 			return SK_PASS;
 		answer = bpf_map_lookup_elem(&answers, &zero);
@@ -434,7 +432,7 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 	group = leaf->service * 4 + is_udp * 2 + is_ipv6;
 	had_socket = ctx->sk != NULL;
 	error = assign(ctx, group, flags);
-	/* Without a socket of its own an IPv4 packet may go to a dual-stack socket. */
+	/* Without an IPv4 socket, the packet may go to a dual-stack socket. */
 	if (error == 1 && !is_ipv6) {
 		error = assign(ctx, group + 1, flags);
 		if (error == -EAFNOSUPPORT)
@@ -480,8 +478,8 @@ int explain(struct bpf_sk_lookup *ctx)
 	return run(ctx, 1);
 }
 
-/* Run once for each question of a batch. It chooses by the lines that `dispatch` is made of, but
- * takes the packet from a map, so that one call from user space proves a whole table.
+/* Verify a table: each run answers one question of a batch by the same code as `dispatch`. The
+ * packet is in a map, so that one call from user space answers all questions.
  */
 SEC("sk_lookup")
 int prove(struct bpf_sk_lookup *ctx __attribute__((unused)))

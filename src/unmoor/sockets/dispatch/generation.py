@@ -1,4 +1,4 @@
-"""Generations of the dispatch table: built beside the running one, proved, switched by one link update."""
+"""Generations of the dispatch table: built beside the running one, verified, switched by a link update."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ from unmoor.sockets.table.packed import Packed
 from unmoor.sockets.table.record import Record, decode
 from unmoor.sockets.table.rules import Lines, Rule, difference
 
-#: Where a thread's own network namespace is found.
+#: The network namespace of the calling thread.
 OWN_NETNS = Path("/proc/thread-self/ns/net")
 
-# The live generation has no name for some microseconds while it is renamed.
+# A rename leaves the live generation without a name for some microseconds.
 _READ_TRIES = 20
 _READ_PAUSE = 0.01
 
 #: The maps that a load writes and freezes.
 _WRITTEN = ("ports", "nodes", "leaves")
 _GROUPS = MAX_SERVICES * GROUPS_PER_SERVICE
-#: (size of a value, entries) of the shared maps.
+#: (size of a value in bytes, entries) of the shared maps.
 _SHAPES = {
     "sockets": (DESCRIPTOR.size, _GROUPS * SOCKET_SLOTS),
     "counters": (COUNTERS_STRUCT.size, _GROUPS),
@@ -74,7 +74,7 @@ _SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a load does, or would do, to the running state."""
+    """What a load changes: bindings, the program, anything else in the document, and missing pins."""
 
     added: Lines
     removed: Lines
@@ -84,14 +84,14 @@ class Change:
 
     @property
     def changed(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether a load has anything to change."""
         return bool(self.added or self.removed or self.new_program or self.others or self.repairs)
 
 
 class Live(NamedTuple):
     """The live generation: its directory, its record, and the id of the record's map.
 
-    The directory's name may be another generation's a moment later. The id is this one's alone.
+    The directory may be renamed at any time; the id identifies the generation for good.
     """
 
     directory: Path
@@ -100,13 +100,13 @@ class Live(NamedTuple):
 
 
 def read_record(generation: Path) -> Record | None:
-    """The record of the generation pinned at `generation`; None when there is none."""
+    """Return the record of the generation pinned at `generation`; None if there is none."""
     with _opened_record(generation) as fd:
         return None if fd is None else _decoded(fd)
 
 
 def record_id(generation: Path) -> int | None:
-    """The id of the record's map; None when there is none."""
+    """Return the id of the map of the generation's record; None if there is none."""
     with _opened_record(generation) as fd:
         return None if fd is None else libbpf.map_info(fd).id
 
@@ -121,7 +121,8 @@ def _opened_record(generation: Path) -> Iterator[int | None]:
         return
     except PermissionError:
         raise UnmoorError(
-            f"may not read {path}: run this as root or as a member of group {ACCOUNT}"
+            f"{path}: no permission to read this pin\n"
+            f"    fix: run this as root or as a member of group {ACCOUNT}"
         ) from None
     with libbpf.closing(fd):
         yield fd
@@ -132,9 +133,9 @@ def _decoded(fd: int) -> Record:
 
 
 def find_live(pins: Pins) -> Live | None:
-    """The live generation; None when nothing is loaded.
+    """Return the live generation; None when nothing is loaded. Waits while a load renames it.
 
-    Waits while a load renames it.
+    Raises UnmoorError when the caller may not read it, or another version of Unmoor has loaded it.
     """
     for _ in range(_READ_TRIES):
         directory = pins.live()
@@ -149,13 +150,13 @@ def find_live(pins: Pins) -> Live | None:
 
 
 def read_current(pins: Pins) -> Record | None:
-    """The record of the live generation; None when nothing is loaded."""
+    """Return the record of the live generation; None when nothing is loaded."""
     found = find_live(pins)
     return found.record if found else None
 
 
 def plan(edge: EdgeDocument, code: bytes | None, pins: Pins, netns: Path = OWN_NETNS) -> Change:
-    """What `load` would change; changes nothing. Without `code` programs are not compared."""
+    """Return what `load` would change, and change nothing. Without `code`, programs are not compared."""
     running = read_current(pins)
     change = _difference(running, _Wanted(edge, netns), code)
     lacking = missing(pins) if running else ()
@@ -163,7 +164,7 @@ def plan(edge: EdgeDocument, code: bytes | None, pins: Pins, netns: Path = OWN_N
 
 
 class _Wanted:
-    """A document, in the forms in which a load needs it."""
+    """A document in the forms that a load needs."""
 
     def __init__(self, edge: EdgeDocument, netns: Path) -> None:
         self.edge = edge
@@ -174,9 +175,9 @@ class _Wanted:
 
 
 def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -> Change:
-    """Make the running state what `edge` says, with the program `code`, in one atomic step.
+    """Load the document `edge` with the program `code` (an object file) into a network namespace, atomically.
 
-    Raises InvalidInputError or UnmoorError with nothing changed.
+    Raises InvalidInputError, UnmoorError or OSError with nothing changed.
     """
     require_kernel()
     with pins.created(), _opened_netns(netns) as namespace, _without_collector():
@@ -208,12 +209,12 @@ def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -
 
 
 def rollback(pins: Pins) -> Record:
-    """Switch back to the generation before; doing it twice changes nothing in the end. Returns its record."""
+    """Exchange the current and the previous generation. Returns the record of the one that is live now."""
     with pins.locked(), pins.guarded():
         pins.settle()
         record = read_record(pins.previous)
         if record is None or pins.live_program() is None:
-            raise UnmoorError(f"there is no generation to go back to at {pins.root}")
+            raise UnmoorError(f"there is no previous generation at {pins.root}")
         check_rollback(pins)
         with (
             libbpf.opened(pins.link, "link") as link,
@@ -225,7 +226,7 @@ def rollback(pins: Pins) -> Record:
 
 
 def unload(pins: Pins) -> bool:
-    """Detach and unpin everything; False when nothing was there."""
+    """Detach and unpin everything. Returns False when nothing was loaded."""
     try:
         with pins.locked(), pins.guarded():
             pins.clear()
@@ -246,7 +247,7 @@ def _difference(running: Record | None, wanted: _Wanted, code: bytes | None) -> 
 
 
 def digest(code: bytes) -> str:
-    """What identifies a program: the SHA-256 of its object file. (A tag differs from kernel to kernel.)"""
+    """Return the SHA-256 of an object file, which identifies the program; its tag varies between kernels."""
     return hashlib.sha256(code).hexdigest()
 
 
@@ -259,16 +260,16 @@ def _interfaces(edge: EdgeDocument, netns: Path) -> dict[str, int]:
     except OSError:
         known = ", ".join(name for _, name in socket.if_nameindex())
         raise UnmoorError(
-            f"edge.json names an interface that does not exist ({', '.join(sorted(names))}); "
-            f"there are: {known}"
+            f"edge.json: an interface of the services does not exist ({', '.join(sorted(names))})\n"
+            f"    fix: use one of {known}"
         ) from None
 
 
 def _build(wanted: _Wanted, code: bytes, namespace: int, pins: Pins, earlier: list[Record]) -> frozenset[int]:
-    """Pin the new generation at `pins.new`, proved; nothing runs it yet.
+    """Build, verify and pin the new generation at `pins.new`; nothing runs it yet.
 
-    Returns the ids of services that no earlier generation used: what older maps hold for them belongs to
-    services of long ago.
+    Returns the ids of services that no record in `earlier` uses: their slots and counters may still have
+    values of services that were removed.
     """
     counters = allocate_counters(wanted.rules, *(record.counted for record in earlier))
     record = Record(
@@ -334,12 +335,12 @@ def _loaded(
 def _prove(
     bpf: libbpf.BpfObject, record: Record, rules: Sequence[Rule], code: bytes, compiled: table.Table
 ) -> None:
-    """Look everything up in the new table. Raises UnmoorError when any of it is wrong."""
-    proof = list(claims(rules))
-    prove(bpf.program_fd("prove"), bpf.map_fd("batches"), bpf.map_fd("questions"), record, proof)
+    """Verify the new table and program. Raises UnmoorError when any look-up is wrong."""
+    checked = list(claims(rules))
+    prove(bpf.program_fd("prove"), bpf.map_fd("batches"), bpf.map_fd("questions"), record, checked)
     own_table = {name: bpf.map_fd(name) for name in (*_WRITTEN, "questions")}
     with _loaded(code, compiled, own_table, without=("explain", "prove")) as copy:
-        rehearse(copy.program_fd("dispatch"), copy.map_fd("counters"), record, proof)
+        rehearse(copy.program_fd("dispatch"), copy.map_fd("counters"), record, checked)
 
 
 def _shared(pins: Pins, stack: ExitStack) -> dict[str, int]:
@@ -352,14 +353,14 @@ def _shared(pins: Pins, stack: ExitStack) -> dict[str, int]:
         info = libbpf.map_info(found[name])
         if (info.value_size, info.max_entries) != _SHAPES[name]:
             raise UnmoorError(
-                f"{path} was made by a version of Unmoor that laid it out differently: "
+                f"{path} was created by a version of Unmoor with another layout: "
                 "run unmoor sockets unload, load again, and restart the listeners"
             )
     return found
 
 
 def _fill(fd: int, data: bytes) -> None:
-    """Write a map's whole content, and freeze it."""
+    """Write the content of a map, and freeze it."""
     with mmap.mmap(fd, _pages(len(data))) as memory:
         memory[: len(data)] = data
     libbpf.freeze(fd)
@@ -370,7 +371,7 @@ def _pages(size: int) -> int:
 
 
 def _clear(pins: Pins, ids: frozenset[int]) -> None:
-    """Empty the slots and counters of these services. Call it with the guard held."""
+    """Empty the slots and counters of these service ids. The caller holds the guard."""
     if not ids:
         return
     zero = bytes(COUNTERS_STRUCT.size * libbpf.possible_cpus())
@@ -386,7 +387,7 @@ def _clear(pins: Pins, ids: frozenset[int]) -> None:
 
 
 def _switch(pins: Pins, namespace: int) -> None:
-    """Run the new generation's program from the next packet on."""
+    """Attach the program of the new generation, in place of the current one if there is one."""
     with libbpf.opened(pins.new / "dispatch", "program") as program:
         if pins.live_program() is not None:
             with libbpf.opened(pins.link, "link") as link:
@@ -400,7 +401,7 @@ def _switch(pins: Pins, namespace: int) -> None:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """A load makes many objects that all live to its end: looking for garbage takes a quarter of its time."""
+    """Disable garbage collection: a load has many objects but no garbage, and would spend 25% of its time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -427,5 +428,5 @@ def _check_namespace(pins: Pins, namespace: int) -> None:
         attached = libbpf.link_info(link).netns
     if attached != os.fstat(namespace).st_ino:
         raise UnmoorError(
-            f"the pins at {pins.root} belong to another network namespace: name another directory"
+            f"the pins at {pins.root} belong to another network namespace: use another directory (--pins)"
         )

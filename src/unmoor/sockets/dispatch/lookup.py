@@ -1,8 +1,8 @@
-"""Asks the program itself: a test run of its twin `explain` over a generation's own table.
+"""Look-ups in a generation's table by test runs of its program `explain`.
 
-`explain` is compiled from the same lines as `dispatch`, reads the same maps, and counts nothing. It decides
-only about packets without a remote port and an interface, as those of a test run are; real ones pass, in case
-it is attached by mistake.
+`explain` is compiled from the same source lines as `dispatch`, reads the same maps, and counts nothing. It
+decides only about packets without a remote port and an interface, which only test runs have; it passes all
+others, in case it is attached by mistake.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unmoor.bpf import libbpf
 from unmoor.bpf.layout import ANSWER, CONTEXT, COOKIE, FAMILY_NUMBERS, PROTOCOL_NUMBERS
 from unmoor.model import Protocol
 
-#: The port that a test run's packet comes from. `dispatch` ignores it; `explain` wants none.
+#: The remote port of a test run's packet: `dispatch` ignores it, `explain` requires 0.
 _REMOTE_PORT = 12345
 _PASS = 1
 
@@ -27,9 +27,9 @@ _PASS = 1
 class Answer:
     """What the program does with a packet.
 
-    `service` is the id of the service bound there, or None; `length` and `ifindex` tell its prefix and
-    interface condition. `cookie` names the socket chosen, or is 0. `error` is 0, 1 where no socket is
-    registered, or the errno (negative) of a socket that cannot take the packet.
+    `service` is the id of the service that is bound, or None. `length` is the length of the binding's prefix
+    and `ifindex` its interface, 0 for any. `cookie` is the SO_COOKIE of the socket that takes the packet, or
+    0. `error` is 0, 1 when no socket is registered, or a negative errno when the socket cannot take it.
     """
 
     service: int | None
@@ -42,7 +42,7 @@ class Answer:
 def context(
     protocol: Protocol, address: IPv4Address | IPv6Address, port: int, remote_port: int = _REMOTE_PORT
 ) -> bytes:
-    """`struct bpf_sk_lookup` of a packet to this address and port."""
+    """Return the `struct bpf_sk_lookup` of a packet to this address and port."""
     packed = address.packed
     ipv4, ipv6 = (packed, bytes(16)) if address.version == 4 else (bytes(4), packed)
     return CONTEXT.pack(
@@ -60,7 +60,7 @@ def context(
 
 
 class Explainer:
-    """One generation's twin, ready to ask."""
+    """The program `explain` of one generation."""
 
     def __init__(self, program: int, answers: mmap.mmap) -> None:
         self._program = program
@@ -70,7 +70,7 @@ class Explainer:
     def ask(
         self, protocol: Protocol, address: IPv4Address | IPv6Address, port: int, ifindex: int = 0
     ) -> Answer:
-        """What happens to a packet to this address and port, from interface `ifindex`."""
+        """Return what happens to a packet to this address and port from interface `ifindex` (0 for none)."""
         if ifindex != self._ifindex:
             ANSWER.pack_into(self._answers, 0, 0, 0, 0, 0, 0, ifindex)
             self._ifindex = ifindex
@@ -84,7 +84,7 @@ class Explainer:
 
 @contextmanager
 def explainer(generation: Path) -> Iterator[Explainer]:
-    """The twin of the generation pinned at `generation`. Call it with the guard held: one user at a time."""
+    """Open `explain` of the generation pinned at a path. The caller holds the guard: one user at a time."""
     with (
         libbpf.opened(generation / "explain", "program") as program,
         libbpf.opened(generation / "answers", "map") as answers,

@@ -1,7 +1,7 @@
-"""Pins that somebody removed or replaced by hand: found by the ids of their maps, then put right.
+"""Repair of pins that were removed or replaced by hand, found by the ids of their maps.
 
-Every pin that names a map must name the one that the attached program uses. What still has another name is
-pinned again under the missing one, and nothing is lost; what has none is made again by the load that follows.
+Every pin of a map must refer to the map that the attached program uses. Where another pin of the same map
+exists, the missing one is restored from it and nothing is lost. Otherwise the load that follows creates it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from unmoor.bpf.pins import PROGRAMS, SHARED, TABLE, Pins, protect
 from unmoor.errors import UnmoorError
 
 _RESTORED = "restored the pin {}"
-_REPLACED = "the pin {} is made again: what it counted is lost"
-_SOCKETS_LOST = "the map of sockets is made again: register every service again"
-_RECORD_LOST = "the record of what is loaded is made again: register every service again"
+_REPLACED = "created the pin {} again: its counts are lost"
+_SOCKETS_LOST = "created the map of sockets again: register every service again"
+_RECORD_LOST = "created the record of what is loaded again: register every service again"
 
 
 def repair(pins: Pins) -> tuple[str, ...]:
-    """Restore what another pin still names, and unpin what names another map than the attached program uses.
+    """Restore pins from others of the same map, and unpin maps that the attached program does not use.
 
-    Call it with the lock and the guard held. Returns what was done or is lost; a load must then build a new
-    generation. Raises UnmoorError when a pin is of another kind.
+    The caller holds the lock and the guard. Returns a line for each pin that was restored or is lost; unless
+    there is none, the load must build a new generation. Raises UnmoorError when a pin is of another kind.
     """
     if not pins.link.exists():
         return tuple(_align(pins, None))
@@ -35,19 +35,19 @@ def repair(pins: Pins) -> tuple[str, ...]:
 
 
 def missing(pins: Pins) -> tuple[str, ...]:
-    """The pins that a loaded table has and that are not there; needs no right but to look."""
+    """Return the pins of a loaded table that do not exist. Needs no right but to list the directories."""
     names = [*SHARED, pins.registry.name]
     names += [f"{pins.current.name}/{name}" for name in (*TABLE, *PROGRAMS, "record")]
     return tuple(name for name in names if not (pins.root / name).exists())
 
 
 def check_rollback(pins: Pins) -> None:
-    """Raise UnmoorError unless the generation before uses the maps that are pinned."""
+    """Raise UnmoorError unless the previous generation uses the maps that are pinned."""
     used = _used(pins.previous / "dispatch") or frozenset()
     outdated = [name for name in SHARED if _id(pins.root / name) not in used]
     if outdated:
         raise UnmoorError(
-            f"{pins.previous}: uses other maps than those pinned as {', '.join(outdated)}\n"
+            f"{pins.previous}: its program uses other maps than those pinned as {', '.join(outdated)}\n"
             "    fix: load the earlier document instead: unmoor sockets load --config FILE"
         )
 
@@ -60,12 +60,12 @@ def _missing(pins: Pins) -> Iterator[str]:
             yield _REPLACED.format(name)
         elif name.endswith("/record"):
             yield _RECORD_LOST
-        elif name != pins.registry.name:  # it follows `sockets`
+        elif name != pins.registry.name:  # it is reported with `sockets`
             yield _RESTORED.format(name)
 
 
 def _align(pins: Pins, used: frozenset[int] | None) -> Iterator[str]:
-    """Make `sockets` and `registry` one map: the attached program's (of the ids `used`), if either is."""
+    """Pin the same map as `sockets` and `registry`: the attached program's (in `used`), if either is it."""
     sockets = pins.root / "sockets"
     ids = {path: _id(path) for path in (sockets, pins.registry)}
     found = [path for path, number in ids.items() if number is not None and (not used or number in used)]
@@ -85,7 +85,7 @@ def _pin_again(source: Path, path: Path) -> None:
 
 
 def _unpin_outdated(pins: Pins, used: frozenset[int] | None) -> None:
-    """Unpin maps that the attached program does not use: what they hold is of another table."""
+    """Unpin maps that the attached program does not use: their content belongs to another table."""
     if not used:
         return
     for name in SHARED:
@@ -99,7 +99,7 @@ def _unpin_outdated(pins: Pins, used: frozenset[int] | None) -> None:
 
 
 def _id(path: Path) -> int | None:
-    """The id of a pinned map; None when nothing is pinned there."""
+    """Return the id of a pinned map; None if nothing is pinned there."""
     try:
         fd = libbpf.open_pin_to_read(path, "map")
     except FileNotFoundError:
@@ -109,7 +109,7 @@ def _id(path: Path) -> int | None:
 
 
 def _used(program: Path) -> frozenset[int] | None:
-    """The ids of the maps that a pinned program uses; None when nothing is pinned there."""
+    """Return the ids of the maps that a pinned program uses; None if nothing is pinned there."""
     try:
         with libbpf.opened(program, "program") as fd:
             return libbpf.program_maps(fd)

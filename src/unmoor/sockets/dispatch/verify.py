@@ -1,14 +1,13 @@
-"""Proves a new generation before it is switched in: the program must choose what the document says.
+"""Verification of a new generation before the switch: its program must choose what the document defines.
 
-Every binding is asked for: at its first and its last port and the ports beside them, the addresses are cut
-where any prefix begins or ends, and of each stretch between two cuts the first, the middle and the last
-address are looked up. So the first, the last and a middle address of each prefix are among them, and the
-neighbours outside. `precedence` says, without a look at the table, what must come out.
+Each binding is checked at its first and last port and at the ports next to them. There, all addresses are
+divided into stretches where any prefix begins or ends, and the first, the middle and the last address of each
+stretch are looked up. These include the first, the last and a middle address of each prefix, and the
+addresses next to it. `precedence` computes the expected result without the table.
 
-The look-ups are made in the kernel, by test runs of the program `prove`: it takes one question after another
-from a map and chooses by the lines that `dispatch` is made of. Then `dispatch` itself is asked some, as
-packets: a copy of it that has the new table but sockets and counters of its own, since it counts what it is
-asked.
+Look-ups run in the kernel as test runs of the program `prove`: it reads questions from a map and chooses by
+the same source lines as `dispatch`. Then some packets are looked up by a copy of `dispatch` itself, with the
+new table but with its own sockets and counters, since `dispatch` counts.
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ from unmoor.sockets.table.precedence import Stretch, stretches
 from unmoor.sockets.table.record import Record
 from unmoor.sockets.table.rules import Rule
 
-#: Questions that are written into the map at a time.
+#: Capacity of the map of questions.
 ROOM = 1 << 18
 _PORTS = 1 << 16
 _HALF = (1 << 64) - 1
 _WORDS = QUESTION.size // 8
-# The test run wants a packet; `prove` does not look at it.
+# A test run needs a packet; `prove` ignores it.
 _PACKET = context("tcp", IPv4Address("127.0.0.1"), 1)
 
 
-#: At most about so many look-ups of `dispatch` itself, spread over everything that must be true.
+#: Approximate number of look-ups by `dispatch` itself, spread over all claims.
 REHEARSED = 128
 _DROP, _PASS = 0, 1
 
 
 class Claim(NamedTuple):
-    """What must be true at some ports, for packets of one protocol and family from one interface."""
+    """The expected result at some ports, for packets of one protocol and family from one interface."""
 
     protocol: Protocol
     family: int
@@ -55,9 +54,10 @@ class Claim(NamedTuple):
 
 
 def prove(program: int, batches: int, questions: int, record: Record, proof: Iterable[Claim]) -> int:
-    """Look all of it up by the program `prove`, given with its maps; returns how many look-ups agreed.
+    """Check all claims by the program `prove`; returns the number of look-ups.
 
-    Raises UnmoorError, naming one of them, when any does not.
+    `program`, `batches` and `questions` are descriptors of the program and its maps. Raises UnmoorError about
+    the first look-up with another result than expected.
     """
     asked = 0
     room = ROOM * QUESTION.size
@@ -82,7 +82,7 @@ def _ask(program: int, batch: mmap.mmap, claim: Claim, port: int, questions: byt
     BATCH.pack_into(batch, 0, place, claim.family == 6, ifindex, 0, count, 0, 0, 0)
     asked = 0
     while asked < count:
-        with suppress(InterruptedError):  # by a signal; what was asked is known
+        with suppress(InterruptedError):  # by a signal; `batch` has the progress
             libbpf.run_test(program, _PACKET, count - asked)
         asked, _, wrong, first, found = BATCH.unpack_from(batch)[3:]
     if wrong:
@@ -90,9 +90,10 @@ def _ask(program: int, batch: mmap.mmap, claim: Claim, port: int, questions: byt
 
 
 def rehearse(dispatch: int, counters: int, record: Record, proof: Iterable[Claim]) -> int:
-    """Ask a copy of `dispatch` without sockets: what is bound must be refused, and counted for its service.
+    """Run some look-ups by a copy of `dispatch` without sockets.
 
-    Returns how many look-ups agreed. Raises UnmoorError when one does not.
+    Packets that are bound must be refused and counted for their service, others must pass. Returns the number
+    of look-ups. Raises UnmoorError about the first with another result than expected.
     """
     questions = list(_rehearsal(proof))
     for claim, port, number, taker in questions:
@@ -110,8 +111,8 @@ def rehearse(dispatch: int, counters: int, record: Record, proof: Iterable[Claim
 
 
 def _rehearsal(proof: Iterable[Claim]) -> Iterator[tuple[Claim, int, int, str | None]]:
-    """Some stretches of each claim, at some of its ports: the claim, a port, an address, who takes it."""
-    # A packet of a test run comes in by no interface.
+    """Choose some stretches of each claim and a port; yields claim, port, address and expected service."""
+    # The packet of a test run has no interface.
     asked = [(claim, port) for claim in proof if not claim.interface for port in claim.ports]
     asked = asked[:: 1 + len(asked) // REHEARSED]
     for number, (claim, port) in enumerate(asked):
@@ -144,7 +145,7 @@ def _complaint(
 
 
 def claims(rules: Sequence[Rule]) -> Iterator[Claim]:
-    """All that must be true; ports at which the same holds share one claim."""
+    """Compute the claims for these rules; ports with the same bindings share one."""
     by_kind: dict[tuple[Protocol, int], list[Rule]] = defaultdict(list)
     for rule in rules:
         by_kind[rule.protocol, rule.family].append(rule)
@@ -165,12 +166,12 @@ _Role = tuple[bool, int, int, str, str]
 
 
 def _role(rule: Rule, port: int) -> _Role:
-    """What of a rule matters at a port. A list of keys lives as long as its rule: its identity names it."""
+    """Return what matters of a rule at a port. Its keys live as long as the rule, so id() is unique."""
     return rule.first <= port <= rule.last, rule.width, id(rule.keys), rule.service, rule.interface
 
 
 def _neighbourhoods(rules: Sequence[Rule]) -> Iterator[tuple[int, list[Rule]]]:
-    """The ports where a rule begins or ends and the ports beside them, each with the rules that touch it."""
+    """Yield the first and last ports of rules and the ports next to them, each with the rules near it."""
     ports = {
         port
         for rule in rules
@@ -187,9 +188,11 @@ def _neighbourhoods(rules: Sequence[Rule]) -> Iterator[tuple[int, list[Rule]]]:
 
 
 def _questions(claim: Claim, wanted: Mapping[str | None, int]) -> bytes:
-    """`struct question` of the first, the middle and the last address of each stretch."""
+    """Encode `struct question` for the first, the middle and the last address of each stretch."""
     firsts, _, takers = zip(*claim.stretches, strict=True)
-    longer = [each for each in claim.stretches if each[0] < each[1]]  # of a single address one is all three
+    longer = [
+        each for each in claim.stretches if each[0] < each[1]
+    ]  # a single address is first, middle and last
     middles = [(first + last) // 2 for first, last, _ in longer]
     addresses = [*firsts, *middles, *(last for _, last, _ in longer)]
     expected = [wanted[taker] for taker in takers]

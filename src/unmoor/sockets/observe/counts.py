@@ -1,4 +1,4 @@
-"""Counters of addresses: IPv4 exactly, IPv6 by the addresses that were seen, in bounded room."""
+"""Counters by address: of every IPv4 address, and of the busiest IPv6 addresses, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from unmoor.sockets.table.record import Record
 
 
 def address_counts(pins: Pins) -> dict[IPv4Address | IPv6Address, int]:
-    """Look-ups by address, of all services: every address that had one.
+    """Return the number of look-ups of each address that had any, of all services together.
 
-    Of IPv6 addresses the busiest: each processor has room for some 16,000 of them. Raises UnmoorError when
-    nothing is loaded.
+    Of IPv6 addresses only the busiest are counted, up to 16,384 on each CPU. Raises UnmoorError when nothing
+    is loaded.
     """
     record = read_current(pins)
     if record is None:
@@ -42,7 +42,7 @@ def _ipv4(pins: Pins, record: Record) -> Iterator[tuple[IPv4Address, int]]:
 
 
 def _ipv6(pins: Pins) -> Iterator[tuple[IPv6Address, int]]:
-    """Addresses seen, summed over the processors, each of which has a table of its own."""
+    """Sum the IPv6 counters of all CPUs, each of which has its own table."""
     size = SEEN.size * SEEN_WAYS * libbpf.possible_cpus()
     totals: dict[int, int] = defaultdict(int)
     with opened_shared(pins, "seen") as fd:

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus: read from the pins each time it is collected."""
+"""Metrics of the sockets half for Prometheus, read from the pins at each scrape."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _PREFIX = "unmoor_sockets_"
 _SERVICE = ("service", "protocol", "family")
 
 
-def registry(pins: Pins, addresses: bool = False) -> CollectorRegistry:
-    """All metrics of the live generation; with `addresses` a sample for each address that was looked up.
+def collector_registry(pins: Pins, addresses: bool = False) -> CollectorRegistry:
+    """Return the metrics of the live generation; with `addresses`, a sample for each address too.
 
     Collecting raises UnmoorError when nothing is loaded.
     """
-    # Describing itself would read the pins at once: a server may start before anything is loaded.
+    # With auto_describe, registering reads the pins, but a server may start before anything is loaded.
     found = CollectorRegistry(auto_describe=False)
     found.register(_State(pins, addresses))
     return found
 
 
 class _State(Collector):
-    """What the pins say at the moment of the scrape."""
+    """Reads the pins at each scrape."""
 
     def __init__(self, pins: Pins, addresses: bool) -> None:
         self._pins = pins
@@ -43,7 +43,7 @@ class _State(Collector):
         yield GaugeMetricFamily(
             f"{_PREFIX}generation", "Number of the live generation.", value=status.record.generation
         )
-        if status.foreign is not None:  # rather no figure than a 0 that nobody has looked for
+        if status.foreign is not None:  # unknown is not 0
             yield GaugeMetricFamily(
                 f"{_PREFIX}foreign_programs",
                 "sk_lookup programs in the namespace that are not Unmoor's.",
@@ -63,14 +63,16 @@ def _services(status: Status) -> Iterator[Metric]:
     for name, text in (
         ("lookups", "Look-ups that matched a binding."),
         ("misses", "Look-ups refused because no socket was registered."),
-        ("replaced", "Look-ups that took over from another sk_lookup program, attached before."),
+        ("replaced", "Look-ups that replaced the socket chosen by another sk_lookup program before."),
     ):
         counter = CounterMetricFamily(f"{_PREFIX}{name}", text, labels=_SERVICE)
         for labels, each in labelled:
             counter.add_metric(labels, each.counters[name])
         yield counter
     errors = CounterMetricFamily(
-        f"{_PREFIX}errors", "Look-ups refused: the socket cannot take them.", labels=(*_SERVICE, "error")
+        f"{_PREFIX}errors",
+        "Look-ups refused because the socket cannot take them.",
+        labels=(*_SERVICE, "error"),
     )
     for labels, each in labelled:
         for name in ERRORS:

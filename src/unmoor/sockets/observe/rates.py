@@ -1,4 +1,4 @@
-"""Rates of services and addresses: the difference of counters over an interval."""
+"""Rates of services and addresses: differences of counters over an interval."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Address = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Per second: look-ups, misses and errors of each service, and look-ups of each address."""
+    """Rates per second: look-ups, misses and errors of each service; look-ups of each address."""
 
     services: dict[str, tuple[float, float, float]]
     addresses: dict[Address, float]
 
     def service_cells(self) -> list[tuple[str, ...]]:
-        """Rows of a table, the busiest service first."""
+        """Return the services as rows of a table, the busiest first."""
         busiest = sorted(self.services.items(), key=lambda item: (-item[1][0], item[0]))
         return [(label, *(f"{rate:.1f}" for rate in found)) for label, found in busiest]
 
     def address_cells(self, rows: int) -> list[tuple[str, ...]]:
-        """Rows of a table, the busiest address first."""
+        """Return at most `rows` addresses as rows of a table, the busiest first."""
         busiest = sorted(self.addresses.items(), key=lambda item: -item[1])[:rows]
         return [(str(address), f"{rate:.1f}") for address, rate in busiest]
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The rates for JSON."""
         names = ("lookups", "misses", "errors")
         return {
             "services": {
@@ -51,8 +51,8 @@ class _Snapshot:
     addresses: dict[Address, int]
 
 
-def rates(pins: Pins, interval: float) -> Iterator[Rates]:
-    """The rates of one interval (seconds) after the other. Raises UnmoorError when nothing is loaded."""
+def measure_rates(pins: Pins, interval: float) -> Iterator[Rates]:
+    """Yield the rates of each interval (seconds), without end. Raises UnmoorError when nothing is loaded."""
     before = _snapshot(pins)
     while True:
         time.sleep(interval)

@@ -1,4 +1,4 @@
-"""What is loaded, registered and counted, read from the pins."""
+"""Status: bindings, registered sockets and counters of the live generation, read from the pins."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unmoor.sockets.table.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A service by protocol and family (4 or 6): the cookies of its sockets, and what was counted."""
+    """A service at one protocol and family (4 or 6): the cookies (SO_COOKIE) of its sockets, and counters."""
 
     service: str
     id: int
@@ -37,7 +37,7 @@ class Destination:
 
     @property
     def errors(self) -> int:
-        """Look-ups whose socket could not take the packet."""
+        """The number of look-ups whose socket could not take the packet."""
         return sum(self.counters[name] for name in ERRORS)
 
 
@@ -45,8 +45,8 @@ class Destination:
 class Status:
     """A generation, its bindings in order of precedence, and its destinations.
 
-    `foreign` are the kernel's numbers of sk_lookup programs in this network namespace that are not Unmoor's:
-    they may take packets before it or after it. None where the caller may not ask (CAP_NET_ADMIN).
+    `foreign` holds the ids of foreign sk_lookup programs in this network namespace, which may take packets
+    before or after Unmoor's; None when the caller may not query them (CAP_NET_ADMIN).
     """
 
     record: Record
@@ -55,7 +55,7 @@ class Status:
     foreign: tuple[int, ...] | None
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The status for JSON."""
         return {
             "generation": self.record.generation,
             "program": self.record.program,
@@ -85,7 +85,7 @@ class Status:
 
 
 def binding_as_json(binding: Binding) -> dict[str, Any]:
-    """One line of the dispatch table, for programs."""
+    """Return a binding for JSON."""
     return {
         "protocol": binding.protocol,
         "prefix": str(binding.prefix),
@@ -97,7 +97,7 @@ def binding_as_json(binding: Binding) -> dict[str, Any]:
 
 
 def read_status(pins: Pins) -> Status:
-    """The live generation. Raises UnmoorError when nothing is loaded."""
+    """Read the status of the live generation. Raises UnmoorError when nothing is loaded."""
     record = read_current(pins)
     if record is None:
         raise UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
@@ -108,14 +108,14 @@ def read_status(pins: Pins) -> Status:
 
 
 def _foreign(pins: Pins) -> tuple[int, ...] | None:
-    """Programs attached beside ours; None where the caller may not ask (CAP_NET_ADMIN) or see our own."""
+    """Return the ids of foreign programs; None when the caller may not query them or open the link."""
     try:
-        ours = pins.live_program()
+        own = pins.live_program()
         with OWN_NETNS.open("rb") as namespace:
             attached = libbpf.attached(namespace.fileno())
     except PermissionError:
         return None
-    return tuple(number for number in attached if number != ours)
+    return tuple(number for number in attached if number != own)
 
 
 def _destinations(pins: Pins, record: Record) -> list[Destination]:

@@ -1,4 +1,4 @@
-"""Stable numbers: ids of services and counters of addresses carry over from one generation to the next."""
+"""Allocation of service ids and address counters, stable from one generation to the next."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from unmoor.bpf.layout import COUNTED_ADDRESSES, COUNTERS_OF_ADDRESSES, MAX_SERV
 from unmoor.errors import UnmoorError
 from unmoor.sockets.table.rules import LENGTH_BITS, LENGTH_MASK, Rule
 
-#: IPv4 addresses that are counted: the first address, how many follow it, the number of the first counter.
+#: A range of counted IPv4 addresses: the first address, the number of addresses, the first counter's index.
 Counted = tuple[int, int, int]
 #: (first, count) of addresses or of counters.
 Span = tuple[int, int]
 
 
 class Allocation(NamedTuple):
-    """Counters of addresses, in order of addresses; in `fresh` are those of addresses not counted before."""
+    """Counters in order of addresses; `fresh` holds those of addresses that had none before."""
 
     spans: tuple[Counted, ...]
     fresh: tuple[Span, ...]
 
 
 def allocate_ids(labels: Iterable[str], *kept: dict[str, int]) -> dict[str, int]:
-    """Give each label an id: the one that it has in `kept` (newest first), else one that none of them uses.
+    """Give each label an id: its id in `kept` (newest first), else one that no label has there.
 
-    Raises UnmoorError when all ids are taken.
+    Raises UnmoorError when all ids are in use.
     """
     taken = {number for ids in kept for number in ids.values()}
     free = (number for number in range(MAX_SERVICES) if number not in taken)
@@ -35,16 +35,18 @@ def allocate_ids(labels: Iterable[str], *kept: dict[str, int]) -> dict[str, int]
         known = next((ids[label] for ids in kept if label in ids), None)
         number = next(free, None) if known is None else known
         if number is None:
-            raise UnmoorError(f"more than {MAX_SERVICES} services, counting those of the generation before")
+            raise UnmoorError(
+                f"more than {MAX_SERVICES} services, including those of the previous generation"
+            )
         allocated[label] = number
     return allocated
 
 
 def allocate_counters(rules: Iterable[Rule], *kept: Sequence[Counted]) -> Allocation:
-    """Give every IPv4 address of these rules a counter, smaller prefixes first, up to a /16 in all.
+    """Give the IPv4 addresses of these rules a counter each, smaller prefixes first, up to a /16 in total.
 
-    An address that is counted in `kept` (newest first) keeps its counter, whatever becomes of the prefix
-    around it; no other address gets one that the newest uses. So a prefix may have its counters in pieces.
+    An address that has a counter in `kept` (newest first) keeps it, even if its prefix changes; no other
+    address gets a counter that the newest uses. The counters of a prefix may therefore be in several pieces.
     """
     newest, *older = kept or ((),)
     allocated, wanted = _intersect(_affordable(_outermost(rules)), newest)
@@ -53,14 +55,14 @@ def allocate_counters(rules: Iterable[Rule], *kept: Sequence[Counted]) -> Alloca
     for counted in older:
         found, wanted = _intersect(wanted, counted)
         for address, count, number in found:
-            if taken.find(1, number, number + count) >= 0:  # the newest gave them to others
+            if taken.find(1, number, number + count) >= 0:  # the newest gave one to another address
                 wanted.append((address, count))
             else:
                 allocated.append((address, count, number))
                 taken[number : number + count] = b"\1" * count
         wanted.sort()
     reserved = bytearray(taken)
-    for counted in older:  # a rollback may want those: they come last
+    for counted in older:  # a rollback may need these, so they are allocated last
         _mark(reserved, counted)
     new = list(_allocate(wanted, _gaps(reserved, taken)))
     return Allocation(_joined(allocated + new), tuple((number, count) for _, count, number in new))
@@ -72,11 +74,11 @@ def _mark(marks: bytearray, counted: Iterable[Counted]) -> None:
 
 
 def _outermost(rules: Iterable[Rule]) -> list[Span]:
-    """The addresses of each IPv4 prefix that is inside no other, in order."""
+    """Return the ranges of the IPv4 prefixes that are inside no other, in order."""
     lists = {id(rule.keys): rule.keys for rule in rules if rule.family == 4}.values()
     found = []
     reached = 0
-    for key in sorted(chain.from_iterable(lists)):  # of lists in order: one merge
+    for key in sorted(chain.from_iterable(lists)):  # the lists are sorted, so this is a merge
         start, count = key >> LENGTH_BITS + 96, 1 << 32 - (key & LENGTH_MASK)
         if start + count > reached:
             found.append((start, count))
@@ -85,7 +87,7 @@ def _outermost(rules: Iterable[Rule]) -> list[Span]:
 
 
 def _affordable(spans: list[Span]) -> list[Span]:
-    """Those that are counted: the smaller first, while there is room."""
+    """Select the ranges to count: the smaller first, while there is room."""
     if sum(count for _, count in spans) <= COUNTED_ADDRESSES:
         return spans
     chosen, room = [], COUNTED_ADDRESSES
@@ -98,7 +100,7 @@ def _affordable(spans: list[Span]) -> list[Span]:
 
 
 def _intersect(spans: Sequence[Span], counted: Sequence[Counted]) -> tuple[list[Counted], list[Span]]:
-    """What of `spans` is in `counted`, with its counters, and the rest; both arguments are in order."""
+    """Split `spans` into ranges with counters in `counted` and the rest; both arguments are sorted."""
     found: list[Counted] = []
     rest: list[Span] = []
     index, last = 0, len(counted)
@@ -116,7 +118,7 @@ def _intersect(spans: Sequence[Span], counted: Sequence[Counted]) -> tuple[list[
                 upto = min(end, behind)
                 found.append((at, upto - at, number + at - start))
                 at = upto
-            if behind > end:  # the next span may be in it as well
+            if behind > end:  # the next span may overlap it too
                 break
             index += 1
         if at < end:
@@ -125,14 +127,14 @@ def _intersect(spans: Sequence[Span], counted: Sequence[Counted]) -> tuple[list[
 
 
 def _gaps(reserved: bytearray, taken: bytearray) -> Iterator[Span]:
-    """Counters that nothing uses, the largest gap first; then those that only an older generation has."""
+    """Yield the gaps of unused counters, the largest first; then those that only older generations use."""
     yield from sorted(_runs(reserved), key=lambda gap: -gap[1])
     older = bytearray(1 - (kept - used) for kept, used in zip(reserved, taken, strict=True))
     yield from sorted(_runs(older), key=lambda gap: -gap[1])
 
 
 def _runs(marks: bytearray) -> Iterator[Span]:
-    """Where `marks` has zeros: (first, how many)."""
+    """Yield the runs of zeros in `marks` as (first, count)."""
     first = marks.find(0)
     while first >= 0:
         end = marks.find(1, first)
@@ -142,20 +144,20 @@ def _runs(marks: bytearray) -> Iterator[Span]:
 
 
 def _allocate(wanted: Sequence[Span], gaps: Iterator[Span]) -> Iterator[Counted]:
-    """Counters for addresses, large ranges first and in few pieces."""
+    """Allocate counters from gaps, for large ranges first, in as few pieces as possible."""
     first = room = 0
     for address, count in sorted(wanted, key=lambda span: -span[1]):
         done = 0
         while done < count:
             if not room:
-                first, room = next(gaps)  # twice as many counters as are allocated: there is one
+                first, room = next(gaps)  # there are twice as many counters as addresses
             size = min(room, count - done)
             yield address + done, size, first
             first, room, done = first + size, room - size, done + size
 
 
 def _joined(allocated: list[Counted]) -> tuple[Counted, ...]:
-    """In order of addresses; neighbours whose counters follow one another are one."""
+    """Sort by address, and join adjacent ranges whose counters are adjacent too."""
     joined: list[Counted] = []
     for address, count, number in sorted(allocated):
         if joined:

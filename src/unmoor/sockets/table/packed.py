@@ -1,14 +1,14 @@
-"""An edge's document packed to bytes: lists of prefixes as numbers, the rest as JSON.
+"""The packed form of an edge's document: lists of prefixes as binary numbers, the rest as JSON.
 
-The record of a generation holds what was loaded. To read or to write forty thousand prefixes as text would
-take longer than to build their table; packed, two documents are compared as two strings of bytes.
+The record of a generation holds its document in this form. Forty thousand prefixes as text would take longer
+to read or write than their table takes to build. Packed documents are equal if their bytes are.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Network
 
@@ -25,7 +25,7 @@ from unmoor.sockets.table.rules import (
 )
 from unmoor.sockets.table.rules import prefix_of as _prefix_of
 
-# A prefix is its key in so many bytes; to the length of an IPv4 prefix this is added.
+# The size of a prefix's key in bytes, and what is added to the length of an IPv4 prefix.
 _SIZE = 17
 _IPV4 = 129
 _HEAD_SIZE = 4
@@ -33,18 +33,21 @@ _HEAD_SIZE = 4
 
 @dataclass(frozen=True)
 class Packed:
-    """A document in the order in which it was written: `head` is its JSON with numbers for lists of prefixes.
+    """A document, with the order of its lists kept.
 
-    `lists` holds the keys of each list; those of IPv4 prefixes are marked.
+    `head` is the document as JSON, with a number in place of each list of prefixes. `lists` has the keys of
+    those lists; `_IPV4` is added to the keys of IPv4 prefixes. `validated` holds the services of the document
+    that was packed, so that `head` need not be parsed for them; None if this was decoded.
     """
 
     head: str
     lists: tuple[tuple[int, ...], ...]
+    validated: tuple[Service, ...] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, edge: EdgeDocument) -> Packed:
         """Pack a document."""
-        numbers: dict[int, int] = {}  # by identity: the lists live as long as the document
+        numbers: dict[int, int] = {}  # by id(): the lists live as long as the document
         lists: list[tuple[int, ...]] = []
 
         def number(prefixes: tuple[Prefix, ...]) -> int:
@@ -61,13 +64,11 @@ class Packed:
             for service in edge.services
         ]
         head["lists"] = [len(found) for found in lists]
-        packed = cls(json.dumps(head), tuple(lists))
-        vars(packed)["services"] = edge.services  # which `head` would be parsed to, for the rules
-        return packed
+        return cls(json.dumps(head), tuple(lists), edge.services)
 
     @classmethod
     def decode(cls, data: bytes) -> Packed:
-        """Read what `encode` wrote."""
+        """Decode the result of `encode`. Raises ValueError, LookupError or TypeError if damaged."""
         size = int.from_bytes(data[:_HEAD_SIZE], "little")
         head = data[_HEAD_SIZE : _HEAD_SIZE + size].decode()
         at = _HEAD_SIZE + size
@@ -79,7 +80,7 @@ class Packed:
         return cls(head, tuple(lists))
 
     def encode(self) -> bytes:
-        """As bytes: equal documents give equal ones."""
+        """Encode to bytes; equal documents give equal bytes."""
         head = self.head.encode()
         size = len(head).to_bytes(_HEAD_SIZE, "little")
         return b"".join(
@@ -88,14 +89,16 @@ class Packed:
 
     @cached_property
     def services(self) -> tuple[Service, ...]:
-        """The services; their prefixes may be missing."""
+        """The services, possibly without their prefixes."""
+        if self.validated is not None:
+            return self.validated
         return tuple(
             Service.model_validate(each | {"prefixes": None}) for each in json.loads(self.head)["services"]
         )
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
-        """Every rule of the document, in its order."""
+        """The rules of the document, in its order."""
         head = json.loads(self.head)
         shared: dict[tuple[int, ...], ByFamily] = {}
         found = [shared.setdefault(codes, _by_family(codes)) for codes in self.lists]
@@ -106,7 +109,7 @@ class Packed:
 
     @cached_property
     def edge(self) -> EdgeDocument:
-        """The document itself."""
+        """The document, unpacked."""
         head = json.loads(self.head)
         del head["lists"]
         lists = [tuple(map(_prefix, codes)) for codes in self.lists]

@@ -1,4 +1,4 @@
-"""Which binding takes a packet, said in the plainest way; the compiled table must agree with this."""
+"""The order of precedence in its simplest form, against which the compiled table is verified."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Iterable
 from unmoor.model import Binding
 from unmoor.sockets.table.rules import LENGTH_BITS, LENGTH_MASK, Key, Rule
 
-#: Addresses from the first to the last, and the service that takes packets to all of them, or None.
+#: First and last address of a range, and the service that takes packets to all of it, or None.
 Stretch = tuple[int, int, str | None]
 
 _BITS = {4: 32, 6: 128}
 
 
 def order(binding: Binding) -> tuple[int, int, bool]:
-    """Sorts bindings by precedence: longest prefix, then the narrower range of ports, then an interface."""
+    """Return the sort key of precedence: longest prefix, narrowest range of ports, then an interface."""
     return -binding.prefix.prefixlen, binding.last_port - binding.first_port, not binding.interface
 
 
 def stretches(rules: Iterable[Rule], family: int, port: int, interface: str = "") -> list[Stretch]:
-    """Cut all addresses of a family where a prefix of `rules` begins or ends, and say who takes each stretch.
+    """Divide all addresses of a family where any prefix of `rules` begins or ends.
 
-    `rules` are of one protocol and this family; those that do not hold at this port and interface cut only.
-    Where none holds, nothing takes any address, and the stretches are the prefixes.
+    Returns the stretches with the service of each. `rules` are of one protocol and this family; those that do
+    not apply at this port and interface divide only. If none applies, the stretches are the prefixes, without
+    a service.
     """
     bits = _BITS[family]
     services = _services_at(rules, port, interface)
@@ -32,26 +33,26 @@ def stretches(rules: Iterable[Rule], family: int, port: int, interface: str = ""
 
 
 def _ends(key: Key, bits: int) -> tuple[int, int]:
-    """The first address of a prefix, and the one behind its last."""
+    """Return the first address of a prefix, and the one after its last."""
     start = key >> LENGTH_BITS + 128 - bits
     return start, start + (1 << bits - (key & LENGTH_MASK))
 
 
 def _services_at(rules: Iterable[Rule], port: int, interface: str) -> dict[Key, str | None]:
-    """The service bound at each prefix; None where a shorter prefix decides."""
+    """Return the service bound at each prefix; None where a shorter prefix decides."""
 
     def holds(rule: Rule) -> bool:
         return rule.first <= port <= rule.last and rule.interface in ("", interface)
 
     services: dict[Key, str | None] = {}
-    # What is written later wins: the narrower range, and at equal ranges the one for an interface.
+    # Later updates win: the narrower range, and at equal ranges the one for an interface.
     for rule in sorted(rules, key=lambda rule: (holds(rule), -rule.width, bool(rule.interface))):
         services.update(dict.fromkeys(rule.keys, rule.service if holds(rule) else None))
     return services
 
 
 def _cut(services: dict[Key, str | None], bits: int) -> list[Stretch]:
-    """Go through the addresses once, in order; the innermost of the prefixes around an address decides."""
+    """Scan the addresses once, in order; the innermost of the prefixes around an address decides."""
     found: list[Stretch] = []
     inside: list[tuple[int, str | None]] = [(1 << bits, None)]  # the ends of the prefixes around `at`
     at = 0

@@ -1,7 +1,7 @@
-"""The record of a generation: what was loaded, kept beside its table in a pinned map.
+"""The record of a generation: the document that was loaded and the ids in use, in a pinned map.
 
-So whoever looks (`status`, the activation service, the next load) sees what the kernel really runs, whatever
-became of the files. Ids of services and numbers of counters are stable: they carry over to the next record.
+It lets `status`, the activation service and the next load see what the kernel runs, independently of files.
+Ids of services and numbers of counters are stable: they carry over to the next record.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ _SIZE = 4
 
 @dataclass(frozen=True)
 class Record:
-    """One generation. `netns` is the inode of its network namespace, `program` the object's SHA-256.
+    """One generation. `netns` is the inode of its network namespace, `program` the object file's SHA-256.
 
-    `document` is the edge's, packed. `services` gives each label its id, `interfaces` each interface its
-    index. `begins` gives the counters of addresses that once counted something else what they stood at.
+    `document` is the edge's, packed. `services` maps labels to ids, `interfaces` names to indexes. `counted`
+    holds the IPv4 addresses that have counters. `begins` maps a counter that once counted another address to
+    its value when it was given to this one.
     """
 
     generation: int
@@ -42,12 +43,12 @@ class Record:
 
     @cached_property
     def packed(self) -> Packed:
-        """What was loaded, in bulk."""
+        """The document, packed."""
         return Packed.decode(self.document)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The dispatch table, in bulk."""
+        """The bindings as rules."""
         return self.packed.rules
 
     @property
@@ -57,16 +58,16 @@ class Record:
 
     @cached_property
     def edge(self) -> EdgeDocument:
-        """What was loaded."""
+        """The document that was loaded."""
         return self.packed.edge
 
     @cached_property
     def bindings(self) -> tuple[Binding, ...]:
-        """The lines of the dispatch table."""
+        """The bindings, one by one."""
         return tuple(self.edge.bindings())
 
     def encode(self) -> bytes:
-        """As it stands in the map: the length (u32), then, compressed, format, head and arrays."""
+        """Encode for the map: the length (u32), then compressed: format, head, arrays, document."""
         head = json.dumps(
             {
                 "generation": self.generation,
@@ -95,7 +96,7 @@ class Record:
 
 
 def decode(data: bytes) -> Record:
-    """Read what Record.encode wrote.
+    """Decode the result of `Record.encode`.
 
     Raises UnmoorError for a record of another version of Unmoor, and for one that is damaged.
     """
@@ -103,7 +104,8 @@ def decode(data: bytes) -> Record:
         return _decode(data)
     except (zlib.error, ValueError, LookupError, TypeError):
         raise UnmoorError(
-            "the record of what is loaded is damaged: run unmoor sockets unload, then unmoor sockets load"
+            "the record of the loaded generation is damaged\n"
+            "    fix: run unmoor sockets unload, then unmoor sockets load"
         ) from None
 
 
@@ -114,8 +116,8 @@ def _decode(data: bytes) -> Record:
     version = json.loads(plain)["format"] if plain.startswith(b"{") else plain[0]
     if version != FORMAT:
         raise UnmoorError(
-            f"what is loaded has format {version}, this Unmoor knows {FORMAT}: "
-            "use the version that loaded it, or run: unmoor sockets unload"
+            f"the loaded generation has format {version}, but this version of Unmoor reads {FORMAT}\n"
+            "    fix: use the version that loaded it, or run unmoor sockets unload"
         )
     start = 1 + _SIZE
     at = start + int.from_bytes(plain[1:start], "little")

@@ -1,7 +1,7 @@
-"""Bindings by the hundred thousand: those of a service that differ in their prefix alone are one rule.
+"""Rules: the bindings of a service that differ only in their prefix, as one object.
 
-A document says a list of prefixes once, and a load works on such lists; the single lines (`Binding`) are made
-only where somebody looks at them. A prefix is one number here, its `Key`.
+A load may have hundreds of thousands of bindings, but few lists of prefixes. It works on those lists, and
+single bindings (`Binding`) are created only for display. A prefix is one number here, its `Key`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unmoor.model import Binding, Prefix, Protocol, Service, parse_ports
 
 #: A prefix: its address, left-aligned in 128 bits, then eight bits of length. Sorts by address, then length.
 Key = int
-#: Distinct keys in order, of one family. Equal lists are one object, so that its identity names it.
+#: Distinct sorted keys of one family. Equal lists are the same object, so that id() identifies them.
 Keys = tuple[Key, ...]
 #: The keys of a list of prefixes by family (4 and 6).
 ByFamily = Mapping[int, Keys]
@@ -28,7 +28,7 @@ _IPV4_SHIFT = 96
 
 
 class Rule(NamedTuple):
-    """Ports of one protocol and family, at every prefix of a list, to a service: a binding for each key."""
+    """A binding for each key: these ports of a protocol and family, at that prefix, to a service."""
 
     protocol: Protocol
     family: int
@@ -40,12 +40,12 @@ class Rule(NamedTuple):
 
     @property
     def width(self) -> int:
-        """How many ports beside the first; at equal prefixes the narrower range wins."""
+        """The number of ports, less one; at equal prefixes the narrower range wins."""
         return self.last - self.first
 
 
 def key(prefix: Prefix) -> Key:
-    """A prefix as one number."""
+    """Return the key of a prefix."""
     address = int(prefix.network_address)
     if isinstance(prefix, IPv4Network):
         address <<= _IPV4_SHIFT
@@ -53,19 +53,19 @@ def key(prefix: Prefix) -> Key:
 
 
 def prefix_of(number: Key, family: int) -> Prefix:
-    """The prefix that a key stands for."""
+    """Return the prefix of a key of this family (4 or 6)."""
     address, length = number >> LENGTH_BITS, number & LENGTH_MASK
     return IPv4Network((address >> _IPV4_SHIFT, length)) if family == 4 else IPv6Network((address, length))
 
 
 def distinct(found: Mapping[int, Iterable[Key]]) -> ByFamily:
-    """The same keys, each once, in order."""
-    # A set would lose the order that most lists have already, and with it a sort of linear time.
+    """Sort the keys of each family and remove duplicates."""
+    # Not a set: it would lose the order that most lists have, which makes the sort linear.
     return {family: tuple(sorted(dict.fromkeys(numbers))) for family, numbers in found.items()}
 
 
 def of_services(services: Iterable[tuple[Service, ByFamily]]) -> tuple[Rule, ...]:
-    """Every rule of services, each with the prefixes that it is bound to."""
+    """Return the rules of services, given with the keys of the prefixes that each is bound to."""
     return tuple(
         Rule(protocol, family, first, last, service.label, service.interface, numbers)
         for service, found in services
@@ -77,7 +77,7 @@ def of_services(services: Iterable[tuple[Service, ByFamily]]) -> tuple[Rule, ...
 
 
 def of_bindings(bindings: Iterable[Binding]) -> Iterator[Rule]:
-    """Single lines as rules."""
+    """Group single bindings into rules."""
     found: dict[tuple[Protocol, int, int, int, str, str], set[Key]] = defaultdict(set)
     for protocol, prefix, first, last, service, interface in bindings:
         found[protocol, prefix.version, first, last, service, interface].add(key(prefix))
@@ -90,7 +90,7 @@ def of_bindings(bindings: Iterable[Binding]) -> Iterator[Rule]:
 class Lines(Sequence[Binding]):
     """The bindings of rules as a sequence, ordered by protocol, family, prefix and ports.
 
-    A line is made when it is looked at: to count forty thousand and to show the first forty takes no time.
+    Bindings are created during iteration, so that counting them and showing the first few is fast.
     """
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
@@ -125,32 +125,32 @@ class Lines(Sequence[Binding]):
 
 
 def difference(wanted: Iterable[Rule], running: Iterable[Rule]) -> tuple[Lines, Lines]:
-    """The bindings of `wanted` that `running` lacks, and those of `running` that `wanted` lacks."""
+    """Return the bindings of `wanted` that are not in `running`, and those of `running` not in `wanted`."""
     here, there = _by_signature(wanted), _by_signature(running)
-    # Thirteen ports at the same prefixes are compared once.
+    # Rules with the same lists (thirteen ports at the same prefixes) are compared once.
     known: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Keys, Keys]] = {}
     added: list[Rule] = []
     removed: list[Rule] = []
     for rule in here | there:
-        ours, others = here.get(rule, []), there.get(rule, [])
-        same = tuple(map(id, ours)), tuple(map(id, others))
+        left, right = here.get(rule, []), there.get(rule, [])
+        same = tuple(map(id, left)), tuple(map(id, right))
         if same not in known:
-            known[same] = _without(ours, others), _without(others, ours)
+            known[same] = _without(left, right), _without(right, left)
         for lines, keys in zip((added, removed), known[same], strict=True):
             if keys:
                 lines.append(rule._replace(keys=keys))
     return Lines(added), Lines(removed)
 
 
-def _without(ours: Sequence[Keys], others: Sequence[Keys]) -> Keys:
-    """The keys of some lists that no other list has, each once, in order."""
+def _without(lists: Sequence[Keys], others: Sequence[Keys]) -> Keys:
+    """Return the keys of `lists` that are not in `others`, each once, in order."""
     known = frozenset(chain.from_iterable(others))
-    left = filterfalse(known.__contains__, chain.from_iterable(ours))
-    return tuple(left) if len(ours) == 1 else tuple(sorted(set(left)))
+    left = filterfalse(known.__contains__, chain.from_iterable(lists))
+    return tuple(left) if len(lists) == 1 else tuple(sorted(set(left)))
 
 
 def _by_signature(rules: Iterable[Rule]) -> dict[Rule, list[Keys]]:
-    """Lists of keys by the rest of their rules."""
+    """Group the lists of keys by the rest of their rules."""
     found: dict[Rule, list[Keys]] = defaultdict(list)
     for rule in rules:
         found[rule._replace(keys=())].append(rule.keys)

@@ -1,10 +1,10 @@
 """The dispatch table: rules compiled to the flat arrays that the program reads.
 
-Precedence is longest prefix, then the narrower range of ports, then a given interface before any. Ports are
-compiled away: all ports with the same bindings share one trie of prefixes. Bindings to any port have a trie
-of their own, so that one of them does not grow every port's; the program takes the longer prefix of both.
+The longest prefix wins, then the narrower range of ports, then a binding to an interface. All ports with the
+same bindings share one trie of prefixes. Bindings to any port have a separate trie, so that they need not be
+in the trie of every port; the program takes the longer prefix of both.
 
-Pure: nothing here touches the kernel.
+These are pure functions that do not use the kernel.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from unmoor.sockets.table import trie
 from unmoor.sockets.table.allocation import Counted
 from unmoor.sockets.table.rules import LENGTH_BITS, LENGTH_MASK, Key, Rule, prefix_of
 
-#: Nodes and leaves together may take so many entries; a table beyond that is refused.
+#: Maximum number of nodes and leaves together; a larger table is refused.
 MAX_ENTRIES = 1 << 23
 _PORTS = 1 << 16
 _IPV4_SHIFT = 96
 _FULL = (1 << 128) - 1
 _HALF = (1 << 64) - 1
-#: A base that leads past every counter from any address.
+#: A base that is past all counters for any address.
 _UNCOUNTED = 1 << 32
 _LEAF_WORDS = LEAF.size // 8
 _MASKS = [_FULL ^ (_FULL >> length) for length in range(129)]
@@ -42,9 +42,9 @@ Bound = dict[Key, Choices]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What the program reads: `struct port`, `struct node` and `struct leaf` one after another.
+    """The content of the maps: arrays of `struct port`, `struct node` and `struct leaf`.
 
-    `any_roots` are the roots for any port: TCP over IPv4 and IPv6, then UDP.
+    `any_roots` holds the roots for any port: TCP over IPv4 and IPv6, then UDP.
     """
 
     ports: bytes
@@ -59,11 +59,11 @@ def build(
     interfaces: Mapping[str, int] | None = None,
     counted: Sequence[Counted] = (),
 ) -> Table:
-    """Compile rules.
+    """Compile rules to a table.
 
-    `services` gives each label its id, `interfaces` each interface named its index, `counted` says
-    which IPv4 addresses have counters. Raises InvalidInputError where two services are
-    bound to the same, UnmoorError where the table would grow too large.
+    `services` maps labels to ids, `interfaces` names to indexes; `counted` holds the IPv4 addresses that have
+    counters. Raises InvalidInputError when two services have the same binding, UnmoorError when the table
+    would be too large, and when ranges of equal width overlap or prefixes are nested too deeply.
     """
     compiler = _Compiler(services, {"": 0, **(interfaces or {})}, _Bases(counted))
     by_kind: dict[tuple[str, int], list[Rule]] = defaultdict(list)
@@ -92,7 +92,7 @@ def build(
 
 
 def _segments(rules: list[Rule]) -> Iterator[tuple[int, int, list[Rule]]]:
-    """Cut the ports where bindings begin or end: (first port, last port, the rules that hold there)."""
+    """Divide the ports where rules begin or end: (first port, last port, the rules that apply there)."""
     edges = sorted({rule.first for rule in rules} | {rule.last + 1 for rule in rules})
     begins: dict[int, list[Rule]] = defaultdict(list)
     for rule in rules:
@@ -105,14 +105,14 @@ def _segments(rules: list[Rule]) -> Iterator[tuple[int, int, list[Rule]]]:
 
 
 class _Bases:
-    """What added to an IPv4 address gives the number of its counter."""
+    """Bases of prefixes: base + IPv4 address = the index of the address's counter."""
 
     def __init__(self, counted: Sequence[Counted]) -> None:
         self._spans = sorted((start, start + count, number - start) for start, count, number in counted)
         self._starts = [start for start, _, _ in self._spans]
 
     def of(self, keys: Iterable[Key]) -> list[int | None]:
-        """The base of each prefix; None where its counters do not follow one another or it has some only."""
+        """Return the base of each prefix; None if only some addresses are counted, or not in one piece."""
         spans, starts = self._spans, self._starts
         found: list[int | None] = []
         shift = LENGTH_BITS + _IPV4_SHIFT
@@ -128,7 +128,7 @@ class _Bases:
         return found
 
     def pieces(self, key: Key) -> Iterator[Key]:
-        """The prefixes that one falls into where it has counters."""
+        """Divide a prefix into prefixes such that each has its counters in one piece, where it has any."""
         start, end = _addresses(key)
         index = max(0, bisect_right(self._starts, start) - 1)
         while index < len(self._spans) and self._starts[index] < end:
@@ -143,13 +143,13 @@ class _Bases:
 
 
 def _addresses(key: Key) -> tuple[int, int]:
-    """The first address of an IPv4 prefix, and the one behind its last."""
+    """Return the first address of an IPv4 prefix, and the one after its last."""
     start = key >> LENGTH_BITS + _IPV4_SHIFT
     return start, start + (1 << 32 - (key & LENGTH_MASK))
 
 
 class _Compiler:
-    """Collects the nodes and leaves of all tries; equal rules share one trie."""
+    """Collects the nodes and leaves of all tries. Equal sets of rules share one trie."""
 
     def __init__(self, services: Mapping[str, int], interfaces: Mapping[str, int], bases: _Bases) -> None:
         self.nodes = array("Q", [0])  # node 0: nothing is bound
@@ -159,10 +159,10 @@ class _Compiler:
         self._roots: dict[tuple[tuple[int, int, int, int], ...], int] = {}
 
     def root(self, rules: Sequence[Rule]) -> int:
-        """The root node of the trie for what holds at a port."""
+        """Return the root node of the trie for the rules that apply at a port."""
         ordered = sorted(rules, key=lambda rule: (rule.width, not rule.interface))
         widths = sorted({rule.width for rule in ordered})
-        # Lists of keys live as long as the rules: their identity names them.
+        # Lists of keys live as long as the rules, so id() identifies them.
         known = tuple(
             (id(rule.keys), self._interfaces[rule.interface], self._services[rule.service], rank)
             for rule in ordered
@@ -177,9 +177,11 @@ class _Compiler:
         return self._roots[known]
 
     def _merge(self, ordered: list[Rule]) -> Bound:
-        """What rules bind together, given in order of precedence: at each prefix one for each interface."""
+        """Merge rules in order of precedence: at each prefix, one choice for each interface."""
         bound: Bound = {}
-        winners: dict[tuple[Key, str], Rule] = {}  # of the first so many rules: only overlaps need it
+        winners: dict[
+            tuple[Key, str], Rule
+        ] = {}  # of the first `recorded` rules; only overlapping rules need it
         recorded = 0
         for number, rule in enumerate(ordered):
             choice = self._interfaces[rule.interface], self._services[rule.service]
@@ -210,7 +212,7 @@ class _Compiler:
             "services",
             other.service,
             f"another service is bound to {one.protocol} {prefix} ports {one.first}-{one.last} as well",
-            "give each prefix and port to one service",
+            "bind each prefix and port to one service",
         )
 
     def _add(self, bound: Bound, family: int) -> int:
@@ -246,9 +248,9 @@ class _Compiler:
     def _pieces(
         self, bound: Bound, keys: Sequence[Key], bases: Sequence[int | None]
     ) -> dict[Key, tuple[Choices, int]]:
-        """Leaves beside those of prefixes, where the counters of one do not follow one another.
+        """Return additional leaves for prefixes whose counters are not in one piece.
 
-        Each has what is bound at the longest prefix around it, and that prefix's length.
+        Each has the choices and the length of the longest prefix around it.
         """
         pieces: dict[Key, tuple[Choices, int]] = {}
         for key, base in zip(keys, bases, strict=True):  # outer prefixes first
@@ -267,7 +269,7 @@ class _Compiler:
         bases: Sequence[int],
         numbers: Sequence[int],
     ) -> None:
-        """Append a leaf for each choice of each prefix, column by column; the first leads to the next."""
+        """Append a leaf for each choice of each prefix, chained by `parent`; filled by column for speed."""
         if len(choices) < sum(map(len, choices)):
             each = [index for index, found in enumerate(choices) for _ in found]
             last = [number + len(found) - 1 for number, found in zip(numbers, choices, strict=True)]

@@ -1,12 +1,12 @@
-"""Prefixes to leaf numbers, as a level-compressed trie in one flat array of nodes.
+"""A level-compressed trie that maps prefixes to leaves, in one flat array of nodes.
 
-Nilsson and Karlsson, "IP-address lookup using LC-tries", 1999: a node says which bits of the address choose
-among its 2^bits children; bits in which all prefixes agree are skipped, and the leaf found is compared with
-the address at the end. A prefix that contains others is no leaf of the trie: it is the `parent` of the
-longest prefixes inside it, tried when those do not match. So a look-up costs the same few steps whether
-there are ten prefixes or a hundred thousand.
+Nilsson and Karlsson, "IP-address lookup using LC-tries", 1999. A node defines which bits of the address
+select one of its 2^bits children. Bits that all prefixes share are skipped, and the leaf is compared with the
+address at the end. A prefix that contains others is not in the trie: it is the `parent` of the longest
+prefixes inside it, and is tried when those do not match. The number of steps of a look-up hardly depends on
+the number of prefixes.
 
-Addresses are left-aligned in 128 bits, so that IPv4 and IPv6 share every line.
+Addresses are left-aligned in 128 bits, so that IPv4 and IPv6 share all code.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from unmoor.bpf.layout import MAX_DEPTH
 from unmoor.sockets.table.rules import LENGTH_BITS, LENGTH_MASK, Key
 
 WIDTH = 128
-#: The program takes the bits from one half of the address, so no node may reach over the middle.
+#: The program reads bits from one half of the address, so the bits of a node must not span both.
 _HALF = 64
-#: At least one in so many children of a node leads to prefixes of its own, the others repeat neighbours.
+#: At least one in this many children of a node has prefixes of its own; the others repeat neighbours.
 _SPARSE = 4
 _MAX_BITS = 16
-#: Below this depth nodes are as wide as is needed to reach the end within MAX_DEPTH, whatever it takes.
+#: Below this depth, nodes are wide enough to end within MAX_DEPTH, at the expense of memory.
 _DEEP = 8
 _DEEP_BITS = 8
 
-# A node is first | pos << 32 | bits << 40, as `struct node` has it on a little-endian machine.
+# A node is first | pos << 32 | bits << 40: `struct node` on a little-endian machine.
 _POS = 32
 _BITS = 40
 
 
 def parents(keys: Sequence[Key]) -> tuple[list[int], list[int]]:
-    """Tell the trie's own prefixes from those that contain others.
+    """Find the innermost prefixes, which contain no others, and the parent of each prefix.
 
-    `keys` are sorted and distinct. Returns the positions of the innermost, and for each position that of the
+    `keys` are sorted and distinct. Returns the indexes of the innermost, and for each index that of the
     longest prefix around it, or -1.
     """
     around = [-1] * len(keys)
@@ -59,15 +59,15 @@ def _contains(outer: Key, key: Key) -> bool:
 
 
 def nesting(around: Sequence[int]) -> int:
-    """The longest chain of parents."""
+    """Return the length of the longest chain of parents."""
     depths: list[int] = []
-    for parent in around:  # a parent stands before its children
+    for parent in around:  # a parent precedes its children
         depths.append(1 if parent < 0 else depths[parent] + 1)
     return max(depths)
 
 
 def add(nodes: array[int], keys: Sequence[Key], leaves: Sequence[int]) -> int:
-    """Append a trie of innermost prefixes in order, and the leaf of each; returns the number of its root."""
+    """Append a trie of sorted innermost prefixes, with a leaf for each; returns the index of its root."""
     root = len(nodes)
     nodes.append(0)
     _Builder(nodes, [key >> LENGTH_BITS for key in keys], [key & LENGTH_MASK for key in keys], leaves).fill(
@@ -77,7 +77,7 @@ def add(nodes: array[int], keys: Sequence[Key], leaves: Sequence[int]) -> int:
 
 
 class _Builder:
-    """One trie while it is built: the prefixes' addresses and lengths, and their leaves."""
+    """Builds one trie from the prefixes' addresses and lengths, and their leaves."""
 
     def __init__(
         self, nodes: array[int], values: Sequence[int], lengths: Sequence[int], leaves: Sequence[int]
@@ -85,7 +85,7 @@ class _Builder:
         self._nodes, self._values, self._lengths, self._leaves = nodes, values, lengths, leaves
 
     def fill(self, at: int, low: int, high: int, depth: int) -> None:
-        """Make node `at` the trie of the prefixes from `low` up to `high`."""
+        """Make node `at` the root of a trie of the prefixes with index `low` <= index < `high`."""
         nodes, values, leaves = self._nodes, self._values, self._leaves
         if high - low == 1:
             nodes[at] = leaves[low]
@@ -97,9 +97,9 @@ class _Builder:
         nodes[at] = start | pos << _POS | bits << _BITS
 
         patterns = [value >> shift & mask for value in values[low:high]]
-        patterns.append(-1)  # ends the last group
+        patterns.append(-1)  # terminates the last group
         children: list[int] = []
-        crowded: list[tuple[int, int, int]] = []  # children with several prefixes, and which
+        crowded: list[tuple[int, int, int]] = []  # children with several prefixes: (node, first, end)
         index, count = 0, high - low
         while index < count:
             pattern = patterns[index]
@@ -123,13 +123,13 @@ class _Builder:
 
 
 def _fill_gap(children: list[int], end: int, before: int, after: int) -> None:
-    """Children without prefixes of their own repeat the neighbour that shares more bits with them.
+    """Fill children without prefixes with the leaf of the neighbour that shares more bits with them.
 
-    Any prefix that covers such a child contains that neighbour too, so its chain of parents has it.
+    A prefix that covers such a child contains that neighbour too, so the neighbour's chain of parents has it.
     """
     first = split = len(children)
     if before:
-        # Up to the point where the highest bit that differs between both neighbours changes.
+        # Split where the highest bit in which the two neighbours differ changes.
         top = ((first - 1) ^ end).bit_length() - 1
         split = max(first, end >> top << top)
         children += [before] * (split - first)
@@ -137,7 +137,7 @@ def _fill_gap(children: list[int], end: int, before: int, after: int) -> None:
 
 
 def _width(values: Sequence[int], low: int, high: int, pos: int, depth: int) -> int:
-    """How many bits at `pos` to branch on: as many as keep the children from being mostly repeated."""
+    """Return the number of bits at `pos` to branch on, limited so that few children are repeated."""
     room = min((_HALF if pos < _HALF else WIDTH) - pos, _MAX_BITS)
     least = min(room, _DEEP_BITS if depth >= _DEEP else 1)
     bits = max(least, min(room, (high - low).bit_length()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from unmoor.bpf.layout import COUNTERS_OF_ADDRESSES, LEAF, MAX_DEPTH, MAX_NESTING, NODE, PORT, PROTOCOLS
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding, parse_ports
-from unmoor.sockets.table import rules, table
+from unmoor.sockets.table import allocation, rules, table
 from unmoor.sockets.table.precedence import order, stretches
 
 INTERFACES = {"eth0": 2, "eth1": 3}
@@ -252,7 +252,7 @@ def test_an_interface_comes_before_any_whatever_the_order() -> None:
 
 
 def test_two_services_bound_to_the_same_are_refused() -> None:
-    with pytest.raises(UnmoorError, match="give each prefix and port to one service"):
+    with pytest.raises(UnmoorError, match="bind each prefix and port to one service"):
         build([tcp("198.18.0.0/24", 80, 80, "a"), tcp("198.18.0.0/24", 80, 80, "b")])
 
 
@@ -303,3 +303,45 @@ def test_counters_of_addresses() -> None:
     assert counter("198.18.4.7") == 512 + 1024 + 7
     assert counter("198.18.15.255") == 512 + 4095
     assert counter("198.18.64.0") >= COUNTERS_OF_ADDRESSES
+
+
+@pytest.mark.parametrize(
+    ("marks", "gaps"),
+    [
+        ("", []),
+        ("11", []),
+        ("000", [(0, 3)]),
+        ("011", [(0, 1)]),
+        ("0011010", [(0, 2), (4, 1), (6, 1)]),
+        ("1001100", [(1, 2), (5, 2)]),
+    ],
+)
+def test_gaps_between_counters_end_where_the_next_counter_is_used(
+    marks: str, gaps: list[allocation.Span]
+) -> None:
+    found = allocation._runs(bytearray(map(int, marks)))
+    assert list(islice(found, len(marks) + 1)) == gaps
+
+
+def test_a_range_is_spread_over_gaps_and_the_next_continues_after_it() -> None:
+    gaps = iter([(0, 2), (10, 2), (20, 9)])
+    assert list(islice(allocation._allocate([(200, 3), (100, 5)], gaps), 9)) == [
+        (100, 2, 0),
+        (102, 2, 10),
+        (104, 1, 20),
+        (200, 3, 21),
+    ]
+
+
+def test_lists_of_one_service_that_overlap_differ_in_order_and_once() -> None:
+    first, second, third, last = (rules.key(ip_network(f"198.18.{each}.0/24")) for each in (1, 4, 7, 9))
+
+    def rule(*keys: int) -> rules.Rule:
+        return rules.Rule("tcp", 4, 80, 80, "a", "", keys)
+
+    added, removed = rules.difference([rule(first, third, last), rule(second, last)], [rule(third)])
+    assert [each.keys for each in added.rules] == [(first, second, last)]
+    assert not removed
+    added, removed = rules.difference([rule(third)], [rule(first, third, last), rule(second, last)])
+    assert [each.keys for each in removed.rules] == [(first, second, last)]
+    assert not added
