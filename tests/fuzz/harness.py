@@ -15,7 +15,7 @@ import dns.tsig
 
 from support.dns_document import document
 from support.dns_local import Local
-from unmoor.dns.answer.fast_path import _careful, answerer
+from unmoor.dns.answer.fast_path import _slow_path, answerer
 from unmoor.dns.answer.rate_limit import Limiter, counted, shared_table
 from unmoor.dns.protocol import message, names
 from unmoor.dns.protocol.edns import Options
@@ -98,7 +98,7 @@ NOTICES = Tireless(
 LOCAL = everything()
 OPTIONS = Options(LOCAL.snapshot.document)
 ANSWER = answerer(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
-CAREFUL = _careful(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
+CAREFUL = _slow_path(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
 #: Over the limit from the first packet on: every other one is truncated, the rest get silence.
 LIMITER = Limiter(counted(0, shared_table()), OPTIONS, LOCAL.counts)
 LIMITED = answerer(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES, LIMITER)
