@@ -81,7 +81,7 @@ def service(bed: Bed, unmoor: list[str], folder: Path) -> Iterator[Path]:
 ATTACH = """
 import os, sys
 from pathlib import Path
-from unmoor.sockets import libbpf
+from unmoor.bpf import libbpf
 namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
 for path in sorted(Path(sys.argv[1]).rglob("*")):
     for open_pin in (libbpf.open_pin, libbpf.open_pin_to_read):

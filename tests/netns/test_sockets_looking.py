@@ -20,7 +20,7 @@ from unmoor.scrape import server as scrape_door
 from unmoor.sockets.activation.explain import explain
 from unmoor.sockets.dispatch import generation
 from unmoor.sockets.observe.counts import address_counts
-from unmoor.sockets.observe.metrics import registry
+from unmoor.sockets.observe.metrics import collector_registry
 from unmoor.sockets.observe.rates import measure_rates
 from unmoor.sockets.observe.status import read_status
 
@@ -235,7 +235,7 @@ def test_metrics(bed: Bed) -> None:
         ask("198.18.0.9", 80)
     wait_until(lambda: not bed.count("web").sockets)
     assert refuses("198.18.0.9", 80)
-    lines = generate_latest(registry(bed.pins, addresses=True)).decode().splitlines()
+    lines = generate_latest(collector_registry(bed.pins, addresses=True)).decode().splitlines()
     labels = 'family="ipv4",protocol="tcp",service="web"'
     assert f"unmoor_sockets_replaced_total{{{labels}}} 0.0" in lines
     assert f"unmoor_sockets_lookups_total{{{labels}}} 2.0" in lines
@@ -250,7 +250,7 @@ def test_metrics(bed: Bed) -> None:
 
 
 def test_metrics_over_http(bed: Bed) -> None:
-    server = scrape_door(registry(bed.pins), "127.0.0.1", 0)
+    server = scrape_door(collector_registry(bed.pins), "127.0.0.1", 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def get(path: str) -> http.client.HTTPResponse:

@@ -236,7 +236,13 @@ def explain(
 
 
 @cli.command()
-@click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Seconds between screens.",
+)
 @click.option("--count", type=click.IntRange(min=1), help="Stop after this number of screens.")
 @click.option(
     "--rows", type=click.IntRange(min=1), default=10, show_default=True, help="Number of addresses to show."
@@ -269,9 +275,9 @@ def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path
 def metrics(listen: list[Endpoint], addresses: bool, pins: Path) -> None:
     """Print the counters for Prometheus, or serve them."""
     from unmoor.commands.exporter import tell  # noqa: PLC0415 - see load
-    from unmoor.sockets.observe.metrics import registry  # noqa: PLC0415 - see load
+    from unmoor.sockets.observe.metrics import collector_registry  # noqa: PLC0415 - see load
 
-    tell(registry(pinned.Pins(pins), addresses), listen)
+    tell(collector_registry(pinned.Pins(pins), addresses), listen)
 
 
 @cli.command()

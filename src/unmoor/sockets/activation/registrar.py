@@ -107,7 +107,8 @@ class Registrar:
     def explain(self, question: Question, peer: Peer) -> dict[str, int | None]:
         """Return the fields of `lookup.Answer`, and `generation`: the id of the record that they refer to.
 
-        Takes one test run. Raises RefusedError unless the peer is root or may read the pins.
+        Takes one test run. Raises RefusedError when the peer may not read the pins, nothing is loaded, or a
+        load holds the guard.
         """
         if not _may_read(self._pins.root, peer):
             raise RefusedError(
@@ -126,7 +127,7 @@ class Registrar:
     def _prepared(
         self, record: Record, request: Request, services: Sequence[Service], descriptors: Sequence[int]
     ) -> _Groups:
-        """Check the sockets and group them by their slots; no sockets for any slot to unregister."""
+        """Check the sockets and group them by their slots; to unregister, all slots without sockets."""
         label = request.service
         if request.verb == "unregister":
             if descriptors:

@@ -336,11 +336,11 @@ def _prove(
     bpf: libbpf.BpfObject, record: Record, rules: Sequence[Rule], code: bytes, compiled: table.Table
 ) -> None:
     """Verify the new table and program. Raises UnmoorError when any look-up is wrong."""
-    proof = list(claims(rules))
-    prove(bpf.program_fd("prove"), bpf.map_fd("batches"), bpf.map_fd("questions"), record, proof)
+    checked = list(claims(rules))
+    prove(bpf.program_fd("prove"), bpf.map_fd("batches"), bpf.map_fd("questions"), record, checked)
     own_table = {name: bpf.map_fd(name) for name in (*_WRITTEN, "questions")}
     with _loaded(code, compiled, own_table, without=("explain", "prove")) as copy:
-        rehearse(copy.program_fd("dispatch"), copy.map_fd("counters"), record, proof)
+        rehearse(copy.program_fd("dispatch"), copy.map_fd("counters"), record, checked)
 
 
 def _shared(pins: Pins, stack: ExitStack) -> dict[str, int]:

@@ -18,7 +18,7 @@ _PREFIX = "unmoor_sockets_"
 _SERVICE = ("service", "protocol", "family")
 
 
-def registry(pins: Pins, addresses: bool = False) -> CollectorRegistry:
+def collector_registry(pins: Pins, addresses: bool = False) -> CollectorRegistry:
     """Return the metrics of the live generation; with `addresses`, a sample for each address too.
 
     Collecting raises UnmoorError when nothing is loaded.
