@@ -107,8 +107,8 @@ class Registrar:
     def explain(self, question: Question, peer: Peer) -> dict[str, int | None]:
         """Return the fields of `lookup.Answer`, and `generation`: the id of the record that they refer to.
 
-        Takes one test run. Raises RefusedError when the peer may not read the pins, when nothing is loaded, and
-        when the table is being changed.
+        Takes one test run. Raises RefusedError when the peer may not read the pins, nothing is loaded, or a
+        load holds the guard.
         """
         if not _may_read(self._pins.root, peer):
             raise RefusedError(
