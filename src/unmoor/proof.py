@@ -96,7 +96,7 @@ def examples(documents: Documents) -> Iterator[Example]:
     document = documents.dns
     ordered = matchers(document)
     found: set[tuple[int, str]] = set()
-    for subject, name in inspect(document, "", documents.registry).subjects().items():
+    for subject, name in inspect(document, "", documents.registry).examples().items():
         for qtype in ("A", "AAAA"):
             index = first_match(ordered, subject, document.pop, qtype)
             if index is None or (index, qtype) in found:
@@ -152,7 +152,7 @@ def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterato
             arguments += ["--tls" if service.check == "https" else "--tcp", ports]
             arguments += ["--service", f"{service.label}={ports}"]
         if any(service.check == "https" for service in services):
-            hostnames = inspect(documents.dns, "", documents.registry).subjects().values()
+            hostnames = inspect(documents.dns, "", documents.registry).examples().values()
             name = next(map(names.to_text, hostnames), None)
             arguments += ["--sni", name] if name else []
             arguments += ["--ca", ca] if ca else []

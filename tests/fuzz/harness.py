@@ -14,7 +14,7 @@ import dns.message
 import dns.tsig
 from dns_support import Local, document
 
-from unmoor.dns.answer.fast_path import _careful, answerer
+from unmoor.dns.answer.fast_path import _slow_path, answerer
 from unmoor.dns.answer.rate_limit import Limiter, counted, shared_table
 from unmoor.dns.protocol import message, names
 from unmoor.dns.protocol.edns import Options
@@ -97,7 +97,7 @@ NOTICES = Tireless(
 LOCAL = everything()
 OPTIONS = Options(LOCAL.snapshot.document)
 ANSWER = answerer(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
-CAREFUL = _careful(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
+CAREFUL = _slow_path(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES)
 #: Over the limit from the first packet on: every other one is truncated, the rest get silence.
 LIMITER = Limiter(counted(0, shared_table()), OPTIONS, LOCAL.counts)
 LIMITED = answerer(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES, LIMITER)

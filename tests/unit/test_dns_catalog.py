@@ -54,8 +54,8 @@ def test_members_with_their_properties() -> None:
     ("text", "why"),
     [
         (zone_text(1, "a.zones PTR one.example."), "one TXT record 'version'"),
-        (catalog_text(1, version="1"), "says 2 .*has 1"),
-        (catalog_text(1, 'version TXT "3"'), "says 2"),
+        (catalog_text(1, version="1"), "the value 2 .*has 1"),
+        (catalog_text(1, 'version TXT "3"'), "the value 2"),
         (
             catalog_text(1, "a.zones PTR one.example.", "a.zones PTR two.example."),
             "several PTR records at a.zones",
@@ -101,7 +101,7 @@ def test_a_zone_that_is_configured_by_hand_stays_as_it_is() -> None:
         model(TWO), listing({"own.example": entry("1"), "m.example": entry("2")}, {}), []
     )
     assert [member.name for member in members] == ["m.example"]
-    assert warnings == ["own.example, of one.catalog, is configured by hand, and stays as it is"]
+    assert warnings == ["own.example, of one.catalog, is configured in the document, which takes precedence"]
 
 
 def test_groups_choose_the_first_that_the_document_knows() -> None:
@@ -115,7 +115,7 @@ def test_the_one_that_has_it_keeps_it() -> None:
         model(TWO), listing({"m.example": entry("1")}, {"m.example": entry("1")}), [mine]
     )
     assert members == [mine]
-    assert warnings == ["m.example belongs to two.catalog; one.catalog cannot take it"]
+    assert warnings == ["m.example belongs to two.catalog; one.catalog cannot own it"]
 
 
 @pytest.mark.parametrize(("unique", "state"), [("1", "one.catalog 1"), ("2", "two.catalog 2")])
@@ -263,7 +263,10 @@ def test_a_member_that_is_configured_by_hand(tmp_path: Path, primary: Primary) -
     with running(tmp_path, **following(primary)) as server:
         eventually(lambda: answer(server, "x.m.example"), '"one"')
         assert answer(server, "txt.example.com") == '"hello"'
-        assert server.log.read_text().count("example.com, of catalog.example, is configured by hand") == 1
+        assert (
+            server.log.read_text().count("example.com, of catalog.example, is configured in the document")
+            == 1
+        )
 
 
 def test_primaries_of_members(tmp_path: Path, primary: Primary) -> None:

@@ -381,12 +381,12 @@ def test_explain_follows_aliases_and_names_the_policy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "objection"),
     [
-        (["biz.example.com"], "free      no: wants tags account_type=free"),
-        (["host0.example.com", "--client", "198.51.100.1"], "narrow  no: wants clients in 198.18.0.0/15"),
-        (["host0.example.com", "--pop", "ams"], "pop     no: wants PoP lab, not ams"),
-        (["host0.example.com", "MX"], "rest    no: wants type A or AAAA"),
+        (["biz.example.com"], "free      no: requires tags account_type=free"),
+        (["host0.example.com", "--client", "198.51.100.1"], "narrow  no: requires clients in 198.18.0.0/15"),
+        (["host0.example.com", "--pop", "ams"], "pop     no: requires PoP lab, not ams"),
+        (["host0.example.com", "MX"], "rest    no: requires type A or AAAA"),
         (["host0.example.com", "HTTPS"], "rest    answers"),
-        (["host0.example.com"], "below   no: wants names below x.example.com"),
+        (["host0.example.com"], "below   no: requires names below x.example.com"),
     ],
 )
 def test_explain_says_why_not(tmp_path: Path, arguments: list[str], objection: str) -> None:
@@ -405,9 +405,9 @@ def test_explain_says_why_not(tmp_path: Path, arguments: list[str], objection: s
 
 
 def test_explain_of_what_no_policy_decides(tmp_path: Path) -> None:
-    assert "is in none of our zones" in explain(tmp_path, "example.org")
+    assert "is in none of the server's zones" in explain(tmp_path, "example.org")
     assert "NXDOMAIN" in explain(tmp_path, "nothing.example.com")
-    assert "the zone file answers" in explain(tmp_path, "txt.example.com", "TXT")
+    assert "the zone's records answer" in explain(tmp_path, "txt.example.com", "TXT")
     assert "which has no IPv6 addresses" in explain(tmp_path, "biz.example.com", "AAAA")
     data = json.loads(explain(tmp_path, "host1.example.com", "--json"))
     assert data["verdicts"] == [{"policy": "free", "objection": None}]

@@ -30,7 +30,7 @@ def shown(snapshot: Snapshot) -> dict[str, Any]:
         for name, target in snapshot.hostnames.items()
     }
     zones = {apex: (zone.nodes, zone.cuts) for apex, zone in snapshot.zones.items()}
-    return {"hostnames": plans, "zones": zones, "named": len(snapshot.named)}
+    return {"hostnames": plans, "zones": zones, "named": len(snapshot.ptr_ranges)}
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:

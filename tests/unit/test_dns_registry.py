@@ -179,9 +179,12 @@ def test_damage_at_any_octet_is_refused(tmp_path: Path) -> None:
     [
         (b"", "is not a registry"),
         (b"name,account_type\n", "is not a registry"),
-        (b"UNMOORRG\x02\0\0\0" + bytes(100), "has the format 2, and this release of unmoor reads 1"),
+        (
+            b"UNMOORRG\x02\0\0\0" + bytes(100),
+            "has format version 2, and this release of unmoor reads version 1",
+        ),
         (b"UNMOORRG\x01\0\0\0" + bytes(4), "is cut short"),
-        (b"UNMOORRG\x01\0\0\0" + bytes(100), "has 112 octets, not 0 as it says"),
+        (b"UNMOORRG\x01\0\0\0" + bytes(100), "has 112 octets, not 0 as in its header"),
     ],
 )
 def test_what_is_none_is_said_so(tmp_path: Path, data: bytes, why: str) -> None:
@@ -315,7 +318,7 @@ BAD = [
     (r"a\25.example.com,free,", "has a broken escape"),
     ("\x1b[2J.example.org,free,", "\\027[2J.example.org is in none of the zones"),
     ("b.example.com,free", "has 2 fields, not 3"),
-    ('"b.example.com,free,', "is no line of CSV"),
+    ('"b.example.com,free,', "is not valid CSV"),
     ("www.example.com,free,", "www.example.com is registered twice, first in line 2"),
     ("WWW.EXAMPLE.com.,free,", "www.example.com is registered twice, first in line 2"),
 ]
@@ -356,7 +359,7 @@ def test_octets_that_are_no_text_spoil_their_line_only(tmp_path: Path) -> None:
         ('{"name": 1}', "is no hostname"),
         ('{"name": "b.example.com", "tags": []}', None),
         ('{"name": "b.example.com", "tags": ["a"]}', "is no hostname"),
-        ('{"name": "b.example.com", "tags": {"a": 1}}', "has a tag whose value is no text"),
+        ('{"name": "b.example.com", "tags": {"a": 1}}', "has a tag whose value is not text"),
         ('{"name": "b.example.com", "tag": {}}', "tag is not a known key"),
         (r'{"name": "b.example.com", "tags": {"a": "\ud800"}}', "is not UTF-8 text"),
     ],
@@ -436,7 +439,7 @@ def test_update_and_show_say_what_there_is(tmp_path: Path) -> None:
         ("add,www.example.com,free", "is registered already"),
         ("change,new.example.com,free", "is not registered"),
         ("remove,new.example.com,", "is not registered"),
-        ("drop,www.example.com,", "drop is no action"),
+        ("drop,www.example.com,", "drop is not an action"),
         ("remove,www2.example.com,", "is named twice, first in line 2"),
     ],
 )

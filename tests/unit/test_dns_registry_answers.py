@@ -223,7 +223,7 @@ def test_policies_are_checked_against_the_registry(tmp_path: Path) -> None:
         (lambda path: path.unlink(), "No such file or directory"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "octets, not"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"www", b"wwx", 1)), "is not the file"),
-        (lambda path: path.write_bytes(b"UNMOORRG\xff\0\0\0" + bytes(200)), "has the format 255"),
+        (lambda path: path.write_bytes(b"UNMOORRG\xff\0\0\0" + bytes(200)), "has format version 255"),
         (lambda path: path.write_text("name\n"), "is not a registry"),
     ],
     ids=["missing", "cut", "flipped", "too new", "no registry"],

@@ -734,8 +734,8 @@ def test_explain_knows_the_copies(tmp_path: Path, primary: Primary) -> None:
 
     before = said("host.example.org", "A")
     assert "is a registered hostname with account_type=free" in before
-    assert "the zone is transferred, and there is no copy of it yet" in before
-    assert "reply, as it would be now: SERVFAIL" in before
+    assert "the zone is transferred, but there is no copy of it yet" in before
+    assert "current reply: SERVFAIL" in before
     store, key = Store(tmp_path), Key(APEX)
     store.offer(key, static_zone.read(zone_text(3, "x TXT theirs"), key.apex))
     store.accept(key)

@@ -136,7 +136,7 @@ def test_a_sealed_document_is_refused_by_the_check(tmp_path: Path) -> None:
         text_with_secrets(DnsDocument.model_validate(document()))
     )
     found = check.problems(DnsDocument.model_validate_json(sealed), "dns.json")
-    keys = {problem.key for problem in found if problem.why == "is sealed, and no secret"}
+    keys = {problem.key for problem in found if problem.why == "is sealed, but is not a secret"}
     assert keys == {"cookie_secret", "sticky_key", "tsig_keys.k.secret"}
 
 

@@ -1,4 +1,4 @@
-"""Why a query gets the answer that it gets: which policy was asked in turn, and what each said."""
+"""Explains an answer: the policies in order, why each does not match, and the reply."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MISSING = {NOT_READY: "there is no copy of it yet", INVALID_DATA: "its copy has
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one policy says to the query: `objection` is the condition that fails, None if it answers."""
+    """A policy's result: `objection` describes the condition that does not match, None if it answers."""
 
     policy: str
     objection: str | None
@@ -35,7 +35,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A query's way: the name that was decided on, the policies up to the one that answers, a reply."""
+    """The result of `explain`: the name after aliases, the policies up to the one that answers, a reply."""
 
     name: str
     zone: str | None
@@ -44,15 +44,15 @@ class Explanation:
     source: str | None
     rcode: str
     reply: tuple[str, ...]
-    #: Why the zone is not answered for, whatever a policy says; None if it is.
+    #: Why the zone is unavailable; None if it is available.
     missing: str | None = None
 
     def lines(self) -> Iterator[str]:
-        """The same for people."""
+        """Yield the explanation as text."""
         if self.zone is None:
-            yield f"{self.name} is in none of our zones"
+            yield f"{self.name} is in none of the server's zones"
         elif self.tags is None:
-            yield f"{self.name}, in the zone {self.zone}, is no registered hostname: the zone file answers"
+            yield f"{self.name}, in the zone {self.zone}, is not registered: the zone's records answer"
         else:
             tags = ", ".join(f"{key}={value}" for key, value in sorted(self.tags.items())) or "no tags"
             yield f"{self.name}, in the zone {self.zone}, is a registered hostname with {tags}"
@@ -63,8 +63,8 @@ class Explanation:
         if self.source:
             yield self.source
         if self.missing:
-            yield f"the zone is transferred, and {self.missing}"
-        yield f"reply, as it would be now: {self.rcode}"
+            yield f"the zone is transferred, but {self.missing}"
+        yield f"current reply: {self.rcode}"
         yield from (f"  {record}" for record in self.reply)
 
 
@@ -77,9 +77,10 @@ def explain(
     client: Prefix | None,
     copies: Mapping[bytes, Zone] = NO_COPIES,
 ) -> Explanation:
-    """Follow a query through `document`, as it would be answered at `pop` for `client`.
+    """Explain the answer to `name` and `qtype` (text) at `pop`, by default the document's, for `client`.
 
-    Raises InvalidInputError for a document that is wrong, UnmoorError for what is no name or type.
+    `copies` are the zones that are transferred. Raises InvalidInputError if the document has problems, and
+    UnmoorError if `name` or `qtype` is invalid.
     """
     document = document.model_copy(update={"pop": pop}) if pop else document
     try:
@@ -90,25 +91,25 @@ def explain(
     inspection = inspect(document, place, copies=copies)
     snapshot = compiled(inspection, document, counters)
     resolver = Resolver(snapshot)
-    who = Subnet.of(client) if client else Subnet(4, 0, 0)
+    network = Subnet.of(client) if client else Subnet(4, 0, 0)
     question = asked + rtype.to_bytes(2, "big") + b"\0\1"
     query = Query(b"\0\0", False, question, asked, rtype, message.IN, None)
-    reply = resolver.answer(query, who)
+    reply = resolver.answer(query, network)
     aliases = [names.fold(each.rdatas[0][0]) for each in reply.answer if each.rtype == message.CNAME != rtype]
     decided = aliases[-1] if aliases else asked
     zone = snapshot.zone_of(decided)
     missing = zone.missing if zone else 0
     source = decided if missing else resolver.source_of(zone, decided) if zone else None
     registered = inspection.registered(source or b"")
-    # HTTPS and SVCB records follow the policies of the addresses that they hint at.
+    # HTTPS and SVCB queries are answered by the policies of the hinted addresses.
     decisive = "A" if rtype in svcb.TYPES else dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))
-    verdicts = tuple(_verdicts(document, registered, decisive, who))
+    verdicts = tuple(_verdicts(document, registered, decisive, network))
     parsed = dns.message.from_wire(message.write(query, reply, message.TCP_SIZE))
     answering = verdicts[-1].policy if verdicts and verdicts[-1].objection is None else None
     return Explanation(
         names.to_text(decided),
         names.to_text(zone.apex) if zone else None,
-        dict(registered.subject.tags) if registered else None,
+        dict(registered.traits.tags) if registered else None,
         verdicts,
         _source(document, answering, rtype),
         message.RCODE_NAMES[reply.rcode],
@@ -124,18 +125,18 @@ def _split(rrset: dns.rrset.RRset) -> list[str]:
 def _verdicts(
     document: DnsDocument, registered: Registered | None, qtype: str, client: Subnet
 ) -> Iterator[Verdict]:
-    """Ask each policy in turn, up to the one that answers."""
+    """Yield the result of each policy up to the one that answers."""
     if registered is None:
         return
     for matcher in matchers(document):
-        objection = matcher.objection(registered.subject, document.pop, qtype, client)
+        objection = matcher.objection(registered.traits, document.pop, qtype, client)
         yield Verdict(matcher.policy.name, objection)
         if objection is None:
             return
 
 
 def _source(document: DnsDocument, name: str | None, rtype: int) -> str | None:
-    """Say where the answering policy takes addresses from."""
+    """Describe the pools and the strategy of the policy that answers."""
     policy = next((each for each in document.policies if each.name == name), None)
     if policy is None:
         return None

@@ -1,7 +1,7 @@
-"""Policies as ordinary zone files, for any authoritative server: each name with some addresses of its pool.
+"""Exports zones as ordinary zone files in which each hostname has some addresses of its policy's pool.
 
-The addresses of a name follow from the seed, the policy and the name alone, so that a name that comes or
-goes changes no other.
+A name's addresses depend on the seed, the policy and the name only, so adding or removing a name changes no
+other.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from unmoor.errors import UnmoorError
 _NOBODY = Subnet(4, 0, 0)
 _FAMILIES = {message.A: ("A", socket.AF_INET), message.AAAA: ("AAAA", socket.AF_INET6)}
 _HINTS = ((message.A, "ipv4hint"), (message.AAAA, "ipv6hint"))
-#: What separates the static records from those of policies; the check reads both in their own way.
+#: Separates static records from those of policies, which `_Part.check` parses differently.
 _SEPARATOR = "; answers of policies\n"
-#: Zone files that are open at the same time; a document may have more zones than a process may open files.
+#: Zone files open at the same time; a document may have more zones than the limit on open files.
 _OPEN_FILES = 200
 _LINE = re.compile(r"(\S*)\t(\d+)\tIN\t(A|AAAA|HTTPS|SVCB)\t(.+)\n")
 
-#: Writes the records of one name: its owner field, and its name in wire form. Returns the lines.
+#: Takes a name as an owner field and in wire form; returns the lines of its records.
 Writer = Callable[[str, bytes], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """One zone file: how many names and records policies gave it, and its size in octets."""
+    """A zone file: its numbers of names and records of policies, and its size in octets."""
 
     zone: str
     path: Path
@@ -57,9 +57,9 @@ class Exported:
 
 
 class Export:
-    """Writes the zones of `snapshot`, with at most `addresses` of a family for each name.
+    """Writes the zones of `snapshot`, with at most `addresses` per family and name.
 
-    `warnings` says what a zone file cannot.
+    `serial` replaces that of each SOA. `warnings` lists what a zone file cannot express.
     """
 
     def __init__(self, snapshot: Snapshot, addresses: int, seed: int, serial: int | None = None) -> None:
@@ -71,9 +71,9 @@ class Export:
         self.warnings: dict[str, None] = {}
 
     def write(self, directory: Path) -> Iterator[Exported]:
-        """Write one file for each zone, read it again, and put them in place when all are right.
+        """Write a file for each zone, verify all by parsing them, and rename them into place.
 
-        Raises UnmoorError if a file cannot be written, or is not what was to be written.
+        Raises UnmoorError if a file cannot be written or does not verify; then no file is replaced.
         """
         for name, pool in self._snapshot.document.pools.items():
             if pool.ptr:
@@ -99,10 +99,10 @@ class Export:
             raise UnmoorError(f"{directory}: zone files cannot be written: {error.strerror}") from None
         finally:
             for part in parts.values():
-                part.give_up()
+                part.discard()
 
     def _parts(self, directory: Path) -> dict[bytes, _Part]:
-        """A file to be for each zone. Raises UnmoorError where two would have the same name."""
+        """Return an unwritten file for each zone. Raises UnmoorError if two would have the same path."""
         parts: dict[bytes, _Part] = {}
         taken: set[Path] = set()
         for apex, zone in sorted(self._snapshot.zones.items()):
@@ -117,7 +117,7 @@ class Export:
         return parts
 
     def _hostnames(self) -> Iterator[tuple[bytes, Target]]:
-        """Every hostname, of the document and of the registry, with what it leads to."""
+        """Yield all hostnames of the document and the registry with their targets."""
         own, registry, find = self._snapshot.hostnames, self._snapshot.registry, self._snapshot.registered
         yield from own.items()
         for name, kind in registry.entries() if registry else ():
@@ -134,7 +134,7 @@ class Export:
         self.warnings.setdefault(text)
 
     def _writer(self, target: Target) -> Writer:
-        """What writes the names of a target; made once for all that share it."""
+        """Return the writer of a target's names, which all names with this target share."""
         if id(target) not in self._writers:
             self._writers[id(target)] = self._make_writer(target)
         return self._writers[id(target)]
@@ -161,16 +161,16 @@ class Export:
         return write
 
     def _plan(self, target: Target, rtype: int) -> Plan | None:
-        """How clients that no policy names are answered."""
+        """Return the plan for clients in no policy's networks."""
         for candidate in target.candidates.get(rtype, ()):
             if candidate.matcher.clients is None:
                 return candidate.plan
             name = candidate.matcher.policy.name
-            self._warn(f"policy {name}: is for some clients only, and left out: all get what the others get")
+            self._warn(f"policy {name}: is left out, since it is for some clients only")
         return None
 
     def _selector(self, plan: Plan, seed: str) -> Selector:
-        """What chooses a name's addresses: as many as its pools have, up to those wanted."""
+        """Return a deterministic selector of a name's addresses."""
         selector, key = plan.selector, sticky_key(seed, plan.policy)
         if isinstance(selector, Random):
             mix = selector.drawer if isinstance(selector.drawer, Mix) else Mix([(selector.drawer, 1)])
@@ -216,7 +216,7 @@ class _Part:
                 os.fsync(file.fileno())
 
     def check(self) -> None:
-        """Read it again: the static records by dnspython, the others line by line. Raises UnmoorError."""
+        """Verify the file: static records by dnspython, the others line by line. Raises UnmoorError."""
         self.close()
         try:
             with self.fresh.open(encoding="ascii") as file:
@@ -224,19 +224,19 @@ class _Part:
                 again = static_zone.read(static, self.zone.apex)
                 owners, count = _read_lines(file, self.zone.apex)
         except (ZoneFileError, ValueError) as error:
-            raise UnmoorError(f"{self.path}: was not written as it should be: {error}") from None
+            raise UnmoorError(f"{self.path}: verification failed: {error}") from None
         if (again.records, count) != (self.zone.records, self.records) or owners > self.names:
-            raise UnmoorError(f"{self.path}: was not written as it should be: it lacks records")
+            raise UnmoorError(f"{self.path}: verification failed: records are missing")
 
     def finish(self) -> Exported:
-        """Put it in its place."""
+        """Rename the file into place."""
         size = self.fresh.stat().st_size
         self.fresh.replace(self.path)
         self.begun = False
         return Exported(names.to_text(self.zone.apex), self.path, self.names, self.records, size)
 
-    def give_up(self) -> None:
-        """Leave nothing behind, if it was not finished."""
+    def discard(self) -> None:
+        """Remove the temporary file, if it was not renamed."""
         if self.begun:
             with suppress(OSError):
                 self.close()
@@ -244,7 +244,7 @@ class _Part:
 
 
 def _services(plans: dict[int, Plan]) -> Iterator[tuple[int, str, str, bool]]:
-    """What HTTPS and SVCB queries get: TTL, type, the data but for hints, and whether these follow."""
+    """Yield the HTTPS and SVCB records: TTL, type, data without hints, and whether hints are added."""
     for rtype in svcb.TYPES:
         offering = next((plan for plan in plans.values() if rtype in plan.services), None)
         if offering:
@@ -259,12 +259,12 @@ def _rdata_text(kind: dns.rdatatype.RdataType, data: bytes) -> str:
 
 
 def _relative(name: bytes, apex: bytes) -> str:
-    """A name as an owner below $ORIGIN."""
+    """Convert a name to text relative to $ORIGIN."""
     return names.to_text(name[: len(name) - len(apex)] + names.ROOT) if name != apex else "@"
 
 
 def _static(zone: Zone, serial: int | None) -> Iterator[str]:
-    """The zone's own records, SOA first."""
+    """Yield the lines of the zone's static records, SOA first."""
     soa = zone.soa
     if serial is not None:
         primary, mailbox, numbers = soa.rdatas[0]
@@ -281,12 +281,12 @@ def _static(zone: Zone, serial: int | None) -> Iterator[str]:
 
 
 def _read_lines(lines: Iterable[str], apex: bytes) -> tuple[int, int]:
-    """Count the owners and records in lines of policies. Raises ValueError for what is none."""
+    """Count the owners and records in lines of policies. Raises ValueError for an invalid line."""
     owners, count, before = 0, 0, None
     for line in lines:
         found = _LINE.fullmatch(line)
         if found is None:
-            raise ValueError(f"{line!r} is no record")
+            raise ValueError(f"{line!r} is not a record")
         owner, _, kind, data = found.groups()
         if owner != before:
             names.from_text(owner, apex)

@@ -1,4 +1,4 @@
-"""One packet in, one packet out: the hot path for what most clients send, the careful path for the rest."""
+"""Answers packets: a fast path for the most common queries, and a slow path for all others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
 
-from unmoor.dns.answer.rate_limit import NO_NAME, NOTIFY, Limiter, subject
+from unmoor.dns.answer.rate_limit import NO_NAME, NOTIFY, Limiter, flow_of
 from unmoor.dns.answer.resolver import Resolver
 from unmoor.dns.answer.snapshot import Snapshot
 from unmoor.dns.counters.counters import Counts, Event
@@ -21,23 +21,23 @@ from unmoor.dns.transfer.notify import Notices
 
 log = logging.getLogger(__name__)
 
-#: Takes a packet, the most octets that the reply may have, and the address that it came from; gives the
-#: reply, or None for silence.
+#: Takes a packet, the maximum size of the reply in octets, and the client's address; returns the reply, or
+#: None if there is none.
 Answerer = Callable[[bytes, int, str], bytes | None]
 
-#: Defects that one worker reports with a traceback: whoever finds one must not fill the journal with it.
-_MAX_COMPLAINTS = 10
+#: Internal errors that a worker logs with a traceback, so that clients cannot flood the log.
+_MAX_TRACEBACKS = 10
 
-#: Octets of an OPT record whose answer is kept: cookie, client subnet and some more.
+#: Octets of the largest OPT record whose reply is cached.
 _MAX_KEPT = 100
 
 _AD, _CD = 0x0020, 0x0010
 
 
 def _heads() -> dict[bytes, tuple[bytes, bool]]:
-    """Flags and counts of ordinary queries, to those of a reply with one address, and whether OPT follows.
+    """Map flags and counts of common queries to those of a reply with one address, and whether it has OPT.
 
-    RD is echoed; AD and CD mean nothing to an authoritative server without DNSSEC (RFC 4035 section 3.1.6).
+    RD is copied; AD and CD are cleared, as the server does not sign (RFC 4035 section 3.1.6).
     """
     heads = {}
     for desired, authentic, checking, opt in product((0, message.RD), (0, _AD), (0, _CD), (0, 1)):
@@ -57,32 +57,32 @@ def answerer(
     notices: Notices | None = None,
     limiter: Limiter | None = None,
 ) -> Answerer:
-    """Make the function that answers packets from `snapshot`, as often as `limiter` lets it.
+    """Make the function that answers packets from `snapshot`, subject to the rate limit of `limiter`.
 
-    The hot path recognises a registered hostname's A or AAAA by the question's bytes alone: nothing is
-    parsed, the reply is put together from pieces made beforehand. It answers exactly as the careful path
-    would (a property that the tests hold it to), and leaves to it whatever it does not recognise.
+    The fast path recognises A and AAAA queries for registered hostnames by the octets of the question,
+    without parsing, and joins the reply from prepared parts. Its replies equal those of the slow path (a
+    tested property), which gets every packet that it does not recognise.
     """
-    careful = _careful(snapshot, counts, options, notices or Notices({}, None), limiter)
+    slow_path = _slow_path(snapshot, counts, options, notices or Notices({}, None), limiter)
     excess = limiter.excess if limiter else None
     hostnames, registered = snapshot.hostnames, snapshot.registered
     heads, answers, join = _HEADS, counts.policies, b"".join
     plain_opt, secure_opt = message.opt_record(dnssec_ok=False), message.opt_record(dnssec_ok=True)
     with_options = _with_options(options)
-    # By what follows the size: extended code, version, flags, and a length of no options.
+    # By the octets after the UDP size: extended RCODE, version, flags, and a data length of zero.
     opts = {b"\0\0\0\0\0\0": plain_opt, b"\0\0\x80\0\0\0": secure_opt}
 
     def answer(packet: bytes, limit: int, address: str) -> bytes | None:
         head = heads.get(packet[2:12])
         if head is None:
-            return careful(packet, limit, address)
+            return slow_path(packet, limit, address)
         if head[1]:
-            # Where OPT begins, if anywhere: root, type 41. A name that contains these octets as well is not
-            # found below, or is followed by what no OPT record looks like.
+            # The beginning of OPT: root, type 41. If a name contains these octets, what follows is not a
+            # valid OPT record, or the name is not found below.
             at = packet.find(b"\0\0\x29", 13)
             opt = opts.get(packet[at + 5 :]) or with_options(packet[at:], limit, address)
             if opt is None:
-                return careful(packet, limit, address)
+                return slow_path(packet, limit, address)
             question = packet[12:at]
         else:
             opt = b""
@@ -90,13 +90,13 @@ def answerer(
         name = question[:-4].lower()
         target = hostnames.get(name) or (registered(name) if registered else None)
         if target is None:
-            return careful(packet, limit, address)
+            return slow_path(packet, limit, address)
         kind = question[-4:]
         plan = target.fast.get(kind)
         if plan is None:
-            return careful(packet, limit, address)
+            return slow_path(packet, limit, address)
         over = excess(address, name, kind) if excess else 0
-        if over and limiter and not limiter.spares(packet, address):
+        if over and limiter and not limiter.is_exempt(packet, address):
             return limiter.cut(packet, over)
         counter, record, ready, draw = plan
         answers[counter] += 1
@@ -106,14 +106,15 @@ def answerer(
 
 
 def _now() -> int:
-    """Give the time, exact to a minute or so: equal queries then get equal options, which can be kept."""
+    """Return the Unix time rounded down to 64 s, so that replies to equal options can be cached."""
     return int(time.time()) & -64
 
 
 def _with_options(options: Options) -> Callable[[bytes, int, str], bytes | None]:
-    """Make the function that answers an OPT record with options; None leaves it to the careful path.
+    """Make the function that answers an OPT record with options.
 
-    It takes the record, the limit of the reply, and the client's address.
+    It takes the record, the reply's maximum size and the client's address, and returns the reply's OPT
+    record, or None to use the slow path.
     """
 
     @lru_cache(maxsize=4096)
@@ -128,7 +129,7 @@ def _with_options(options: Options) -> Callable[[bytes, int, str], bytes | None]
         return message.opt_record(edns.dnssec_ok, 0, replies)
 
     def opt_record(opt: bytes, limit: int, address: str) -> bytes | None:
-        # Longer ones would let a client fill the memory that keeps them.
+        # Bounds the memory that clients can fill through the cache.
         if (
             not message.OPT_SIZE < len(opt) < _MAX_KEPT
             or int.from_bytes(opt[9:11], "big") != len(opt) - message.OPT_SIZE
@@ -139,11 +140,11 @@ def _with_options(options: Options) -> Callable[[bytes, int, str], bytes | None]
     return opt_record
 
 
-def _careful(
+def _slow_path(
     snapshot: Snapshot, counts: Counts, options: Options, notices: Notices, limiter: Limiter | None = None
 ) -> Answerer:
     resolver, keys = Resolver(snapshot), Keys.of(snapshot.document.tsig_keys)
-    complaints = iter(range(_MAX_COMPLAINTS))
+    tracebacks = iter(range(_MAX_TRACEBACKS))
 
     def written(packet: bytes, limit: int, address: str) -> tuple[Reply, bytes]:
         query = message.parse(packet)
@@ -183,11 +184,11 @@ def _careful(
         except message.QueryError as error:
             return failed(packet, address, error.rcode)
         except Exception:
-            # A defect of ours must cost this one query, not the worker and all that wait behind it.
-            if next(complaints, None) is not None:
+            # An internal error must not stop the worker: only this query gets SERVFAIL.
+            if next(tracebacks, None) is not None:
                 log.exception("no answer for the packet %s", packet[:512].hex())
             return failed(packet, address, message.SERVFAIL)
-        if limiter and (over := limiter.over(packet, address, *subject(reply))):
+        if limiter and (over := limiter.over(packet, address, *flow_of(reply))):
             return limiter.cut(packet, over)
         if reply.counter is None:
             counts.add_rcode(reply.rcode)

@@ -1,18 +1,18 @@
-"""Response rate limiting over UDP: nobody can have us flood an address that is not the asker's own.
+"""Response rate limiting (RRL) over UDP, against reflection attacks with spoofed source addresses.
 
-Replies are counted by client network (IPv4 /24, IPv6 /56), by what they are about, and by second:
+Replies are counted per second and flow. A flow is a client network (IPv4 /24, IPv6 /56) and a subject:
 
-- an answer by the owner of its records and their type: the name asked for, or the wildcard or DNAME above it
-- NXDOMAIN, NODATA and referrals by the zone or delegation
-- errors by their code
+- an answer: owner and type of its records, the owner being the query's name or the wildcard or DNAME above it
+- NXDOMAIN, NODATA or a referral: the zone or delegation
+- an error: its response code
 
-So a flood for one name, sent in the name of a resolver, costs that resolver this name and no other; and names
-made up below a wildcard or a zone are one flow, not many. BIND, Knot and NSD count alike.
+So a flood for one name with a resolver's source address limits that name for that resolver and no other, and
+random names below a wildcard or in a zone are one flow. BIND, Knot and NSD define flows in the same way.
 
-The counters are a table of fixed size that all workers share: a flood from everywhere takes no more memory
-than silence, and a flow that the kernel spreads over the workers is counted as a whole. Over the limit, every
-other reply is truncated, which a real client repeats over TCP; the rest are dropped. Whoever shows a cookie
-of ours receives at its address, and is not limited.
+The counters are a table of fixed size that all workers share, so memory is bounded and a flow is counted as
+a whole, whichever workers receive it. Over the limit, every other reply is truncated, so that a real client
+retries over TCP, and the rest are dropped. Queries with a valid server cookie are exempt: the cookie proves
+that the client receives at its address.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ from unmoor.dns.protocol import message
 from unmoor.dns.protocol.edns import Options
 from unmoor.dns.protocol.message import COOKIE, Reply
 
-#: Flows that are told apart; of more, some share what they may ask for. A counter takes 4 octets.
+#: Counters of 4 octets. Flows with the same hash share one.
 _SLOTS = 1 << 18
 _SLOT_MASK = _SLOTS - 1
-#: Client addresses whose network is kept.
+#: Client addresses whose network's hash is cached.
 _MAX_KNOWN = 4096
-#: A counter holds the second, as far as it fits, in front of so many bits for the count. One that was last
-#: used in another second begins again, so nobody clears the table; after 4096 seconds exactly it goes on.
+#: The low bits of a counter hold the count, the others the second modulo 4096. A counter of another second
+#: restarts at zero, so the table is never cleared.
 _COUNT_BITS = 20
 _SECOND_MASK = (1 << 32 - _COUNT_BITS) - 1
 _MAX_COUNT = (1 << _COUNT_BITS) - 1
-#: A cookie option with a server cookie of ours: its code and length.
+#: Code and length of a cookie option with a server cookie of this server's size.
 _FULL_COOKIE = bytes((0, COOKIE, 0, 24))
 
-#: Stands for the name and the type where a reply is about neither.
+#: The name of a flow that has none.
 NO_NAME = b""
 NOTIFY = b"notify"
 
 
-#: By how much a flow is over its limit in this second, with this reply to an address; a name in lower case
-#: and a kind say what the reply is about.
-Excess = Callable[[str, bytes, bytes], int]
+#: Counts a reply to an address; a name in lower case and a kind are its subject. Returns by how many replies
+#: the flow exceeds its limit in this second, 0 if it does not.
+ExcessCounter = Callable[[str, bytes, bytes], int]
 
 
 def shared_table() -> memoryview:
-    """Make counters that a process shares with those that it forks.
+    """Return a table of counters that is shared with forked processes.
 
-    Two that count the same flow at the same moment may lose one of the two, in favour of the client.
+    Updates are not atomic: of two processes that count the same flow at the same moment, one may be lost.
     """
     return memoryview(mmap.mmap(-1, _SLOTS * 4)).cast("I")
 
 
-def counted(per_second: int, table: memoryview) -> Excess:
-    """Make the function that counts replies in `table`."""
+def counted(per_second: int, table: memoryview) -> ExcessCounter:
+    """Make the function that counts replies in `table` and allows `per_second` replies per flow."""
     allowed = min(per_second, _MAX_COUNT - 1)
-    # Networks by address; when the current second ends, and the range of counts that are of it.
+    # Hashes of networks by address; the current second's end, and the range of its counter values.
     networks: dict[str, int] = {}
     end, first, full, last = 0.0, 0, 0, 0
 
@@ -76,7 +76,7 @@ def counted(per_second: int, table: memoryview) -> Excess:
             if len(networks) >= _MAX_KNOWN:
                 networks.clear()
             networks[address] = network = hash(_network(address))
-        # The hash of octets has a key that differs at every start: nobody can aim at another's counter.
+        # hash() of bytes is keyed at random (PYTHONHASHSEED), so clients cannot choose a counter.
         slot = hash((network, name, kind)) & _SLOT_MASK
         count = table[slot]
         if first <= count < full:
@@ -96,8 +96,8 @@ def _network(address: str) -> bytes:
     return socket.inet_aton(address)[:3]
 
 
-def subject(reply: Reply) -> tuple[bytes, bytes]:
-    """Say what a reply is about: the name and the kind that it is counted by."""
+def flow_of(reply: Reply) -> tuple[bytes, bytes]:
+    """Return a reply's subject: the name and the kind that it is counted by."""
     if reply.answer:
         first = reply.answer[0]
         return reply.source or first.owner.lower(), first.rtype.to_bytes(2, "big") + b"\0\1"
@@ -106,31 +106,31 @@ def subject(reply: Reply) -> tuple[bytes, bytes]:
 
 
 class Limiter:
-    """Decides which replies are sent whole, and counts the others."""
+    """Decides which replies are sent in full, and counts the others."""
 
-    def __init__(self, excess: Excess, options: Options, counts: Counts) -> None:
+    def __init__(self, excess: ExcessCounter, options: Options, counts: Counts) -> None:
         self.excess = excess
         self._options, self._counts = options, counts
 
     def over(self, packet: bytes, address: str, name: bytes, kind: bytes) -> int:
-        """By how much the reply to a packet is over the limit; a client with a cookie of ours has none."""
+        """Count the reply to a packet; return by how much its flow is over the limit, 0 if it is exempt."""
         excess = self.excess(address, name, kind)
-        return 0 if excess and self.spares(packet, address) else excess
+        return 0 if excess and self.is_exempt(packet, address) else excess
 
-    def spares(self, packet: bytes, address: str) -> bool:
-        """Whether a packet shows a cookie of ours: its sender receives at that address."""
-        return _FULL_COOKIE in packet and _shows_cookie(packet, address, self._options)
+    def is_exempt(self, packet: bytes, address: str) -> bool:
+        """Report whether a packet has a valid server cookie, which proves its source address."""
+        return _FULL_COOKIE in packet and _has_valid_cookie(packet, address, self._options)
 
     def cut(self, packet: bytes, excess: int) -> bytes | None:
-        """Give what is sent instead of a reply that is over the limit: a truncated one, or nothing."""
+        """Return the replacement of a reply over the limit: a truncated reply, or None to drop it."""
         self._counts.add(Event.RATE_LIMITED)
         return _truncated(packet) if excess % 2 else None
 
 
-def _shows_cookie(packet: bytes, address: str, options: Options) -> bool:
+def _has_valid_cookie(packet: bytes, address: str, options: Options) -> bool:
     try:
         query = message.parse(packet)
-        return query.edns is not None and options.knows(query.edns, address)
+        return query.edns is not None and options.has_valid_cookie(query.edns, address)
     except (message.NoReplyError, message.QueryError):
         return False
 

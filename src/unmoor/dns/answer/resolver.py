@@ -1,4 +1,4 @@
-"""From a question to a reply: the algorithm of RFC 1034 section 4.3.2, with policies for hostnames."""
+"""Answers queries by the algorithm of RFC 1034 section 4.3.2, with policies for registered hostnames."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from unmoor.dns.zones.static_zone import Node, Zone
 from unmoor.dns.zones.static_zone import addresses as glue
 from unmoor.model import DnsDocument
 
-#: CNAME and DNAME steps that are followed inside our zones. Loops end earlier: at a name seen before.
+#: CNAME and DNAME steps followed inside the server's zones. A loop ends earlier, at the first repeated name.
 MAX_CHAIN = 16
-#: Targets of SVCB and HTTPS records whose addresses one reply adds, AliasMode steps included.
+#: Targets of SVCB and HTTPS records whose addresses a reply adds, AliasMode steps included.
 MAX_TARGETS = 16
-#: How long 'do not ask for ANY' may be kept, seconds (RFC 8482 section 4.2 leaves it to the operator).
+#: TTL of the HINFO answer to ANY, seconds (RFC 8482 section 4.2 leaves it to the operator).
 ANY_TTL = 3600
 
 _HINFO = ((b"\7RFC8482\0",),)
@@ -27,16 +27,19 @@ _EMPTY_TARGET = Target({}, {})
 
 
 class Resolver:
-    """Answers questions from a snapshot."""
+    """Answers queries from a snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
     def resolve(self, query: Query, address: str) -> Reply:
-        """Answer a query that `wire.parse` accepted, from a resolver at `address`. Raises QueryError."""
+        """Answer a query that `message.parse` returned, from a resolver at `address`.
+
+        Raises QueryError (FORMERR) if the client subnet option is malformed.
+        """
         option = query.edns.option(client_subnet.OPTION) if query.edns else None
         named = client_subnet.parse(option) if option is not None else None
-        # A resolver that names a network of no bits wants its client kept out of it (RFC 7871 section 7.1.2).
+        # A source prefix of 0 bits asks not to use the client's address (RFC 7871 section 7.1.2).
         client = named if named and named.length else Subnet.of_address(address)
         reply = self.answer(query, client)
         if option is not None and reply.rcode in (message.NOERROR, message.NXDOMAIN):
@@ -46,10 +49,10 @@ class Resolver:
 
     def answer(self, query: Query, client: Subnet) -> Reply:
         """Answer a query from a client in the network `client`."""
-        if not query.question:  # it only wants a cookie
+        if not query.question:  # it only requests a cookie
             return Reply(authoritative=False)
         if query.qclass == message.CH and not (query.edns and query.edns.version):
-            return _about_us(query, self._snapshot.document)
+            return _server_identity(query, self._snapshot.document)
         zone = self._zone(query.name, query.qtype)
         refusal = _refusal(query, zone)
         if refusal is not None:
@@ -59,13 +62,13 @@ class Resolver:
             return Reply(message.SERVFAIL, authoritative=False, options=[why])
         reply = Reply()
         self._follow(zone, query.name, query.qtype, client, reply)
-        # What a policy answers is for the owner itself, and has its addresses already.
+        # An answer of a policy has the owner as its target, and its addresses are added already.
         if zone and query.qtype in svcb.TYPES and reply.answer and reply.counter is None:
             self._add_targets(zone, query.qtype, client, reply)
         return reply
 
     def _follow(self, zone: Zone | None, name: bytes, qtype: int, client: Subnet, reply: Reply) -> None:
-        """Answer for a name of `zone` and those its aliases lead to: each once (RFC 1034 section 3.6.2)."""
+        """Answer for a name of `zone`, and follow its aliases (RFC 1034 section 3.6.2), each name once."""
         seen: tuple[bytes, ...] = ()
         while zone and not zone.missing:
             following = self._step(zone, name, qtype, client, reply)
@@ -77,9 +80,9 @@ class Resolver:
             name, zone = following, self._zone(following, qtype)
 
     def _add_targets(self, zone: Zone, qtype: int, client: Subnet, reply: Reply) -> None:
-        """Add the addresses of SVCB or HTTPS targets below `zone`'s apex (RFC 9460 section 4.1).
+        """Add the addresses of SVCB or HTTPS targets at or below the zone's apex (RFC 9460 section 4.1).
 
-        Targets of AliasMode records are asked for `qtype` as well, and the targets of these in turn.
+        For targets of AliasMode records, their records of type `qtype` are added and followed too.
         """
         found = [each for each in reply.answer if each.rtype == qtype]
         seen: set[bytes] = set()
@@ -95,7 +98,7 @@ class Resolver:
                     self._add(target, rtype, client, reply)
 
     def _add(self, name: bytes, rtype: int, client: Subnet, reply: Reply) -> list[RRset]:
-        """Add a name's records, and those that its aliases lead to, unless they are there; gives the new."""
+        """Add a name's records, aliases followed, without those in the reply already; return the new ones."""
         known = {_key(each) for each in (*reply.answer, *reply.extra)}
         if (name, rtype) in known:
             return []
@@ -107,13 +110,13 @@ class Resolver:
         return new
 
     def _zone(self, name: bytes, qtype: int) -> Zone | None:
-        """Find the zone that answers; DS is the parent's (RFC 4035 section 3.1.4.1)."""
+        """Return the zone that answers; for DS it is the parent (RFC 4035 section 3.1.4.1)."""
         if qtype == message.DS and name in self._snapshot.zones:
             return self._snapshot.zone_of(name, above=True) or self._snapshot.zones[name]
         return self._snapshot.zone_of(name)
 
     def _step(self, zone: Zone, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bytes | None:
-        """Answer for one name; gives the next name of a chain, lower case, if there is one."""
+        """Answer for one name; return the next name of a chain in lower case, None at its end."""
         cut = zone.cut_above(name)
         if cut is not None:
             above = zone.nodes[cut]
@@ -125,7 +128,7 @@ class Resolver:
                 return _redirect(above[message.DNAME], name, qtype, reply)
         source = self.source_of(zone, name)
         if source is None:
-            if self._snapshot.named and self._point(zone, name, qtype, reply):
+            if self._snapshot.ptr_ranges and self._pointer(zone, name, qtype, reply):
                 reply.source = reply.source or zone.apex
                 return None
             reply.rcode = message.NXDOMAIN
@@ -144,10 +147,10 @@ class Resolver:
                 reply.authority.append(zone.negative_soa)
         return None
 
-    def _point(self, zone: Zone, name: bytes, qtype: int, reply: Reply) -> bool:
-        """Answer for the address of a pool that gives its addresses names; says whether it is one."""
+    def _pointer(self, zone: Zone, name: bytes, qtype: int, reply: Reply) -> bool:
+        """Answer for a reverse name of a pool's addresses; report whether it is one."""
         network = reverse.parse(name)
-        found = reverse.target(network, self._snapshot.named) if network else None
+        found = reverse.target(network, self._snapshot.ptr_ranges) if network else None
         if found is None:
             return False
         if found and qtype == message.PTR:
@@ -159,9 +162,9 @@ class Resolver:
         return True
 
     def source_of(self, zone: Zone, name: bytes) -> bytes | None:
-        """Give the name whose records answer for `name`: itself if it exists, or a wildcard.
+        """Return the owner of the records that answer for `name`: itself, a wildcard, or None.
 
-        That is the asterisk below the closest encloser, and no other (RFC 4592 section 3.3.1).
+        The wildcard is the asterisk label below the closest encloser (RFC 4592 section 3.3.1).
         """
         if self._exists(zone, name):
             return name
@@ -174,7 +177,7 @@ class Resolver:
 
 
 def _refusal(query: Query, zone: Zone | None) -> Reply | None:
-    """Give the reply to what is no question about our zones."""
+    """Return the error reply to a query that no zone answers; None if a zone does."""
     if query.edns and query.edns.version > 0:
         return Reply(message.BADVERS, authoritative=False)
     if query.qclass != message.IN or query.qtype in (message.AXFR, message.IXFR):
@@ -187,8 +190,8 @@ def _refusal(query: Query, zone: Zone | None) -> Reply | None:
     return None
 
 
-def _about_us(query: Query, document: DnsDocument) -> Reply:
-    """Answer who wants to know which server this is (RFC 4892), as far as the document lets us."""
+def _server_identity(query: Query, document: DnsDocument) -> Reply:
+    """Answer CH queries for the server's name (RFC 4892) and version, if the document allows it."""
     known: dict[bytes, str] = {}
     if document.tell_name:
         known |= dict.fromkeys((b"\2id\6server\0", b"\10hostname\4bind\0"), document.edge)
@@ -203,9 +206,9 @@ def _about_us(query: Query, document: DnsDocument) -> Reply:
 
 
 def _choose(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
-    """Answer with the addresses that a policy chooses; says whether one did."""
+    """Add the addresses that a policy chooses; report whether a policy answers."""
     if qtype in svcb.TYPES:
-        return _offer(target, name, qtype, client, reply)
+        return _bind_service(target, name, qtype, client, reply)
     plan = _plan(target, qtype, client, reply)
     if plan is None:
         return False
@@ -221,10 +224,11 @@ def _plan(target: Target, qtype: int, client: Subnet, reply: Reply) -> Plan | No
     return plan
 
 
-def _offer(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
-    """Answer HTTPS or SVCB as the policy for A says, or that for AAAA; addresses are chosen as for these two.
+def _bind_service(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
+    """Answer HTTPS or SVCB by the policy that answers A, or else AAAA; report whether one does.
 
-    They are added to the reply, and are the hints as well: both must agree (RFC 9460 section 7.3).
+    The addresses are chosen as for A and AAAA, and are added both as hints and to the additional section,
+    since the two must agree (RFC 9460 section 7.3).
     """
     plans = {
         key: plan
@@ -252,18 +256,18 @@ def _key(rrset: RRset) -> tuple[bytes, int]:
 
 
 def _append(section: list[RRset], rrset: RRset) -> None:
-    """Append records that are not there yet: a chain may come by the same DNAME twice."""
+    """Append an RRset unless it is present: a chain may pass the same DNAME twice."""
     if rrset not in section:
         section.append(rrset)
 
 
 def _owned(rrset: RRset, name: bytes) -> RRset:
-    """The records under the name that was asked for, which a wildcard's are not."""
+    """Return the records with the query's name as their owner, in place of a wildcard."""
     return rrset if names.fold(rrset.owner) == name else RRset(name, rrset.rtype, rrset.ttl, rrset.rdatas)
 
 
 def _refer(zone: Zone, node: Node, reply: Reply) -> None:
-    """Name the servers below a cut, and their addresses as far as the zone holds them."""
+    """Make the reply a referral: the name servers of the cut `node`, and their glue."""
     servers = node[message.NS]
     reply.authoritative = bool(reply.answer)
     reply.authority.append(servers)
@@ -271,7 +275,7 @@ def _refer(zone: Zone, node: Node, reply: Reply) -> None:
 
 
 def _redirect(dname: RRset, name: bytes, qtype: int, reply: Reply) -> bytes | None:
-    """Follow a DNAME: the record, and the CNAME that it stands for (RFC 6672 section 3.1)."""
+    """Add a DNAME and the CNAME synthesized from it (RFC 6672 section 3.1); return the next name."""
     _append(reply.answer, dname)
     replacement = dname.rdatas[0][0]
     target = name[: len(name) - len(dname.owner)] + replacement
@@ -279,6 +283,6 @@ def _redirect(dname: RRset, name: bytes, qtype: int, reply: Reply) -> bytes | No
         reply.rcode = message.YXDOMAIN
         return None
     reply.answer.append(RRset(name, message.CNAME, dname.ttl, ((WireName(target),),)))
-    # A target below its own owner makes every name longer, and never leads anywhere.
+    # A target at or below its own owner makes every name longer, without end.
     endless = names.is_below(names.fold(replacement), names.fold(dname.owner))
     return None if endless or qtype in (message.CNAME, message.ANY) else names.fold(target)

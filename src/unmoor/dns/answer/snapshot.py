@@ -1,4 +1,4 @@
-"""A document, compiled: all that answering needs. Never changes; a reload builds another one beside it."""
+"""Snapshots: a document compiled for answering. Immutable; a reload builds a new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unmoor.dns.hostnames.registry import Registry
 from unmoor.dns.policy import policies
 from unmoor.dns.policy.policies import Matcher
 from unmoor.dns.policy.pools import Drawer, Mix, ranges_in_use
-from unmoor.dns.policy.reverse import Named, named
+from unmoor.dns.policy.reverse import PtrRange, ptr_ranges
 from unmoor.dns.policy.selection import Pinned, Random, Selector, Sticky, sticky_key
 from unmoor.dns.protocol import message, names
 from unmoor.dns.protocol.client_subnet import Subnet, scope
@@ -25,7 +25,7 @@ from unmoor.model.dns import ServiceBinding
 
 
 class ClashError(InvalidInputError):
-    """Hostnames that transferred zones have records for as well: by zone, and hostname."""
+    """Hostnames clash with records of transferred zones; `clashes` has the problems by apex and hostname."""
 
     def __init__(self, clashes: Mapping[bytes, Mapping[bytes, Problem]]) -> None:
         super().__init__(problem for found in clashes.values() for problem in found.values())
@@ -34,19 +34,19 @@ class ClashError(InvalidInputError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one policy answers one query type: TTL in seconds, where it is counted, what chooses addresses."""
+    """How a policy answers a query type: TTL in seconds, index of its counters, selector of addresses."""
 
     policy: str
     slot: int
     rtype: int
     ttl: int
     selector: Selector
-    #: What HTTPS and SVCB queries get, by type.
+    #: Service bindings for HTTPS and SVCB queries, by type.
     services: Mapping[int, ServiceBinding]
 
     @property
     def record_head(self) -> bytes:
-        """The answer record up to its address, for a question that stands right after the header."""
+        """The encoded answer record up to its address; its owner points to the question (offset 12)."""
         size = 4 if self.rtype == message.A else 16
         fields = (
             self.rtype.to_bytes(2, "big"),
@@ -59,7 +59,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A policy that answers if the client is one that it wants; without a plan, it answers NODATA."""
+    """A policy that answers if its condition on clients matches; without a plan, it answers NODATA."""
 
     matcher: Matcher
     plan: Plan | None
@@ -67,10 +67,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What hostnames lead to: the candidates for each type. Shared by all that policies treat alike.
+    """The candidates that answer for a hostname, by query type. Shared by all hostnames with equal traits.
 
-    `fast` is for the hot path: type and class as in a question, to (counter, record up to its address,
-    addresses drawn in advance, drawer); only what depends on nothing but the name, and draws one address.
+    `fast` is for the fast path, and holds types whose answer is one random address and does not depend on
+    the client: type and class as in a question, to (index of the counter, encoded record up to its address,
+    addresses drawn in advance, drawer).
     """
 
     candidates: Mapping[int, tuple[Candidate, ...]]
@@ -78,7 +79,7 @@ class Target:
 
     @classmethod
     def of(cls, candidates: Mapping[int, tuple[Candidate, ...]]) -> Target:
-        """Prepare the hot path's form."""
+        """Make a target, with `fast` derived from the candidates."""
         fast = {}
         for rtype, (first, *_) in candidates.items():
             plan, selector = first.plan, first.plan and first.plan.selector
@@ -94,11 +95,11 @@ class Target:
         return cls(candidates, fast)
 
     def choose(self, rtype: int, client: Subnet) -> tuple[Plan | None, int]:
-        """Give the plan for a client, and how many bits of its address decided."""
+        """Return the plan for a client, and the scope: the bits of its address that the answer depends on."""
         asked: list[Subnet] = []
         for candidate in self.candidates.get(rtype, ()):
             asked += candidate.matcher.clients or ()
-            if candidate.matcher.takes(client):
+            if candidate.matcher.matches_client(client):
                 bits = scope(client, asked)
                 plan = candidate.plan
                 return plan, max(bits, plan.selector.scope(client)) if plan else bits
@@ -107,35 +108,35 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Zones by apex, hostnames by name (both in wire form, lower case), and the document they came from."""
+    """Zones by apex and hostnames by name (wire form, lower case), and the document they are from."""
 
     document: DnsDocument
     zones: Mapping[bytes, Zone]
     hostnames: Mapping[bytes, Target]
-    named: tuple[Named, ...] = ()
-    #: The registry, and the look-up of its names; what is in `hostnames` is not looked up there.
+    ptr_ranges: tuple[PtrRange, ...] = ()
+    #: The registry, and the look-up of its hostnames; `hostnames` takes precedence.
     registry: Registry | None = None
     registered: Callable[[bytes], Target | None] | None = None
-    #: Who may say that a zone or a catalog has changed.
+    #: Primaries by zone or catalog, from which NOTIFY is accepted.
     sources: Mapping[bytes, Sequence[Source]] = field(default_factory=dict)
-    #: What it was made of; a later one need not read again what is the same.
+    #: The parsed document, which the next snapshot reuses if zones and hostnames are equal.
     found: Inspection | None = None
-    #: Where each policy's answers are counted, and where addresses are, if at all; what gives addresses.
+    #: The index of each policy's counters, all selectors, and the layout of address counters (None if off).
     slots: Mapping[str, int] = field(default_factory=dict)
     selectors: tuple[Selector, ...] = ()
     layout: Layout | None = None
 
     @property
     def count(self) -> int:
-        """How many hostnames there are; one that is in the document and in the registry counts twice."""
+        """The number of hostnames; one that is in both the document and the registry counts twice."""
         return len(self.hostnames) + (len(self.registry) if self.registry else 0)
 
     def target_of(self, name: bytes) -> Target | None:
-        """What a hostname leads to."""
+        """Return a hostname's target; None if it is not a hostname."""
         return self.hostnames.get(name) or (self.registered(name) if self.registered else None)
 
     def served(self) -> Iterator[bytes]:
-        """Every hostname that leads somewhere, of the document and then of the registry; each once."""
+        """Yield each hostname that has a target once, those of the document first."""
         yield from self.hostnames
         if self.registry is None or self.registered is None:
             return
@@ -144,11 +145,11 @@ class Snapshot:
                 yield name
 
     def exists(self, name: bytes) -> bool:
-        """Whether it is a hostname, or has hostnames of the registry below it (the zones know the others)."""
+        """Report whether `name` is a hostname or has registry hostnames below it (`zones` has the others)."""
         return name in self.hostnames or (self.registry is not None and self.registry.exists(name))
 
     def zone_of(self, name: bytes, above: bool = False) -> Zone | None:
-        """The closest zone that `name` is in; with `above`, not one whose apex it is."""
+        """Return the closest zone that contains `name`; with `above`, not one whose apex it is."""
         for suffix in names.suffixes(names.parent(name) if above else name):
             if suffix in self.zones:
                 return self.zones[suffix]
@@ -163,13 +164,14 @@ def build(
     give_way: bool = False,
     known: Inspection | None = None,
 ) -> Snapshot:
-    """Compile a document. `counters` says where each policy's answers are counted, `copies` are the zones
-    that are transferred, as far as they are here, and `known` is what an earlier snapshot was made of: what
-    has not changed since is not read again.
+    """Parse, validate and compile a document.
 
-    Raises InvalidInputError with everything that is wrong; `place` is what the problems call the document.
-    Raises ClashError if nothing else is wrong than hostnames that clash with transferred records, unless
-    these hostnames are to `give_way`.
+    `place` names the document in problems, `counters` maps policies to their counters, `copies` are the
+    transferred zones, and `known` is the parsed document of an earlier snapshot, whose parts are reused if
+    they are equal. With `give_way`, hostnames that clash with transferred records are left out.
+
+    Raises InvalidInputError with all problems, and ClashError if the only problems are clashes with
+    transferred records.
     """
     return compiled(inspect(document, place, copies=copies, known=known), document, counters, give_way)
 
@@ -177,18 +179,18 @@ def build(
 def compiled(
     found: Inspection, document: DnsDocument, counters: Mapping[str, int], give_way: bool = False
 ) -> Snapshot:
-    """Compile a document that was read already. Raises InvalidInputError as `build` does."""
+    """Compile a parsed document. Raises InvalidInputError and ClashError as `build` does."""
     if found.problems:
         raise InvalidInputError(found.problems)
     if found.clashes and not give_way:
         raise ClashError(found.clashes)
-    # What is not in the snapshot is not found by the hot path.
+    # Hostnames that clash or whose zone is unavailable are not in the snapshot.
     unserved = {name for clashes in found.clashes.values() for name in clashes}
     dark = {zone.apex for zone in found.zones.values() if zone.missing}
     plans = _plans(document, counters)
     target_of = _targets(document, plans)
     targets = {
-        name: target_of(each.subject)
+        name: target_of(each.traits)
         for name, each in found.hostnames.items()
         if name not in unserved and each.apex not in dark
     }
@@ -196,24 +198,24 @@ def compiled(
         document,
         found.zones,
         targets,
-        named(document),
+        ptr_ranges(document),
         sources=_sources(document),
         found=found,
         slots=counters,
         selectors=tuple(plan.selector for plan in plans.values()),
         layout=Layout(document) if document.count_addresses else None,
     )
-    if found.enrolled is None:
+    if found.view is None:
         return snapshot
     delegated = {cut for apex in found.clashes for cut in found.zones[apex].cuts}
-    find = _without(found.enrolled.finder(target_of), unserved, dark | delegated)
-    return replace(snapshot, registry=found.enrolled.registry, registered=find)
+    find = _without(found.view.finder(target_of), unserved, dark | delegated)
+    return replace(snapshot, registry=found.view.registry, registered=find)
 
 
 def _without(
     find: Callable[[bytes], Target | None], unserved: set[bytes], hidden: set[bytes]
 ) -> Callable[[bytes], Target | None]:
-    """Make a look-up that finds neither these names nor what is at or below the `hidden` ones."""
+    """Make a look-up that finds neither `unserved` names nor names at or below `hidden` ones."""
     if not unserved and not hidden:
         return find
 
@@ -234,14 +236,14 @@ def _sources(document: DnsDocument) -> dict[bytes, Sequence[Source]]:
 
 def _targets(
     document: DnsDocument, plans: Mapping[tuple[int, int], Plan]
-) -> Callable[[policies.Subject], Target]:
-    """Make the function that gives a subject's target; what policies treat alike shares one."""
+) -> Callable[[policies.Traits], Target]:
+    """Make the function that returns the target of traits; equal candidates share one target."""
     ordered = policies.matchers(document)
     shared: dict[tuple[tuple[int, ...], ...], Target] = {}
 
     @cache
-    def target_of(subject: policies.Subject) -> Target:
-        chosen = tuple(_candidates(ordered, subject, document.pop, qtype) for qtype in policies.TYPES)
+    def target_of(traits: policies.Traits) -> Target:
+        chosen = tuple(_candidates(ordered, traits, document.pop, qtype) for qtype in policies.TYPES)
         if chosen not in shared:
             found = {
                 rtype: tuple(Candidate(ordered[index], plans.get((index, rtype))) for index in indices)
@@ -255,12 +257,12 @@ def _targets(
 
 
 def _candidates(
-    ordered: tuple[Matcher, ...], subject: policies.Subject, pop: str, qtype: str
+    ordered: tuple[Matcher, ...], traits: policies.Traits, pop: str, qtype: str
 ) -> tuple[int, ...]:
-    """The policies that may answer, up to the first that does not ask who the client is."""
+    """Return the policies that may answer, up to the first without a condition on clients."""
     found = []
     for index, matcher in enumerate(ordered):
-        if matcher.may_hold(subject, pop, qtype):
+        if matcher.may_hold(traits, pop, qtype):
             found.append(index)
             if matcher.clients is None:
                 break
@@ -268,7 +270,7 @@ def _candidates(
 
 
 def _plans(document: DnsDocument, counters: Mapping[str, int]) -> dict[tuple[int, int], Plan]:
-    """Give every policy's plans by (its index, type); a family without addresses has none."""
+    """Return plans by (index of the policy, type); a family without addresses has none."""
     found = {}
     for index, policy in enumerate(document.policies):
         for rtype, version in ((message.A, 4), (message.AAAA, 6)):
@@ -290,7 +292,7 @@ def _selector(document: DnsDocument, policy: Policy, version: int) -> Selector |
         pinned = [each.packed for each in answer.addresses if each.version == version]
         return Pinned(pinned) if pinned else None
     weighted = []
-    # A pool that has none of this family takes no part in it: its share is the others'.
+    # A pool without addresses of this family is left out; the others share its queries.
     for name, weight in ((answer.pool, answer.weight), *answer.also.items()):
         ranges = ranges_in_use(document.pools[name], version)
         if ranges:

@@ -1,1 +1,1 @@
-"""Everything that can be wrong with a DNS document, and what differs between two."""
+"""Validation of DNS documents, and descriptions of changes between two."""

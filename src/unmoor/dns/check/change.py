@@ -1,4 +1,4 @@
-"""What differs between two documents, in words."""
+"""Describes the differences between two documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unmoor.model import DnsDocument, Policy, Pool, Zone
 from unmoor.model.dns import Primary
 from unmoor.model.secrets import secret_fields
 
-#: Settings that are one value each, and no secret.
+#: Settings with a single value that is not a secret.
 _SETTINGS = (
     *("pop", "edge", "port", "any_address", "workers", "rate_limit", "tell_name", "tell_version"),
     *("tcp_connections", "tcp_per_client", "tcp_idle", "transfer_limit"),
@@ -17,7 +17,7 @@ _SETTINGS = (
 
 
 def describe_change(old: DnsDocument, new: DnsDocument) -> list[str]:
-    """Say what differs, one line for each thing: nothing for equal documents."""
+    """Return one line for each difference; secrets are named, not shown. Empty for equal documents."""
     return [
         *_settings(old, new),
         *_pools(old, new),
@@ -47,7 +47,7 @@ def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
         if name not in new.pools:
             yield f"pool {name}: removed (was {_row(before.ipv4 + before.ipv6)})"
             continue
-        # Each family stands for itself, so that the line names what changed and nothing else.
+        # One line per family, so that it shows what changed and nothing else.
         for one, two in ((before.ipv4, after.ipv4), (before.ipv6, after.ipv6)):
             if one != two:
                 yield f"pool {name}: {_row(one)} -> {_row(two)}"
@@ -133,7 +133,7 @@ def _hostnames(zone: Zone) -> dict[str, dict[str, str]]:
 
 
 def _union(old: Iterable[str], new: Iterable[str]) -> Iterable[str]:
-    """The keys of both, the new order first."""
+    """Return the keys of both, in the new order, removed keys last."""
     return dict.fromkeys([*new, *old])
 
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a DNS document, found without touching a socket."""
+"""Validation of DNS documents: finds all problems at once, and returns the parsed zones and hostnames."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from types import MappingProxyType
 from unmoor.dns.check import check_transfers as transfers
 from unmoor.dns.hostnames import hostnames, registry_view
 from unmoor.dns.hostnames.hostnames import Registered
-from unmoor.dns.hostnames.registry_view import Enrolled
+from unmoor.dns.hostnames.registry_view import RegistryView
 from unmoor.dns.policy import policies, pools, reachability, reverse
-from unmoor.dns.policy.policies import Classifier, Subject
+from unmoor.dns.policy.policies import Classifier, Traits
 from unmoor.dns.protocol import message, names
 from unmoor.dns.zones import static_zone
 from unmoor.dns.zones.zone_file import ZoneFile
@@ -26,64 +26,69 @@ from unmoor.model.secrets import sealed_in
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found in a document: its problems, and, as far as they could be read, zones and hostnames."""
+    """A parsed document: its problems, and the zones and hostnames that have none.
+
+    Zones are by apex, hostnames by name, both in wire form and lower case.
+    """
 
     problems: tuple[Problem, ...]
     zones: dict[bytes, static_zone.Zone]
     hostnames: dict[bytes, Registered]
-    enrolled: Enrolled | None = None
-    #: Hostnames that clash with a transferred zone's records, by the zone. Not the document's fault alone.
+    view: RegistryView | None = None
+    #: Hostnames that clash with a transferred zone's records, by apex. Not in `problems`, since the document
+    #: alone does not cause them.
     clashes: dict[bytes, dict[bytes, Problem]] = member(default_factory=dict)
     document: DnsDocument | None = None
 
-    def tells_alike(self, document: DnsDocument) -> bool:
-        """Whether zones and hostnames of `document` are these, and its policies tell them apart as here.
+    def can_reuse(self, document: DnsDocument) -> bool:
+        """Report whether `document` has equal zones and hostnames, with equal traits under its policies.
 
-        Copies of transferred zones come and go without the document: with one of them, it is not so.
+        False for documents with transferred zones, whose copies change independently.
         """
         return (
             self.document is not None
             and not self.problems
             and self.document.zones == document.zones
             and not any(zone.primaries for zone in document.zones)
-            and Classifier(self.document.policies).asks_alike(Classifier(document.policies))
+            and Classifier(self.document.policies).is_equivalent(Classifier(document.policies))
         )
 
     def registered(self, name: bytes) -> Registered | None:
-        """What is known of a hostname, of the document or of its registry."""
-        return self.hostnames.get(name) or (self.enrolled.registered(name) if self.enrolled else None)
+        """Return a hostname's registration, in the document or its registry; None if it is in neither."""
+        return self.hostnames.get(name) or (self.view.registered(name) if self.view else None)
 
     @property
     def count(self) -> int:
-        """How many hostnames there are; one that is in the document and in the registry counts twice."""
-        return len(self.hostnames) + (len(self.enrolled.registry) if self.enrolled else 0)
+        """The number of hostnames; one that is in both the document and the registry counts twice."""
+        return len(self.hostnames) + (len(self.view.registry) if self.view else 0)
 
-    def subjects(self) -> dict[Subject, bytes]:
-        """Everything that policies can tell hostnames apart by, each with a hostname."""
-        found: dict[Subject, bytes] = {}
+    def examples(self) -> dict[Traits, bytes]:
+        """Return all traits of the hostnames, each with a hostname that has them."""
+        found: dict[Traits, bytes] = {}
         for name, each in self.hostnames.items():
-            found.setdefault(each.subject, name)
-        for subject, name in self.enrolled.subjects() if self.enrolled else ():
-            found.setdefault(subject, name)
+            found.setdefault(each.traits, name)
+        for traits, name in self.view.examples() if self.view else ():
+            found.setdefault(traits, name)
         return found
 
 
-#: Octets of the protocols in an HTTPS or SVCB answer. Hints and the rest of a message take less than 5,000.
+#: Octets of `alpn` in an HTTPS or SVCB record. Hints and the rest of the message take fewer than 5,000.
 _MAX_ALPN = 60_000
 
-#: Of transferred zones, by name.
+#: No copies of transferred zones.
 NO_COPIES: Mapping[bytes, static_zone.Zone] = MappingProxyType({})
 
 
 def problems(document: DnsDocument, place: str, registry: Path | None = None) -> list[Problem]:
-    """List everything that is wrong with `document`; `place` is what the problems call it."""
+    """Return all problems of `document`, which `place` names in them. `registry` is as for `inspect`."""
     return list(inspect(document, place, registry).problems)
 
 
 def zone_problems(document: DnsDocument, place: str, complete: bool) -> list[Problem]:
-    """List what is wrong with the zones and hostnames of a document of which the rest is not known.
+    """Return the problems of a document's zones and hostnames alone.
 
-    Without `complete` there may be hostnames that the document has not: a name server may be one of them.
+    Without `complete`, hostnames may be missing from the document, so name servers without an address are
+    not reported.
     """
     apexes, found = _apexes(document, place)
     registered, read, _, problems = _names(document, apexes, NO_COPIES, place)
@@ -100,21 +105,21 @@ def inspect(
     copies: Mapping[bytes, static_zone.Zone] = NO_COPIES,
     known: Inspection | None = None,
 ) -> Inspection:
-    """Read the whole document; its problems, and what else was read on the way.
+    """Parse and validate a document, which `place` names in problems.
 
-    `registry` is where the registry lies here, if not where the document says. `copies` are the zones that
-    are transferred; those that are not among them are there, and unknown. Zones and hostnames that are as
-    in `known`, which had no problems, are not read again.
+    `registry` is the path of the registry if it is not the document's. `copies` maps the apexes of
+    transferred zones to their copies; transferred zones without one are empty and marked as not ready.
+    Zones and hostnames of the earlier result `known` are reused if `document` has the same.
     """
     found: list[Problem] = [*_listen(document, place), *_pools(document, place), *_policies(document, place)]
     found += transfers.problems(document, place)
     for path in sealed_in(document):
         fix = "write the file by the playbooks, or with the module unmoor_files, which unseals it"
-        found.append(Problem(place, ".".join(path), "", "is sealed, and no secret", fix))
+        found.append(Problem(place, ".".join(path), "", "is sealed, but is not a secret", fix))
     apexes, apex_problems = _apexes(document, place)
     found += apex_problems
     found += _pointers(document, apexes.values(), place)
-    if known and known.tells_alike(document):
+    if known and known.can_reuse(document):
         registered, read, transferred = known.hostnames, known.zones, dict[bytes, static_zone.Zone]()
     else:
         registered, read, transferred, problems = _names(document, apexes, copies, place)
@@ -128,7 +133,7 @@ def inspect(
     inspection = Inspection((), read, registered, seen, clashes, document)
     found += _name_servers(inspection, apexes, document, place)
     if inspection.count:
-        found += reachability.problems(document, inspection.subjects(), place, transfers.expected(document))
+        found += reachability.problems(document, inspection.examples(), place, transfers.expected(document))
     return replace(inspection, problems=tuple(found))
 
 
@@ -137,15 +142,15 @@ def _names(
 ) -> tuple[
     dict[bytes, Registered], dict[bytes, static_zone.Zone], dict[bytes, static_zone.Zone], list[Problem]
 ]:
-    """Read hostnames and zones; gives those, all zones, the transferred ones among them, and problems."""
+    """Parse zones and hostnames; return hostnames, all zones, the transferred zones, and problems."""
     found: list[Problem] = []
     read: dict[bytes, static_zone.Zone] = {}
     transferred: dict[bytes, static_zone.Zone] = {}
     for index, apex in apexes.items():
         zone = document.zones[index]
         if zone.primaries:
-            copy = copies.get(apex) or static_zone.dark(apex, NOT_READY)
-            # Names will be added to it: those of hostnames, and above them.
+            copy = copies.get(apex) or static_zone.unavailable(apex, NOT_READY)
+            # A copy of the nodes: the names above hostnames are added to it.
             transferred[apex] = replace(copy, nodes=dict(copy.nodes))
             continue
         made, file = static_zone.parse(zone.records, apex)
@@ -169,14 +174,14 @@ def _names(
 def _clashes(
     transferred: Mapping[bytes, static_zone.Zone],
     registered: Mapping[bytes, Registered],
-    seen: Enrolled | None,
+    seen: RegistryView | None,
     place: str,
 ) -> Iterator[tuple[bytes, dict[bytes, Problem]]]:
-    """Hostnames that a transferred zone has addresses for, or delegates, by the zone."""
+    """Yield the hostnames that clash with the records of each transferred zone, by apex."""
     for apex, zone in transferred.items():
         where = f"{place}, zone {names.to_text(apex)} of its primary"
         found = dict(registry_view.clashes(seen.registry, zone, where)) if seen else {}
-        # Looked for from the smaller side, where delegations do not make it depend on names above.
+        # Loop over the zone's names, which are usually fewer, unless delegations cover names that it lacks.
         for name in registered if zone.cuts else zone.nodes:
             each = registered.get(name)
             why, fix = hostnames.clash(zone, name) if each and each.apex == apex else ("", "")
@@ -192,7 +197,7 @@ def _listen(document: DnsDocument, place: str) -> Iterator[Problem]:
         if address in document.listen[:index]:
             yield Problem(place, key, str(address), "is listed twice", "keep one of them")
         if address.is_unspecified or address.is_multicast:
-            why = "is not the address of a machine, so that replies would have no sure source"
+            why = "is not a unicast address, and cannot be the source of replies"
             yield Problem(place, key, str(address), why, "name each address that clients will ask")
         if address.version == 6 and address.is_link_local:
             yield Problem(place, key, str(address), "is a link-local address", "name a routable address")
@@ -220,14 +225,16 @@ def _pools(document: DnsDocument, place: str) -> Iterator[Problem]:
 
 
 def _pointers(document: DnsDocument, apexes: Collection[bytes], place: str) -> Iterator[Problem]:
-    """Templates of PTR answers, and whether we serve the zones that they are asked in."""
+    """Validate the pools' PTR templates, and that the reverse zones exist."""
     for name, pool in document.pools.items():
         key = f"pools.{name}.ptr"
         if not pool.ptr:
             continue
         fix = f"write a name with {reverse.ADDRESS} in it, as in ip-{reverse.ADDRESS}.example.com"
         if reverse.ADDRESS not in pool.ptr:
-            yield Problem(place, key, pool.ptr, f"has no {reverse.ADDRESS}: all addresses had one name", fix)
+            yield Problem(
+                place, key, pool.ptr, f"has no {reverse.ADDRESS}: all addresses would have the same name", fix
+            )
             continue
         for prefix in (*pool.ipv4, *pool.ipv6):
             ends = (prefix.network_address, prefix.broadcast_address)
@@ -240,7 +247,7 @@ def _pointers(document: DnsDocument, apexes: Collection[bytes], place: str) -> I
                 end for end in ends if not any(names.is_below(reverse.name_of(end.packed), a) for a in apexes)
             ]
             if missing:
-                why = f"wants names for {prefix}, but no zone has {missing[0].reverse_pointer}"
+                why = f"is for {prefix}, but no zone contains {missing[0].reverse_pointer}"
                 yield Problem(place, key, pool.ptr, why, "add the reverse zones to zones, or remove ptr")
 
 
@@ -253,7 +260,7 @@ def _policies(document: DnsDocument, place: str) -> Iterator[Problem]:
         yield from _match(document, policy.match, f"{key}.match", place)
         unknown = [name for name in (policy.answer.pool, *policy.answer.also) if name not in document.pools]
         for name in unknown:
-            known = ", ".join(sorted(document.pools)) or "there is none"
+            known = ", ".join(sorted(document.pools)) or "none"
             fix = f"add the pool, or name one that exists: {known}"
             where = f"{key}.answer.pool" if name == policy.answer.pool else f"{key}.answer.also"
             yield Problem(place, where, name, "is not a pool", fix)
@@ -271,7 +278,7 @@ def _match(document: DnsDocument, match: Match, key: str, place: str) -> Iterato
                 yield Problem(place, where, text, str(error), fix)
                 continue
             if field == "zones" and name not in policies.wires(zone.name for zone in document.zones):
-                known = ", ".join(zone.name for zone in document.zones) or "there is none"
+                known = ", ".join(zone.name for zone in document.zones) or "none"
                 yield Problem(place, where, text, "is not a zone", f"name one that exists: {known}")
 
 
@@ -279,12 +286,12 @@ def _answer(document: DnsDocument, policy: Policy, key: str, place: str) -> Iter
     answer = policy.answer
     used = [document.pools[name] for name in (answer.pool, *answer.also)]
     if answer.pool in answer.also:
-        fix = "give its share as weight"
+        fix = "set its share by weight"
         yield Problem(place, f"{key}.also", answer.pool, "is the policy's first pool already", fix)
     for name, weight in answer.also.items():
         if weight < 1:
-            fix = "write a share of 1 or more, or remove the pool"
-            yield Problem(place, f"{key}.also.{name}", str(weight), "is no share", fix)
+            fix = "write a weight of 1 or more, or remove the pool"
+            yield Problem(place, f"{key}.also.{name}", str(weight), "is not a weight", fix)
     for qtype, family, version in (("A", "ipv4", 4), ("AAAA", "ipv6", 6)):
         if (policy.match.types or ()) == (qtype,) and not any(pools.ranges_in_use(p, version) for p in used):
             why = f"has no {family} prefix, and the policy answers {qtype} alone"
@@ -292,11 +299,13 @@ def _answer(document: DnsDocument, policy: Policy, key: str, place: str) -> Iter
             yield Problem(place, f"{key}.pool", answer.pool, why, fix)
     if answer.sticky_by != "name" and answer.strategy != "sticky":
         fix = "set strategy to sticky, or remove sticky_by"
-        yield Problem(place, f"{key}.sticky_by", answer.sticky_by, f"means nothing to {answer.strategy}", fix)
+        yield Problem(
+            place, f"{key}.sticky_by", answer.sticky_by, f"has no effect on strategy {answer.strategy}", fix
+        )
     for field, binding in (("https", answer.https), ("svcb", answer.svcb)):
         for position, protocol in enumerate(binding.alpn if binding else ()):
             if not protocol.isascii() or not 1 <= len(protocol) <= 255:
-                why, fix = "is no protocol's name", "write one as IANA lists it (ALPN), such as h3 or h2"
+                why, fix = "is not a protocol name", "write one from IANA's list (ALPN), such as h3 or h2"
                 yield Problem(place, f"{key}.{field}.alpn.{position}", protocol, why, fix)
         size = sum(1 + len(protocol.encode()) for protocol in binding.alpn) if binding else 0
         if size > _MAX_ALPN:
@@ -310,14 +319,18 @@ def _pinned(answer: Answer, used: list[Pool], key: str, place: str) -> Iterator[
     if answer.strategy != "pinned":
         if answer.addresses:
             fix = "set strategy to pinned, or remove addresses"
-            yield Problem(place, where, str(answer.addresses[0]), f"means nothing to {answer.strategy}", fix)
+            yield Problem(
+                place, where, str(answer.addresses[0]), f"has no effect on strategy {answer.strategy}", fix
+            )
         return
     if not answer.addresses:
-        yield Problem(place, where, "", "is empty, and the policy is pinned", "name the addresses to answer")
+        yield Problem(
+            place, where, "", "is empty, but the strategy is pinned", "name the addresses to answer"
+        )
     for field, value, default in (("records", answer.records, 1), ("weight", answer.weight, 1)):
         if value != default:
             fix = f"remove {field}: all addresses of the query's family are answered"
-            yield Problem(place, f"{key}.{field}", str(value), "means nothing to pinned", fix)
+            yield Problem(place, f"{key}.{field}", str(value), "has no effect on strategy pinned", fix)
     for position, address in enumerate(answer.addresses):
         if not any(
             each.first <= int(address) < each.first + each.size
@@ -325,7 +338,7 @@ def _pinned(answer: Answer, used: list[Pool], key: str, place: str) -> Iterator[
             for each in pools.ranges_in_use(pool, address.version)
         ):
             why = f"is not an address of the pool {answer.pool}, or is excluded from it"
-            fix = "pin an address that the pool has, so that it is known to be served"
+            fix = "pin an address of the pool"
             yield Problem(place, f"{where}.{position}", str(address), why, fix)
         if address in answer.addresses[:position]:
             yield Problem(place, f"{where}.{position}", str(address), "is listed twice", "keep one of them")
@@ -360,7 +373,7 @@ def _zone(zone: static_zone.Zone, index: int, place: str, file: ZoneFile) -> Ite
         hidden = node.keys() - ({message.A, message.AAAA} if cut and message.NS in zone.nodes[cut] else set())
         if cut and hidden:
             where = _at(place, min(file.line_of(name, rtype) for rtype in hidden))
-            why = f"is below {names.to_text(cut)}, which is delegated: it would never be answered"
+            why = f"is below {names.to_text(cut)}, which is delegated: it is never answered"
             yield Problem(
                 where, key, names.to_text(name), why, "remove it here; keep address records as glue only"
             )
@@ -369,7 +382,7 @@ def _zone(zone: static_zone.Zone, index: int, place: str, file: ZoneFile) -> Ite
 def _name_servers(
     found: Inspection, apexes: dict[int, bytes], document: DnsDocument, place: str
 ) -> Iterator[Problem]:
-    """Name servers inside a zone need an address there, or nobody finds them (RFC 1912 section 2.8)."""
+    """Yield name servers that lie in their zone and have no address there (RFC 1912 section 2.8)."""
     for index, apex in apexes.items():
         if document.zones[index].primaries or not (zone := found.zones.get(apex)):
             continue
@@ -385,5 +398,5 @@ def _name_servers(
                 continue
             where = document.zones[index].source or place
             why = f"is a name server of {names.to_text(apex)} without an address in the zone"
-            fix = "add its A or AAAA record (a CNAME will not do)"
+            fix = "add its A or AAAA record (a CNAME is not allowed)"
             yield Problem(where, f"zones.{index}.records", names.to_text(name), why, fix)

@@ -1,4 +1,4 @@
-"""What can be wrong with primaries, keys and catalogs in a document."""
+"""Validation of the primaries, TSIG keys and catalogs of a document."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import binascii
 from collections.abc import Iterator
 from contextlib import suppress
 
-from unmoor.dns.policy.policies import Classifier, Subject, tags_of
+from unmoor.dns.policy.policies import Classifier, Traits, tags_of
 from unmoor.dns.protocol import names
 from unmoor.errors import Problem
 from unmoor.model import DnsDocument
 from unmoor.model.dns import Members, Primary
 
-#: Octets. A shorter secret can be guessed; RFC 8945 section 8 asks for as many as the hash has.
-_SHORTEST_SECRET = 16
+#: Octets. RFC 8945 section 8 recommends at least the length of the hash's output.
+_MIN_SECRET = 16
 
 
 def problems(document: DnsDocument, place: str) -> Iterator[Problem]:
-    """List what is wrong with what is transferred; no secret is shown."""
+    """Yield the problems of primaries, keys and catalogs; secrets are not shown."""
     yield from _keys(document, place)
     for index, zone in enumerate(document.zones):
         key = f"zones.{index}"
@@ -45,16 +45,16 @@ def problems(document: DnsDocument, place: str) -> Iterator[Problem]:
             yield from _members(document, members, f"{key}.groups.{group}", place)
 
 
-def expected(document: DnsDocument) -> dict[Subject, bytes]:
-    """What policies can tell of the hostnames that member zones will have, each with an example."""
+def expected(document: DnsDocument) -> dict[Traits, bytes]:
+    """Return the traits that hostnames of member zones will have, each with an example."""
     classifier = Classifier(document.policies)
-    found: dict[Subject, bytes] = {}
+    found: dict[Traits, bytes] = {}
     for catalog in document.catalogs:
         for members in (catalog.members, *catalog.groups.values()):
             for group in members.hostnames:
                 with suppress(ValueError, IndexError):
                     name = names.from_text(group.names[0], names.from_text(f"member.{catalog.name}"))
-                    found[classifier.subject(tags_of(group.tags), name, names.ROOT)] = name
+                    found[classifier.traits(tags_of(group.tags), name, names.ROOT)] = name
     return found
 
 
@@ -68,12 +68,12 @@ def _keys(document: DnsDocument, place: str) -> Iterator[Problem]:
         try:
             size = len(base64.b64decode(key.secret.get_secret_value(), validate=True))
         except (binascii.Error, ValueError):
-            fix = "write it as tsig-keygen or keymgr print it"
+            fix = "copy the output of tsig-keygen or keymgr"
             yield Problem(place, f"{where}.secret", "", "is not base64 (the value is not shown)", fix)
             continue
-        if size < _SHORTEST_SECRET:
-            why = f"is {size} octets long, and can be guessed (the value is not shown)"
-            fix = f"take at least {_SHORTEST_SECRET}, on both sides: tsig-keygen makes one"
+        if size < _MIN_SECRET:
+            why = f"is {size} octets long, too few to be secure (the value is not shown)"
+            fix = f"use at least {_MIN_SECRET} on both sides; tsig-keygen generates one"
             yield Problem(place, f"{where}.secret", "", why, fix)
 
 
@@ -83,7 +83,7 @@ def _primaries(
     for position, primary in enumerate(primaries):
         where = f"{key}.{position}"
         if primary.tsig_key and primary.tsig_key not in document.tsig_keys:
-            known = ", ".join(sorted(document.tsig_keys)) or "there is none"
+            known = ", ".join(sorted(document.tsig_keys)) or "none"
             fix = f"add it to tsig_keys, or name one that exists: {known}"
             yield Problem(place, f"{where}.tsig_key", primary.tsig_key, "is not a key", fix)
         if (primary.address, primary.port) in [(each.address, each.port) for each in primaries[:position]]:
@@ -103,7 +103,7 @@ def _members(document: DnsDocument, members: Members, key: str, place: str) -> I
             except ValueError as error:
                 why = str(error)
             if text != "@" and text.endswith(".") and not text.endswith("\\."):
-                why = "is absolute, and the zones are not known here"
+                why = "is absolute, but must be relative to the member zone"
             if why:
                 where = f"{key}.hostnames.{number}.names.{position}"
                 yield Problem(place, where, text, why, "write a name relative to the zone: '@', 'www'")

@@ -1,1 +1,1 @@
-"""Registered hostnames: those of the document, and the registry of millions."""
+"""Registered hostnames: those of the document, and those of the registry, a file for millions of them."""

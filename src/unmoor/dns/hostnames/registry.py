@@ -1,15 +1,15 @@
-"""The registry: one immutable file of hostnames and what each carries, mapped into memory by all workers.
+"""The registry: an immutable file of hostnames and their tags, which all workers map into memory.
 
     header | names | index | summary
 
-`names` are entries, sorted into buckets: the octet 255, the name's length less one, the name in wire form,
-two octets for its kind. Neither names nor kinds hold the octet 255, so it marks the beginning of an entry and
-nothing else: what is found behind it, with the right length, is the name that was asked for and no other.
-`index` says where each bucket begins, and one more: where the last ends. `summary` is JSON: the kinds (one
-for each combination of tags and zone that occurs), how many names each has, and one of these.
+`names` are entries in buckets. An entry is the octet 255, the name's length less one, the name in wire form,
+and two octets for its kind. Neither names nor kinds contain the octet 255, so it occurs only at the beginning
+of an entry: a name that is found after it, with the right length, is a whole name and not a part of another.
+`index` holds the offset of each bucket, and the end of the last one. `summary` is JSON: the kinds (one for
+each combination of tags and zone that occurs), the number of names of each kind, and an example.
 
-A name's bucket are the upper bits of the name, read as a number, modulo a prime. The prime is the file's own:
-whoever would fill one bucket with names chosen for it makes the builder take another.
+A name's bucket is the upper bits of (the name as a number modulo a prime). Each file has its own prime: if
+names are chosen to fill one bucket, the builder uses another prime.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from unmoor.errors import UnmoorError
 
 MAGIC = b"UNMOORRG"
 VERSION = 1
-#: Magic, version, checksum; then what the checksum covers as well: sizes and places (octets), see `Header`.
+#: Magic, version and checksum, followed by the fields of `Header`, which the checksum covers too.
 _PREAMBLE = struct.Struct("<8sII")
 _FIELDS = struct.Struct("<QQQQIII4x")
 HEADER_SIZE = _PREAMBLE.size + _FIELDS.size
 
-#: Marks the beginning of an entry; no name and no kind holds it.
+#: The first octet of an entry; no name and no kind contains it.
 MARK = b"\xff"
-#: What stands before a name of each length; before none, what stands nowhere.
+#: The octets before a name, by its length. For length 0, octets that occur nowhere.
 HEADS = (MARK + MARK, *(MARK + bytes((size - 1,)) for size in range(1, names.MAX_NAME + 1)))
-#: Octets of a kind, and the kind of a name that exists only because there are names below it (RFC 8020).
+#: Octets of a kind, and the kind of names that only have hostnames below them (RFC 8020).
 KIND_SIZE = 2
 INTERIOR = b"\xfe\xfe"
-#: A kind's number is written to the base 255; the last one is taken.
+#: Kinds are numbered in base 255, so that no octet is 255; the last number is INTERIOR.
 MAX_KINDS = 254 * 255 + 254
-#: Remainders are below this: prime numbers just below it are one digit of Python's long integers.
+#: Bits of a remainder. Primes below 2 ** 30 are one digit of a Python integer, which makes modulo fast.
 HASH_BITS = 30
 
 _CHUNK = 1 << 22
-#: MADV_POPULATE_READ (madvise(2)); Python does not name it yet.
+#: MADV_POPULATE_READ of madvise(2), which Python 3.11 does not define.
 _POPULATE_READ = 22
-#: Octets that are taken apart at once when all entries are read.
+#: Octets that `pieces` splits at a time.
 _STRIDE = 1 << 20
 
 Tags = frozenset[tuple[str, str]]
@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 
 class RegistryError(UnmoorError):
-    """A file that is no registry we can serve: why, and the fix."""
+    """A file that is not a valid registry: the reason, and the fix."""
 
     def __init__(self, path: Path, why: str, fix: str) -> None:
         super().__init__(f"{path}: {why}\n    fix: {fix}")
@@ -71,9 +71,9 @@ class RegistryError(UnmoorError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Where things are. `size` of the file, `index` and `summary` in octets from its beginning.
+    """The header's fields: the file's size in octets, the offsets of index and summary, the number of names.
 
-    There are 2 ** `bits` buckets; `width` is the size of a number of the index, octets.
+    There are 2 ** `bits` buckets; `width` is the size of a number of the index in octets, 4 or 8.
     """
 
     size: int
@@ -85,7 +85,7 @@ class Header:
     width: int
 
     def pack(self, checksum_of_body: int) -> bytes:
-        """Write the header; the checksum is that of all that follows it, and then of the fields."""
+        """Encode the header. The file's checksum continues `checksum_of_body` with the fields."""
         fields = _FIELDS.pack(
             self.size, self.index, self.summary, self.names, self.prime, self.bits, self.width
         )
@@ -94,7 +94,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What names have in common: their tags and their zone's apex; how many there are, and one of them."""
+    """Hostnames with the same tags in the same zone: their number, and an example in wire form."""
 
     tags: Tags
     apex: bytes
@@ -103,13 +103,13 @@ class Kind:
 
 
 def kind_key(number: int) -> bytes:
-    """Write a kind's number as entries hold it."""
+    """Encode a kind's number."""
     return bytes(divmod(number, 255))
 
 
 @dataclass(eq=False)
 class Registry:
-    """An open registry. `kinds` are by the octets that stand for them in entries, `zones` the apexes."""
+    """An open registry: its zones' apexes, kinds by encoded number, and number of empty non-terminals."""
 
     path: Path
     header: Header
@@ -117,28 +117,28 @@ class Registry:
     kinds: Mapping[bytes, Kind]
     interior: int
     _map: mmap.mmap
-    #: Gives the kind of a name (wire form, lower case), INTERIOR for one that is none but has some below it.
+    #: Returns a name's encoded kind, INTERIOR for an empty non-terminal, None for an unknown name.
     find: Callable[[bytes], bytes | None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.find = self.finder(lambda kind: kind)
 
     def __len__(self) -> int:
-        """How many hostnames it holds."""
+        """Return the number of hostnames."""
         return self.header.names
 
     @property
     def offsets(self) -> memoryview:
-        """Where the buckets begin, and where the last one ends."""
+        """The offset of each bucket, and the end of the last one."""
         size = ((1 << self.header.bits) + 1) * self.header.width
         part = memoryview(self._map)[self.header.index : self.header.index + size]
         form: Literal["I", "Q"] = "I" if self.header.width == 4 else "Q"
         return part.cast(form)
 
     def finder(self, meaning: Callable[[bytes], T | None]) -> Callable[[bytes], T | None]:
-        """Make a function that gives what `meaning` gives for a name's kind, or None for an unknown name.
+        """Make a function that maps a name to `meaning` of its kind, and an unknown name to None.
 
-        It is right for any octets, well-formed names or not.
+        Names are in wire form and lower case; octets that are not a well-formed name are unknown.
         """
         offsets, find, mapped, heads, kind_size = self.offsets, self._map.find, self._map, HEADS, KIND_SIZE
         prime, shift, number = self.header.prime, HASH_BITS - self.header.bits, int.from_bytes
@@ -158,51 +158,51 @@ class Registry:
         return found
 
     def kind_of(self, name: bytes) -> Kind | None:
-        """What is known of a hostname; None for a name that is none."""
+        """Return a hostname's kind; None if it is not a hostname."""
         return self.kinds.get(self.find(name) or b"")
 
     def exists(self, name: bytes) -> bool:
-        """Whether it is a hostname, or has hostnames below it."""
+        """Report whether `name` is a hostname or has hostnames below it."""
         return self.find(name) is not None
 
     def zone_of(self, name: bytes) -> bytes | None:
-        """The closest apex, of those that it was built for, at or above a name."""
+        """Return the closest apex of `zones` at or above a name, None if there is none."""
         return next((suffix for suffix in names.suffixes(name) if suffix in self.zones), None)
 
     def names_in(self, apex: bytes) -> list[Kind]:
-        """The kinds of a zone that it was built for."""
+        """Return the kinds of the zone `apex`."""
         return [kind for kind in self.kinds.values() if kind.apex == apex]
 
     def populate(self) -> None:
-        """Enter all of it into the page tables of this process, so that no look-up has to."""
+        """Map all pages into this process now, so that look-ups cause no page faults."""
         with suppress(OSError):  # Linux below 5.14
             self._map.madvise(_POPULATE_READ)
 
     def octets(self, start: int, end: int) -> bytes:
-        """The entries of whole buckets, as they stand in the file, from one offset to another."""
+        """Return the file's octets between the offsets of two buckets."""
         return self._map[start:end]
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every name with its kind, interior ones as well, bucket by bucket."""
+        """Yield every name with its encoded kind, empty non-terminals included, in the order of the file."""
         for piece in self.pieces():
             for entry in piece:
                 yield entry[1:-KIND_SIZE], entry[-KIND_SIZE:]
 
     def pieces(self) -> Iterator[list[bytes]]:
-        """Every entry as it stands in the file, without its mark, some thousand at a time."""
+        """Yield all entries, encoded and without their mark, in lists of some thousands."""
         at, end = HEADER_SIZE, self.offsets[-1]
         rest = b""
         while at < end:
-            # A piece ends anywhere; what follows its last mark waits for the next one.
+            # A piece may end within an entry: what follows its last mark is prepended to the next piece.
             whole = (rest + self._map[at : min(at + _STRIDE, end)]).split(MARK)
             at += _STRIDE
             rest = whole.pop()
-            yield whole if at > HEADER_SIZE + _STRIDE else whole[1:]  # nothing stands before the first mark
+            yield whole if at > HEADER_SIZE + _STRIDE else whole[1:]  # empty before the first mark
         if rest:
             yield [rest]
 
     def first_below(self, ancestor: bytes) -> bytes | None:
-        """A hostname below a name, for a message: it may read the whole file."""
+        """Return a hostname below a name, as an example for a message; may read the whole file."""
         for name, kind in self.entries():
             if kind != INTERIOR and name != ancestor and names.is_below(name, ancestor):
                 return name
@@ -210,10 +210,10 @@ class Registry:
 
 
 def open_registry(path: Path, sha256: str | None = None) -> Registry:
-    """Map a registry into memory, and verify every octet of it: against `sha256`, or its own checksum.
+    """Map a registry into memory and verify the whole file against `sha256` or, if None, its own checksum.
 
-    A file that was verified once is not read again while it is the last one opened and stays as it is.
-    Raises RegistryError.
+    The last file opened is not verified again until its size, inode or modification time changes. Raises
+    RegistryError.
     """
     try:
         found = path.stat()
@@ -261,7 +261,7 @@ def _read_summary(data: bytes) -> tuple[tuple[bytes, ...], dict[bytes, Kind], in
 
 
 def write_summary(zones: Sequence[bytes], kinds: Mapping[bytes, Kind], interior: int) -> bytes:
-    """The summary as `_read_summary` reads it; equal content gives equal octets."""
+    """Encode the summary. Equal arguments give equal octets."""
     rows = [
         [key[0] * 255 + key[1], zones.index(kind.apex), kind.count, names.to_text(kind.example), tags]
         for key, kind in sorted(kinds.items())
@@ -272,24 +272,26 @@ def write_summary(zones: Sequence[bytes], kinds: Mapping[bytes, Kind], interior:
 
 
 def _read_header(path: Path, data: bytes, size: int) -> tuple[Header, int]:
-    """Read the header of a file of `size` octets; gives the checksum that it claims as well."""
+    """Parse the header of a file of `size` octets; return it and the checksum. Raises RegistryError."""
     if len(data) < _PREAMBLE.size or data[: len(MAGIC)] != MAGIC:
         raise RegistryError(path, "is not a registry", _BUILD)
     _, version, checksum = _PREAMBLE.unpack_from(data)
     if version != VERSION:
-        why = f"has the format {version}, and this release of unmoor reads {VERSION}"
-        raise RegistryError(path, why, "build it with this release, or install the one that it is for")
+        why = f"has format version {version}, and this release of unmoor reads version {VERSION}"
+        raise RegistryError(path, why, "build it with this release, or install the release that built it")
     if len(data) < HEADER_SIZE:
         raise RegistryError(path, "is cut short within its header", _BROKEN)
     header = Header(*_FIELDS.unpack_from(data, _PREAMBLE.size))
     if header.size != size:
-        raise RegistryError(path, f"has {size} octets, not {header.size} as it says", _BROKEN)
+        raise RegistryError(path, f"has {size} octets, not {header.size} as in its header", _BROKEN)
     index = ((1 << min(header.bits, HASH_BITS)) + 1) * header.width
     places = HEADER_SIZE <= header.index <= header.index + index <= header.summary <= size
     if not places or header.bits > HASH_BITS or header.width not in (4, 8) or header.prime < 2:
-        raise RegistryError(path, "is damaged: its header contradicts itself", _BROKEN)
+        raise RegistryError(path, "is damaged: its header is inconsistent", _BROKEN)
     if sys.byteorder != "little":
-        raise RegistryError(path, "is for little-endian machines", "serve it on x86-64 or arm64")
+        raise RegistryError(
+            path, "is supported on little-endian machines only", "serve it on x86-64 or arm64"
+        )
     return header, checksum
 
 
@@ -303,7 +305,7 @@ def _checksum(file: Any) -> int:
 
 
 def sha256_of(path: Path) -> str:
-    """The digest that a document names a registry by, as `sha256sum` prints it. Raises RegistryError."""
+    """Return a file's SHA-256 in hexadecimal, as in the document's `registry`. Raises RegistryError."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
-"""Builds a registry from a list: in bounded memory, in two passes over what is spread over parts on disk.
+"""Builds a registry from a list of hostnames in bounded memory.
 
-Equal lists give equal files: the prime is tried from a fixed row, unless one after the other fails.
+Entries are first spread over parts on disk by hash, then each part is sorted into buckets and written. Equal
+lists give equal files, because primes are tried in a fixed order; random ones follow only if these fail.
 """
 
 from __future__ import annotations
@@ -30,18 +31,25 @@ from unmoor.dns.hostnames.registry import (
     Kind,
     write_summary,
 )
-from unmoor.dns.hostnames.registry_list import BadLineError, BadLines, Enrolment, Line, ancestor_entry, entry
+from unmoor.dns.hostnames.registry_list import (
+    BadLineError,
+    BadLines,
+    EntryEncoder,
+    Line,
+    ancestor_entry,
+    entry,
+)
 from unmoor.dns.protocol import names
 from unmoor.errors import UnmoorError
 
-#: Entries of one bucket at the most. Four to five are usual; a look-up reads the bucket.
+#: Entries of a bucket. Four to five are usual; a look-up searches the whole bucket.
 MAX_IN_BUCKET = 40
-#: A part holds the buckets of so many of the hash's first bits; there are never fewer buckets than parts.
+#: Leading bits of the hash that select an entry's part; there are at least as many buckets as parts.
 _PART_BITS = 8
 _PART_SHIFT = HASH_BITS - _PART_BITS
-#: Entries that wait in memory before all parts are written on.
+#: Entries that are buffered in memory before they are appended to the parts.
 _HELD = 1 << 19
-#: Primes of the fixed row before they are drawn: who knows all names could choose some that defeat these.
+#: Primes that are tried in a fixed order before random ones, which names cannot be chosen to defeat.
 _FIXED_PRIMES = 8
 _MAX_PRIMES = 64
 
@@ -49,12 +57,12 @@ Show = Callable[[int], None]
 
 
 class OverfullError(Exception):
-    """A bucket holds more than MAX_IN_BUCKET entries: the prime does not suit the names."""
+    """A bucket has more than MAX_IN_BUCKET entries, so another prime is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was written: hostnames, names above them that exist for their sake, octets."""
+    """What was written: the numbers of hostnames, empty non-terminals, octets and kinds."""
 
     names: int
     interior: int
@@ -71,32 +79,32 @@ def build(
     skip_bad: bool = False,
     show: Callable[[str, int, int | None], None] = lambda *_: None,
 ) -> Summary:
-    """Build a registry of the hostnames in `lines`, each in the closest of `zones`, and put it at `output`.
+    """Build a registry of the hostnames in `lines`, each in the closest of `zones` (apexes), at `output`.
 
-    What is wrong with lines is noted in `bad`; then nothing is written, unless `skip_bad` leaves these lines
-    out. Of two lines for a name the second is bad. `show` is told the phase, how many names are done, and of
-    how many. Raises BadLinesError, UnmoorError.
+    Bad lines are added to `bad`; nothing is written if there are any, unless `skip_bad` omits them. The
+    second line for a name is bad. `show` is called with the phase, the number of names done, and the total.
+    Raises BadLinesError, and UnmoorError if the file cannot be written.
     """
     zones = sorted(set(zones))
     with writing(output), _working_directory(output) as directory:
         spool = Spool(directory / "0", prime(0))
-        enrolment = Enrolment(zones)
-        _enrol(lines, enrolment, spool, bad)
+        encoder = EntryEncoder(zones)
+        _spool_entries(lines, encoder, spool, bad)
         for attempt in range(1, _MAX_PRIMES):
             try:
                 with Writer(output, spool.prime, _bits(spool.count)) as writer:
                     tally = _write(spool, writer, bad, show)
                     if not skip_bad:
                         bad.refuse()
-                    return writer.finish(zones, tally.kinds(enrolment), tally.interior)
+                    return writer.finish(zones, tally.kinds(encoder), tally.interior)
             except OverfullError:
                 spool = spool.moved(directory / str(attempt), prime(attempt), bad)
-    raise UnmoorError(f"no prime spreads these names evenly after {_MAX_PRIMES} tries; build again")
+    raise UnmoorError(f"no prime out of {_MAX_PRIMES} distributes these names evenly; build again")
 
 
-def _enrol(lines: Iterable[Line], enrolment: Enrolment, spool: Spool, bad: BadLines) -> None:
-    """Put every line's entry into the spool, and those of the names above it."""
-    add, name_of, kind_of, ancestors = spool.add, enrolment.name, enrolment.kind, enrolment.ancestors
+def _spool_entries(lines: Iterable[Line], encoder: EntryEncoder, spool: Spool, bad: BadLines) -> None:
+    """Add the entries of all lines, and of the names above their hostnames, to the spool."""
+    add, name_of, kind_of, ancestors = spool.add, encoder.name, encoder.kind, encoder.ancestors
     for number, _, text, tags in lines:
         try:
             name, apex = name_of(text)
@@ -111,7 +119,7 @@ def _enrol(lines: Iterable[Line], enrolment: Enrolment, spool: Spool, bad: BadLi
 
 
 def _bits(entries: int) -> int:
-    """How many buckets, as a power of two: between 2.8 and 5.7 entries each."""
+    """Return the binary logarithm of the number of buckets, for 2.8 to 5.7 entries each."""
     return max(_PART_BITS, (entries * 10 // 57).bit_length())
 
 
@@ -129,7 +137,7 @@ def _write(
 
 
 def _buckets(found: Mapping[bytes, bytes], prime: int, bits: int, part: int) -> Iterator[list[bytes]]:
-    """Sort one part's entries into its buckets; raises OverfullError."""
+    """Sort a part's entries into its buckets. Raises OverfullError."""
     shift, number = HASH_BITS - bits, int.from_bytes
     first = part << (bits - _PART_BITS)
     buckets: list[list[bytes]] = [[] for _ in range(1 << (bits - _PART_BITS))]
@@ -143,7 +151,7 @@ def _buckets(found: Mapping[bytes, bytes], prime: int, bits: int, part: int) -> 
 
 
 class _Tally:
-    """Counts what is written, by kind, with an example of each."""
+    """Counts the written entries by kind, with an example of each."""
 
     def __init__(self) -> None:
         self._counts: Counter[bytes] = Counter()
@@ -166,29 +174,29 @@ class _Tally:
     def names(self) -> int:
         return self._counts.total() - self.interior
 
-    def kinds(self, enrolment: Enrolment) -> dict[bytes, Kind]:
+    def kinds(self, encoder: EntryEncoder) -> dict[bytes, Kind]:
         return {
             key: Kind(tags, apex, self._counts[key], self._examples[key])
-            for (tags, apex), key in enrolment.kinds.items()
+            for (tags, apex), key in encoder.kinds.items()
             if key in self._counts
         }
 
 
 class Spool:
-    """Entries with the numbers of their lines, spread over parts by the first bits of their hash."""
+    """Entries with their line numbers, spread over parts by the leading bits of their hash."""
 
     def __init__(self, directory: Path, prime: int) -> None:
         directory.mkdir()
         self.directory = directory
         self.prime = prime
         self.count = 0
-        #: Parts whose repeated names are in the list of bad lines already.
+        #: Parts whose repeated names have been added to the bad lines.
         self._noted: set[int] = set()
         self._entries: list[list[bytes]] = [[] for _ in range(1 << _PART_BITS)]
         self._lines = [array("Q") for _ in range(1 << _PART_BITS)]
 
     def add(self, name: bytes, each: bytes, line: int) -> None:
-        """Put in an entry; line 0 is that of names nobody wrote."""
+        """Add an entry; empty non-terminals, which no line names, have line 0."""
         part = int.from_bytes(name, "little") % self.prime >> _PART_SHIFT
         self._entries[part].append(each)
         self._lines[part].append(line)
@@ -210,7 +218,7 @@ class Spool:
         return self.directory / f"{part}.{what}"
 
     def read(self, part: int) -> tuple[list[bytes], array[int]]:
-        """Give a part's entries and lines, in the order that they were put in."""
+        """Return a part's entries and line numbers in the order of addition."""
         entries: list[bytes] = []
         lines = array("Q")
         if self._file(part, "entries").exists():
@@ -219,14 +227,14 @@ class Spool:
         return entries + self._entries[part], lines + self._lines[part]
 
     def distinct(self, part: int, bad: BadLines) -> dict[bytes, bytes]:
-        """Give a part's entries by name; later lines for the same name are noted in `bad`."""
+        """Return a part's entries by name; later lines for the same name are added to `bad`."""
         entries, lines = self.read(part)
         first: dict[bytes, int] = {}
         for at, each in enumerate(entries):
             other = first.setdefault(each[1:-KIND_SIZE], at)
             if other == at or not lines[at]:
                 continue
-            if not lines[other]:  # known only for the names below it, until now
+            if not lines[other]:  # an empty non-terminal so far
                 first[each[1:-KIND_SIZE]] = at
             elif part not in self._noted:
                 shown = names.to_text(each[1:-KIND_SIZE])
@@ -236,7 +244,7 @@ class Spool:
         return {name: entries[at] for name, at in first.items()}
 
     def moved(self, directory: Path, prime: int, bad: BadLines) -> Spool:
-        """The same names, each once, spread by another prime; this spool is gone afterwards."""
+        """Return a spool with the same names, each once, spread by another prime, and remove this one."""
         other = Spool(directory, prime)
         for part in range(1 << _PART_BITS):
             for name, each in self.distinct(part, bad).items():
@@ -246,7 +254,7 @@ class Spool:
 
 
 class Writer:
-    """Writes the file beside `output`, bucket after bucket; whole and on disk, it takes its place."""
+    """Writes a registry bucket by bucket to a temporary file, which replaces `output` when it is complete."""
 
     def __init__(self, output: Path, prime: int, bits: int) -> None:
         self._output = output
@@ -265,11 +273,11 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        with suppress(FileNotFoundError):  # it is when it has taken its place
+        with suppress(FileNotFoundError):  # `finish` has renamed it
             self._path.unlink()
 
     def bucket(self, entries: Sequence[bytes]) -> None:
-        """Write the next bucket, of entries without their marks, sorted."""
+        """Write the next bucket from sorted entries without their marks."""
         self._offsets.append(self._at)
         if entries:
             data = MARK + MARK.join(entries)
@@ -279,7 +287,7 @@ class Writer:
                 self._flush()
 
     def copy(self, data: bytes, offsets: Iterable[int]) -> None:
-        """Write whole buckets as another file has them; `offsets` is where each begins in this one."""
+        """Write encoded buckets; `offsets` are their offsets in this file."""
         self._flush()
         self._offsets.extend(offsets)
         self._put(data)
@@ -287,7 +295,7 @@ class Writer:
 
     @property
     def at(self) -> int:
-        """Where the next bucket begins."""
+        """The offset of the next bucket."""
         return self._at
 
     def _flush(self) -> None:
@@ -299,7 +307,7 @@ class Writer:
         self._checksum = zlib.crc32(data, self._checksum)
 
     def finish(self, zones: Sequence[bytes], kinds: Mapping[bytes, Kind], interior: int) -> Summary:
-        """Write index, summary and header, and put the file in its place. Raises UnmoorError."""
+        """Write index, summary and header, and rename the file to `output`. Raises OSError."""
         self._flush()
         self._offsets.append(self._at)
         padding = bytes(-self._at % 8)
@@ -332,14 +340,14 @@ def _sync_directory(directory: Path) -> None:
 
 @contextmanager
 def _working_directory(output: Path) -> Iterator[Path]:
-    """Give a directory beside `output` that is gone afterwards."""
+    """Provide a temporary directory beside `output`."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
         yield Path(directory)
 
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Say what an operating system's error means to who wants `output` written. Raises UnmoorError."""
+    """Convert an OSError into an UnmoorError that names the requirements of `output`."""
     try:
         yield
     except OSError as error:
@@ -350,7 +358,7 @@ def writing(output: Path) -> Iterator[None]:
 
 
 def prime(attempt: int) -> int:
-    """Give a prime just below 2 ** 30 to try: from a fixed row first, drawn by chance later."""
+    """Return the prime below 2 ** 30 of an attempt: from a fixed sequence first, random later."""
     if attempt < _FIXED_PRIMES:
         seed = int.from_bytes(sha256(b"unmoor registry %d" % attempt).digest()[:4], "big")
     else:

@@ -1,4 +1,4 @@
-"""What an inventory names as its registry, a built file or a list, as a file that can be rolled out."""
+"""Prepares an inventory's registry for the rollout: verifies a built file, or builds a list into a cache."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from unmoor.dns.hostnames.registry_list import BadLines, read_lines
 from unmoor.dns.protocol import names
 from unmoor.errors import UnmoorError
 
-#: Files that stay in the cache, the newest.
+#: Files kept in the cache: the newest ones.
 _KEPT = 4
 
 
 def prepare(path: Path, zones: Sequence[str], cache: Path) -> tuple[Path, str, int]:
-    """Give the registry that `path` is, or one built from the list that it is, its SHA-256, and its size.
+    """Return a registry, its SHA-256 in hexadecimal, and its number of hostnames.
 
-    The size is the number of names.
-
-    Lists are built for `zones`, once for each content, into the directory `cache`. Raises UnmoorError:
-    RegistryError for a file that is damaged or has no names, BadLinesError for a list with bad lines.
+    `path` is a registry or a list. A list is built for `zones`, once for each content, into the directory
+    `cache`. Raises RegistryError if the file is damaged or has no names, BadLinesError if a list has bad
+    lines, and UnmoorError if a zone's name is invalid or the cache cannot be written.
     """
     try:
         found = path.stat()
@@ -43,7 +42,7 @@ def prepare(path: Path, zones: Sequence[str], cache: Path) -> tuple[Path, str, i
 def _prepare(path: Path, zones: tuple[str, ...], cache: Path, _: tuple[int, ...]) -> tuple[Path, str]:
     with path.open("rb") as file:
         if file.read(len(MAGIC)) == MAGIC:
-            open_registry(path)  # its own checksum: the digest below would be right for a damaged file too
+            open_registry(path)  # verifies its checksum, which a digest of a damaged file does not
             return path, sha256_of(path)
         _refuse_cut_short(path, file)
         file.seek(0)
@@ -60,7 +59,7 @@ def _prepare(path: Path, zones: tuple[str, ...], cache: Path, _: tuple[int, ...]
 
 
 def _refuse_cut_short(path: Path, file: BinaryIO) -> None:
-    """A list's last line is whole; of one packed by gzip, the reader sees that."""
+    """Raise RegistryError if a list does not end with a line end; the gzip reader detects a cut."""
     file.seek(0)
     if file.read(2) == b"\x1f\x8b" or not file.seek(0, os.SEEK_END):
         return

@@ -1,6 +1,6 @@
-"""Lists of hostnames as operators keep them, CSV or JSON lines, read line by line; what is wrong is counted.
+"""Lists of hostnames in CSV or JSON lines: parsed line by line into registry entries, bad lines counted.
 
-A line stands for itself: a quote that never ends spoils its own line and no other.
+Lines are independent: an unclosed quote affects its own line only.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from unmoor.errors import Problem, UnmoorError
 
 STANDARD_INPUT = "-"
 
-#: Parents that are remembered; an operator's list has thousands of them, or as many as names.
+#: Parent names, and combinations of tags, that are cached.
 _MAX_PARENTS = 200_000
 _MAX_TAGS = 200_000
-#: Lines read between two looks at the progress.
-EVERY = 1 << 15
+#: Lines between two reports of progress.
+_PROGRESS_INTERVAL = 1 << 15
 
 
 class Line(NamedTuple):
-    """One line of a list: its number, what to do with the name (only a list of changes says), the tags."""
+    """A line of a list: its number, the action (empty unless it is a list of changes), the name, its tags."""
 
     number: int
     action: str
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
 
 class BadLineError(Exception):
-    """A line that cannot be taken: the value that is wrong, why, and the fix."""
+    """An invalid line: the wrong value, the reason, and the fix."""
 
     def __init__(self, value: str, why: str, fix: str) -> None:
         super().__init__(why)
@@ -47,7 +47,7 @@ class BadLineError(Exception):
 
 
 class BadLinesError(UnmoorError):
-    """A list with bad lines, of which `problems` are the first; nothing was written."""
+    """A list has bad lines, and nothing was written; `problems` holds the first of them."""
 
     def __init__(self, text: str, problems: Sequence[Problem]) -> None:
         super().__init__(text)
@@ -55,7 +55,7 @@ class BadLinesError(UnmoorError):
 
 
 class BadLines:
-    """The lines that could not be taken: all are counted, the first are kept, all are written to `record`."""
+    """Bad lines of a list: counts all, keeps the first `SHOWN`, and writes all to `record` if given."""
 
     SHOWN = 10
 
@@ -66,9 +66,9 @@ class BadLines:
         self._record = record
 
     def add(self, number: int, error: BadLineError) -> None:
-        """Note what is wrong with the line of this number."""
+        """Add the error of line `number`."""
         self.count += 1
-        # What stands in a file may be anything: a terminal's commands, or no text at all.
+        # The file may contain anything, such as escape sequences for terminals.
         value = "".join(each if each.isprintable() else f"\\{ord(each):03}" for each in error.value[:60])
         if len(self._first) < self.SHOWN:
             place = f"{self.place}:{number}"
@@ -77,16 +77,16 @@ class BadLines:
             print(f"{number}: {value}: {error.why}", file=self._record)
 
     def lines(self) -> Iterator[str]:
-        """What there is to say: the first of them, and how many more."""
+        """Yield the first bad lines for display, and the number of the others."""
         yield from map(str, self._first)
         if self.count > len(self._first):
             yield f"... and {self.count - len(self._first)} more; --bad FILE lists all"
 
     def refuse(self) -> None:
-        """Raise BadLinesError if there are any."""
+        """Raise BadLinesError if there are bad lines."""
         if self.count:
             head = f"{self.count} bad line{'s' * (self.count != 1)}; nothing was written:"
-            fix = "mend them, or leave them out with --skip-bad"
+            fix = "correct them, or leave them out with --skip-bad"
             raise BadLinesError("\n".join([head, *self.lines(), fix]), self._first)
 
 
@@ -96,11 +96,12 @@ class BadLines:
 def read_lines(
     source: str, bad: BadLines, actions: Sequence[str] = (), show: Callable[[int], None] = lambda _: None
 ) -> Iterator[Line]:
-    """Read a list from a file, or from standard input for '-'; it may be packed by gzip.
+    """Yield the lines of a list from a file, or from standard input for '-'; gzip is detected.
 
-    A CSV file begins with its columns: `name`, with `actions` also `action`, and one for each tag, empty
-    where a name does not carry it. JSON lines are objects with `name`, `tags`, and with actions `action`.
-    `show` is told now and then how many lines were read. Raises UnmoorError for a file that is neither.
+    The first line of CSV names the columns: `name`, `action` if `actions` are given, and one for each tag,
+    empty in lines without the tag. JSON lines are objects with the keys `name`, `tags` and, if `actions`
+    are given, `action`. `show` is called regularly with the number of lines read. Raises UnmoorError if
+    the file cannot be read or lacks a column.
     """
     try:
         with _text(source) as text:
@@ -111,7 +112,7 @@ def read_lines(
             else:
                 parse = _csv_parser(first, actions, source)
             for number, line in enumerate(text, 2):
-                if not number % EVERY:
+                if not number % _PROGRESS_INTERVAL:
                     show(number)
                 yield from _parse(line, number, parse, bad)
     except (OSError, EOFError, zlib.error) as error:
@@ -120,7 +121,7 @@ def read_lines(
 
 
 def count_lines(source: str) -> int | None:
-    """How many lines a list has, for the progress bar; None if only reading it would tell."""
+    """Return the number of lines for a progress bar; None for standard input and compressed files."""
     if source == STANDARD_INPUT:
         return None
     try:
@@ -141,7 +142,7 @@ def _text(source: str) -> Iterator[IO[str]]:
             raw = stack.enter_context(Path(source).open("rb"))
         if raw.peek(2)[:2] == b"\x1f\x8b":
             raw = stack.enter_context(gzip.open(raw))
-        # Octets that are no UTF-8 are a matter of their line, not of the file.
+        # Invalid UTF-8 makes its line bad, not the file.
         yield io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape")
 
 
@@ -152,12 +153,12 @@ def _parse(line: str, number: int, parse: _Parser, bad: BadLines) -> Iterator[Li
     try:
         yield Line(number, *parse(line))
     except BadLineError as error:
-        if line.strip():  # a blank line says nothing
+        if line.strip():  # blank lines are ignored
             bad.add(number, error)
 
 
 def _csv_parser(first: str, actions: Sequence[str], source: str) -> _Parser:
-    """Make the reader of a CSV file's lines from its first line, the columns."""
+    """Make the parser of a CSV file's lines from its first line."""
     columns = [column.strip() for column in next(csv.reader([first]), [])]
     wanted = ["name", *(["action"] if actions else [])]
     missing = [column for column in wanted if column not in columns]
@@ -199,7 +200,7 @@ def _quoted(line: str) -> list[str]:
         return next(csv.reader([line], strict=True))
     except csv.Error as error:
         raise BadLineError(
-            line.strip()[:60], f"is no line of CSV: {error}", "close the quote, on the same line"
+            line.strip()[:60], f"is not valid CSV: {error}", "close the quote, on the same line"
         ) from None
 
 
@@ -214,11 +215,11 @@ def _json_parser(actions: Sequence[str]) -> _Parser:
             raise BadLineError(line.strip()[:60], "is not JSON", _JSON_FIX) from None
         given = data.get("tags") or {} if isinstance(data, dict) else None
         if given is None or not isinstance(data.get("name"), str) or not isinstance(given, dict):
-            raise BadLineError(line.strip()[:60], "is no hostname with its tags", _JSON_FIX)
+            raise BadLineError(line.strip()[:60], "is not an object with a name and tags", _JSON_FIX)
         if unknown := sorted(data.keys() - keys):
             raise BadLineError(unknown[0], "is not a known key", _JSON_FIX)
         if not all(isinstance(value, str) for value in given.values()):
-            raise BadLineError(line.strip()[:60], "has a tag whose value is no text", _JSON_FIX)
+            raise BadLineError(line.strip()[:60], "has a tag whose value is not text", _JSON_FIX)
         key = tuple(given.items())
         tags = known.get(key)
         if tags is None:
@@ -244,7 +245,7 @@ def _check_tags(tags: Tags) -> None:
 def _action(word: object, actions: Sequence[str]) -> str:
     if word in actions:
         return str(word)
-    raise BadLineError(str(word), "is no action", f"write one of: {', '.join(actions)}")
+    raise BadLineError(str(word), "is not an action", f"write one of: {', '.join(actions)}")
 
 
 def _remember(cache: dict[Any, Any], key: object, value: object, limit: int) -> None:
@@ -256,23 +257,26 @@ def _remember(cache: dict[Any, Any], key: object, value: object, limit: int) -> 
 # -- from lines to entries ---------------------------------------------------------------------------------
 
 
-class Enrolment:
-    """Puts names into wire form and into the closest of the zones, and gives each its kind."""
+class EntryEncoder:
+    """Converts names to wire form, finds their zones, and numbers their kinds.
+
+    `kinds` holds the kinds that have numbers already; new ones are added.
+    """
 
     def __init__(self, zones: Sequence[bytes], kinds: dict[tuple[Tags, bytes], bytes] | None = None) -> None:
         self._zones = frozenset(zones)
-        #: The octets that stand for tags in a zone.
+        #: Encoded kinds by (tags, apex).
         self.kinds = kinds if kinds is not None else {}
         self._free = 1 + max((key[0] * 255 + key[1] for key in self.kinds.values()), default=-1)
         self._parents: dict[str, tuple[bytes, bytes]] = {}
-        #: Names above registered ones, below their zone's apex, that nobody has taken yet.
+        #: Names between hostnames and their zone's apex; the caller takes and clears them.
         self.ancestors: list[bytes] = []
 
     def name(self, text: str) -> tuple[bytes, bytes]:
-        """Read a whole name (the final dot may be missing); gives it, and its zone. Raises BadLineError."""
+        """Return an absolute name (final dot optional) in wire form and its zone. Raises BadLineError."""
         head, _, rest = text.partition(".")
         parent = self._parents.get(rest)
-        # The quick way is for a plain first label below a parent that was seen before.
+        # Fast path: a plain first label below a known parent.
         if parent is None or not 0 < len(head) <= names.MAX_LABEL or not head.isascii() or "\\" in head:
             return self._slow(text, head, rest)
         wire = bytes((len(head),)) + head.lower().encode() + parent[0]
@@ -305,14 +309,14 @@ class Enrolment:
             self.ancestors.append(suffix)
 
     def kind(self, tags: Tags, apex: bytes) -> bytes:
-        """The octets that stand for these tags in this zone. Raises UnmoorError when there are too many."""
+        """Return the encoded kind of tags in a zone. Raises UnmoorError if there are too many kinds."""
         key = (tags, apex)
         found = self.kinds.get(key)
         if found is None:
             if self._free >= MAX_KINDS:
                 raise UnmoorError(
-                    f"more than {MAX_KINDS} combinations of tags and zone\n    fix: leave out tags that tell "
-                    "single hostnames apart; only those that policies ask for are needed"
+                    f"more than {MAX_KINDS} combinations of tags and zone\n    fix: leave out tags that "
+                    "identify single hostnames; only those that policies match are needed"
                 )
             found = self.kinds[key] = kind_key(self._free)
             self._free += 1
@@ -335,10 +339,10 @@ def _is_text_of(text: str, wire: bytes) -> bool:
 
 
 def entry(name: bytes, kind: bytes) -> bytes:
-    """An entry as it stands in the file, without its mark."""
+    """Encode an entry without its mark."""
     return bytes((len(name) - 1,)) + name + kind
 
 
 def ancestor_entry(name: bytes) -> bytes:
-    """The entry of a name that exists because there are names below it."""
+    """Encode the entry of an empty non-terminal, without its mark."""
     return entry(name, INTERIOR)

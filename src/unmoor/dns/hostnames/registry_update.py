@@ -1,4 +1,4 @@
-"""A new registry from an old one and a list of changes: what they do not touch is copied as it is."""
+"""Applies a list of changes to a registry; buckets without changes are copied."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pathlib import Path
 
 from unmoor.dns.hostnames.registry import HASH_BITS, INTERIOR, KIND_SIZE, MARK, Kind, Registry
 from unmoor.dns.hostnames.registry_build import MAX_IN_BUCKET, Summary, Writer, writing
-from unmoor.dns.hostnames.registry_list import BadLineError, BadLines, Enrolment, Line, entry
+from unmoor.dns.hostnames.registry_list import BadLineError, BadLines, EntryEncoder, Line, entry
 from unmoor.dns.protocol import names
 from unmoor.errors import UnmoorError
 
 ADD, CHANGE, REMOVE = ACTIONS = ("add", "change", "remove")
 
-#: Buckets that are copied at once: some megabytes.
+#: Buckets copied at a time: some megabytes.
 _STRIDE = 1 << 15
 
 
 @dataclass(slots=True)
 class Changes:
-    """What is to become of names: the kind that each gets (None: it goes), and how many lines say so."""
+    """The changes of a list: the new kind of each name (None if it is removed), and lines per action."""
 
     kinds: dict[bytes, bytes | None] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
 
     @property
     def removed(self) -> set[bytes]:
-        """Names that go."""
+        """The names that are removed."""
         return {name for name, kind in self.kinds.items() if kind is None}
 
 
@@ -41,16 +41,17 @@ def update(
     skip_bad: bool = False,
     show: Callable[[str, int, int | None], None] = lambda *_: None,
 ) -> tuple[Summary, Counter[str]]:
-    """Write what `old` becomes by the changes in `lines` to `output`; gives how many of each there were too.
+    """Write `old` with the changes in `lines` to `output`; return its summary, and the changes per action.
 
-    A name is added that is not there, changed or removed that is; anything else is a bad line. Raises
-    BadLinesError and UnmoorError, with nothing written.
+    ADD requires a name that is not registered, CHANGE and REMOVE one that is; other lines are bad. `show` is
+    called with the phase, the number of names done, and the total. Raises BadLinesError, and UnmoorError if
+    the file cannot be written; then nothing is.
     """
-    enrolment = Enrolment(old.zones, {(kind.tags, kind.apex): key for key, kind in old.kinds.items()})
-    changes = _read(old, lines, enrolment, bad)
+    encoder = EntryEncoder(old.zones, {(kind.tags, kind.apex): key for key, kind in old.kinds.items()})
+    changes = _read(old, lines, encoder, bad)
     if not skip_bad:
         bad.refuse()
-    edits, kinds = _edits(old, changes, enrolment, show)
+    edits, kinds = _edits(old, changes, encoder, show)
     with writing(output), Writer(output, old.header.prime, old.header.bits) as writer:
         for done in _rewrite(old, edits, writer):
             show("copying", done, len(old))
@@ -59,23 +60,23 @@ def update(
         return writer.finish(old.zones, kinds, interior), changes.done
 
 
-def _read(old: Registry, lines: Iterable[Line], enrolment: Enrolment, bad: BadLines) -> Changes:
+def _read(old: Registry, lines: Iterable[Line], encoder: EntryEncoder, bad: BadLines) -> Changes:
     changes = Changes()
     first: dict[bytes, int] = {}
     for number, action, text, tags in lines:
         try:
-            name, apex = enrolment.name(text)
-            _object(text, action, old.kind_of(name) is not None, first.setdefault(name, number), number)
+            name, apex = encoder.name(text)
+            _check_action(text, action, old.kind_of(name) is not None, first.setdefault(name, number), number)
         except BadLineError as error:
             bad.add(number, error)
             continue
-        changes.kinds[name] = None if action == REMOVE else enrolment.kind(tags, apex)
+        changes.kinds[name] = None if action == REMOVE else encoder.kind(tags, apex)
         changes.done[action] += 1
     return changes
 
 
-def _object(text: str, action: str, there: bool, first: int, number: int) -> None:
-    """Raise BadLineError if a line asks for what cannot be."""
+def _check_action(text: str, action: str, there: bool, first: int, number: int) -> None:
+    """Raise BadLineError if a line's action does not apply to its name."""
     if first != number:
         raise BadLineError(text, f"is named twice, first in line {first}", "keep one of the lines")
     if action == ADD and there:
@@ -87,25 +88,25 @@ def _object(text: str, action: str, there: bool, first: int, number: int) -> Non
 def _edits(
     old: Registry,
     changes: Changes,
-    enrolment: Enrolment,
+    encoder: EntryEncoder,
     show: Callable[[str, int, int | None], None],
 ) -> tuple[dict[bytes, bytes | None], dict[bytes, Kind]]:
-    """Give what becomes of each entry, of names above the changed ones too; and all kinds afterwards."""
+    """Return the new kind of each changed entry, names above hostnames included, and all kinds afterwards."""
     edits = dict(changes.kinds)
-    # Names that may have nothing below them any more: the removed, and those that exist only for their sake.
-    # A zone's apex exists by itself, and makes no name above it exist: that is another zone's.
+    # Names that may have nothing below them any more: the removed ones, and empty non-terminals above them. A
+    # zone's apex always exists, and makes no name above it exist: that belongs to another zone.
     doubtful = changes.removed.difference(old.zones)
     for name in changes.removed:
         doubtful |= {each for each in _above(old, name) if old.find(each) == INTERIOR}
     passed_over = doubtful.union(old.zones)
-    kinds = _Kinds(old, changes, enrolment)
-    staying: set[bytes] = set()
+    kinds = _Kinds(old, changes, encoder)
+    remaining: set[bytes] = set()
     if doubtful or kinds.without_example:
         done = 0
         for piece in old.pieces():
-            # What stands behind an entry's first label is the name above it.
+            # The parent of a name is what follows its first label.
             below = [each for each in piece if each[2 + each[1] : -KIND_SIZE] in doubtful]
-            staying |= {
+            remaining |= {
                 each[2 + each[1] : -KIND_SIZE] for each in below if each[1:-KIND_SIZE] not in passed_over
             }
             if kinds.without_example:
@@ -114,20 +115,20 @@ def _edits(
             show("reading", done, len(old) + old.interior)
     for name, after in changes.kinds.items():
         if after is not None:
-            staying |= doubtful.intersection(_above(old, name))
+            remaining |= doubtful.intersection(_above(old, name))
             edits |= {
                 each: INTERIOR for each in _above(old, name) if each not in edits and not old.find(each)
             }
-    for name in list(staying):
-        staying |= doubtful.intersection(_above(old, name))
+    for name in list(remaining):
+        remaining |= doubtful.intersection(_above(old, name))
     for name in doubtful:
         if edits.get(name) is None:
-            edits[name] = INTERIOR if name in staying else None
+            edits[name] = INTERIOR if name in remaining else None
     return edits, kinds.afterwards()
 
 
 def _above(registry: Registry, name: bytes) -> Iterator[bytes]:
-    """The names between a name and its zone's apex, both left out."""
+    """Yield the names between a name and its zone's apex, both excluded."""
     apex = registry.zone_of(name) or names.ROOT
     for suffix in names.suffixes(names.parent(name)):
         if len(suffix) <= len(apex):
@@ -136,10 +137,10 @@ def _above(registry: Registry, name: bytes) -> Iterator[bytes]:
 
 
 class _Kinds:
-    """How many names each kind has after the changes, and an example of each."""
+    """The number of names of each kind after the changes, and an example of each."""
 
-    def __init__(self, old: Registry, changes: Changes, enrolment: Enrolment) -> None:
-        self._whose = {key: whose for whose, key in enrolment.kinds.items()}
+    def __init__(self, old: Registry, changes: Changes, encoder: EntryEncoder) -> None:
+        self._owners = {key: whose for whose, key in encoder.kinds.items()}
         self._counts = Counter({key: kind.count for key, kind in old.kinds.items()})
         self._examples = {key: kind.example for key, kind in old.kinds.items()}
         for name, after in changes.kinds.items():
@@ -148,7 +149,7 @@ class _Kinds:
                 self._counts[before] -= 1
             if after is not None:
                 self._counts[after] += 1
-        #: Kinds that have names, and whose example went or changed.
+        #: Kinds with names whose example is removed or changes its kind.
         self.without_example = {
             key
             for key, example in self._examples.items()
@@ -156,29 +157,29 @@ class _Kinds:
         }
         for name, after in changes.kinds.items():
             if after is not None and (after in self.without_example or after not in self._examples):
-                self.exemplify(after, name)
+                self.set_example(after, name)
 
-    def exemplify(self, key: bytes, name: bytes) -> None:
+    def set_example(self, key: bytes, name: bytes) -> None:
         self._examples[key] = name
         self.without_example.discard(key)
 
     def find_examples(self, piece: Iterable[bytes], changes: Changes) -> None:
-        """Take examples, where they are missing, from entries that stay as they are."""
+        """Take missing examples from entries without changes."""
         for each in piece:
             name, key = each[1:-KIND_SIZE], each[-KIND_SIZE:]
             if key in self.without_example and name not in changes.kinds:
-                self.exemplify(key, name)
+                self.set_example(key, name)
 
     def afterwards(self) -> dict[bytes, Kind]:
         return {
-            key: Kind(*self._whose[key], count, self._examples[key])
+            key: Kind(*self._owners[key], count, self._examples[key])
             for key, count in self._counts.items()
             if count
         }
 
 
 def _rewrite(old: Registry, edits: dict[bytes, bytes | None], writer: Writer) -> Iterator[int]:
-    """Write all buckets; gives now and then about how many names are done."""
+    """Write all buckets; yield the approximate number of names done after each stride."""
     by_bucket: dict[int, dict[bytes, bytes | None]] = {}
     shift = HASH_BITS - old.header.bits
     for name, kind in edits.items():
@@ -207,5 +208,5 @@ def _edited(data: bytes, edits: dict[bytes, bytes | None]) -> list[bytes]:
         else:
             entries[name] = entry(name, kind)
     if len(entries) > MAX_IN_BUCKET:
-        raise UnmoorError("the registry has grown too much for an update\n    fix: build it again")
+        raise UnmoorError("an update would overfill a bucket of the registry\n    fix: build it again")
     return sorted(entries.values())

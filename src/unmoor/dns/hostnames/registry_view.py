@@ -1,7 +1,7 @@
-"""The registry as one document sees it: what its policies make of the names, and whether its zones suit them.
+"""A registry under a document: the traits of its hostnames, and its conflicts with the document's zones.
 
-All of it follows from the kinds that the registry says it has, from a few look-ups, and, only where policies
-name suffixes inside its zones, from one pass over the names.
+These follow from the registry's kinds and a few look-ups. Only if policies have suffixes inside its zones,
+names are read, at most all of them once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from unmoor.dns.hostnames.hostnames import Registered
 from unmoor.dns.hostnames.registry import Kind, Registry, RegistryError, open_registry
-from unmoor.dns.policy.policies import Classifier, Subject
+from unmoor.dns.policy.policies import Classifier, Traits
 from unmoor.dns.protocol import message, names
 from unmoor.dns.zones.static_zone import Zone
 from unmoor.errors import Problem
@@ -25,10 +25,10 @@ Suffixes = frozenset[bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Enrolled:
-    """A registry, and the document's way of telling its names apart.
+class RegistryView:
+    """A registry under a document's policies.
 
-    `inner` are, for each of its zones, the suffixes below the apex that policies name and names have.
+    `inner` maps the registry's zones to the policies' suffixes that lie below the apex and have hostnames.
     """
 
     registry: Registry
@@ -36,8 +36,8 @@ class Enrolled:
     inner: Mapping[bytes, Suffixes]
 
     @classmethod
-    def of(cls, document: DnsDocument, registry: Registry) -> Enrolled:
-        """Look at a registry with the eyes of a document."""
+    def of(cls, document: DnsDocument, registry: Registry) -> RegistryView:
+        """Make the view of a registry under a document."""
         classifier = Classifier(document.policies)
         inner: dict[bytes, set[bytes]] = {}
         for suffix in classifier.wanted:
@@ -47,31 +47,31 @@ class Enrolled:
         return cls(registry, classifier, {apex: frozenset(found) for apex, found in inner.items()})
 
     def registered(self, name: bytes) -> Registered | None:
-        """What is known of a hostname."""
+        """Return a hostname's registration; None if it is not in the registry."""
         kind = self.registry.kind_of(name)
         if kind is None:
             return None
-        return Registered(kind.apex, self.classifier.subject(kind.tags, name, kind.apex))
+        return Registered(kind.apex, self.classifier.traits(kind.tags, name, kind.apex))
 
-    def subjects(self) -> Iterator[tuple[Subject, bytes]]:
-        """What policies can tell its names apart by, exactly, each with a name of that sort."""
+    def examples(self) -> Iterator[tuple[Traits, bytes]]:
+        """Yield all traits that the registry's hostnames have, each with a hostname that has them."""
         seen = _combinations(self.registry, tuple(sorted(self.inner.items()))) if self.inner else {}
         for kind in self.registry.kinds.values():
             if kind.apex not in self.inner:
-                yield self._subject(kind, frozenset()), kind.example
+                yield self._traits(kind, frozenset()), kind.example
         for (key, below), example in seen.items():
-            yield self._subject(self.registry.kinds[key], below), example
+            yield self._traits(self.registry.kinds[key], below), example
 
-    def finder(self, target_of: Callable[[Subject], T]) -> Callable[[bytes], T | None]:
-        """Make the look-up of the serving path: from a name to what `target_of` gives for its subject."""
+    def finder(self, target_of: Callable[[Traits], T]) -> Callable[[bytes], T | None]:
+        """Make the fast path's look-up: hostnames to `target_of` of their traits, other names to None."""
         plain: dict[bytes, T] = {}
         split: dict[bytes, tuple[tuple[bytes, ...], dict[Suffixes, T]]] = {}
         for key, kind in self.registry.kinds.items():
             inner = self.inner.get(kind.apex)
             if inner is None:
-                plain[key] = target_of(self._subject(kind, frozenset()))
+                plain[key] = target_of(self._traits(kind, frozenset()))
             else:
-                chosen = {below: target_of(self._subject(kind, below)) for below in _chains(inner)}
+                chosen = {below: target_of(self._traits(kind, below)) for below in _chains(inner)}
                 split[key] = tuple(inner), chosen
         if not split:
             return self.registry.finder(plain.get)
@@ -86,8 +86,8 @@ class Enrolled:
 
         return found
 
-    def _subject(self, kind: Kind, below: Suffixes) -> Subject:
-        return self.classifier.subject_below(kind.tags, below, kind.apex)
+    def _traits(self, kind: Kind, below: Suffixes) -> Traits:
+        return self.classifier.traits_below(kind.tags, below, kind.apex)
 
 
 _NONE: Suffixes = frozenset()
@@ -98,7 +98,7 @@ def _below(name: bytes, endings: tuple[bytes, ...]) -> Suffixes:
 
 
 def _chains(inner: Suffixes) -> set[Suffixes]:
-    """Every set of suffixes that one name can be below at once."""
+    """Return all sets of suffixes that a name can be at or below at the same time."""
     return {_NONE, *(_below(suffix, tuple(inner)) for suffix in inner)}
 
 
@@ -106,9 +106,10 @@ def _chains(inner: Suffixes) -> set[Suffixes]:
 def _combinations(
     registry: Registry, inner: tuple[tuple[bytes, Suffixes], ...]
 ) -> dict[tuple[bytes, Suffixes], bytes]:
-    """Which kinds occur below which suffixes, each with a name; reads names until all that can be are seen.
+    """Return the kinds that occur below each set of suffixes, with an example.
 
-    Kept for the next look at the same file: a change of pools does not read it again.
+    Reads names until all possible combinations have occurred. The result is cached, so that a change of
+    pools does not read the file again.
     """
     found: dict[tuple[bytes, Suffixes], bytes] = {}
     zones = dict(inner)
@@ -131,22 +132,22 @@ def _combinations(
 
 def load(
     document: DnsDocument, place: str, file: Path | None = None
-) -> tuple[Enrolled | None, list[Problem]]:
-    """Open the registry that a document names, or `file`, which is the same one elsewhere."""
+) -> tuple[RegistryView | None, list[Problem]]:
+    """Return a view of the document's registry, or of its copy `file`, and problems; None without one."""
     if document.registry is None:
         return None, []
     path = file or Path(document.registry.path)
     try:
-        return Enrolled.of(document, open_registry(path, document.registry.sha256)), []
+        return RegistryView.of(document, open_registry(path, document.registry.sha256)), []
     except RegistryError as error:
         return None, [Problem(place, "registry.path", str(path), error.why, error.fix)]
 
 
 def problems(
-    enrolled: Enrolled, apexes: Mapping[int, bytes], zones: Mapping[bytes, Zone], place: str
+    view: RegistryView, apexes: Mapping[int, bytes], zones: Mapping[bytes, Zone], place: str
 ) -> Iterator[Problem]:
-    """What of the registry does not suit the document's zones: found from their side, not name by name."""
-    registry = enrolled.registry
+    """Yield the registry's conflicts with the document's zones, found without reading all names."""
+    registry = view.registry
     for apex in registry.zones:
         kinds = registry.names_in(apex)
         if kinds and apex not in apexes.values():
@@ -170,7 +171,7 @@ _ZONES = "add the zone to the document, or build the registry again without thes
 
 
 def clashes(registry: Registry, zone: Zone, place: str) -> Iterator[tuple[bytes, Problem]]:
-    """Names of the registry that cannot stand beside a zone's records; below a delegation, one of them."""
+    """Yield hostnames that clash with a zone's records, and the problem; one for each delegation."""
     for name, node in zone.nodes.items():
         if node.keys() & {message.A, message.AAAA, message.CNAME} and registry.kind_of(name):
             why = "is in the registry, and has a static address or CNAME record as well"

@@ -1,1 +1,1 @@
-"""Policies, the pools they answer from, and how addresses are drawn."""
+"""Policies: which one answers, the pools it answers from, and how addresses are chosen."""

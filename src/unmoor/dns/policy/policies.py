@@ -1,4 +1,4 @@
-"""Which policy answers: an ordered list, the first whose match holds."""
+"""Policy matching: policies are an ordered list, and the first one that matches answers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ TYPES = ("A", "AAAA")
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """What policies can tell hostnames apart by. Hostnames that policies treat alike share one subject.
+class Traits:
+    """The attributes of a hostname that policies match. Hostnames with equal traits share one object.
 
-    `suffixes` are those named by any policy that the hostname is at or below; `zone` is its apex, or
-    nothing where no policy asks for zones.
+    `suffixes` are those of the policies' suffixes that the hostname is at or below. `zone` is the apex of
+    its zone, empty if no policy has a condition on zones. Names are in wire form and lower case.
     """
 
     tags: frozenset[tuple[str, str]]
@@ -26,46 +26,47 @@ class Subject:
 
 
 class Classifier:
-    """Gives hostnames their subjects: as many as there are differences, not as there are names."""
+    """Determines the traits of hostnames under a list of policies."""
 
     def __init__(self, policies: Iterable[Policy]) -> None:
         policies = tuple(policies)
-        #: Every suffix that a policy names.
+        #: All suffixes of the policies.
         self.wanted = frozenset(suffix for policy in policies for suffix in wires(policy.match.suffixes))
         self._by_zone = any(policy.match.zones for policy in policies)
-        self._subjects: dict[tuple[frozenset[tuple[str, str]], frozenset[bytes], bytes], Subject] = {}
+        self._shared: dict[tuple[frozenset[tuple[str, str]], frozenset[bytes], bytes], Traits] = {}
 
-    def asks_alike(self, other: Classifier) -> bool:
-        """Whether both give every hostname an equal subject."""
+    def is_equivalent(self, other: Classifier) -> bool:
+        """Report whether both determine equal traits for every hostname."""
         return (self.wanted, self._by_zone) == (other.wanted, other._by_zone)
 
-    def subject(self, tags: frozenset[tuple[str, str]], name: bytes, apex: bytes) -> Subject:
-        """The subject of a hostname in wire form that carries `tags`, in the zone `apex`."""
-        return self._subject(tags, self._of_interest(name), apex)
+    def traits(self, tags: frozenset[tuple[str, str]], name: bytes, apex: bytes) -> Traits:
+        """Return the traits of the hostname `name` (wire form) with `tags` in the zone `apex`."""
+        return self._traits(tags, self._of_interest(name), apex)
 
-    def subject_below(
-        self, tags: frozenset[tuple[str, str]], below: frozenset[bytes], apex: bytes
-    ) -> Subject:
-        """The subject of hostnames in the zone `apex` whose wanted suffixes inside the zone are `below`."""
-        return self._subject(tags, below | self._of_interest(apex), apex)
+    def traits_below(self, tags: frozenset[tuple[str, str]], below: frozenset[bytes], apex: bytes) -> Traits:
+        """Return the traits of hostnames with `tags` in the zone `apex`.
+
+        `below` holds those of the wanted suffixes inside the zone that the hostnames are at or below.
+        """
+        return self._traits(tags, below | self._of_interest(apex), apex)
 
     def _of_interest(self, name: bytes) -> frozenset[bytes]:
         if not self.wanted:
             return frozenset()
         return frozenset(suffix for suffix in names.suffixes(name) if suffix in self.wanted)
 
-    def _subject(self, tags: frozenset[tuple[str, str]], below: frozenset[bytes], apex: bytes) -> Subject:
+    def _traits(self, tags: frozenset[tuple[str, str]], below: frozenset[bytes], apex: bytes) -> Traits:
         key = (tags, below, apex if self._by_zone else b"")
-        return self._subjects.setdefault(key, Subject(*key))
+        return self._shared.setdefault(key, Traits(*key))
 
 
 def tags_of(tags: Mapping[str, str]) -> frozenset[tuple[str, str]]:
-    """Tags in the form that subjects hold them in."""
+    """Convert tags to the form that `Traits` holds."""
     return frozenset(tags.items())
 
 
 def wires(texts: Iterable[str] | None) -> Iterator[bytes]:
-    """Names of a match in wire form, without those that are none (a check's matter)."""
+    """Yield the names in wire form. Invalid names are skipped: `check` reports them."""
     for text in texts or ():
         try:
             yield names.from_text(text)
@@ -75,7 +76,7 @@ def wires(texts: Iterable[str] | None) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """One policy's conditions, prepared."""
+    """A policy with its conditions in a form that is quick to match. A condition that is None matches all."""
 
     policy: Policy
     pops: frozenset[str] | None
@@ -87,7 +88,7 @@ class Matcher:
 
     @classmethod
     def of(cls, policy: Policy) -> Matcher:
-        """Prepare a policy's conditions."""
+        """Convert a policy."""
         match = policy.match
         return cls(
             policy,
@@ -99,38 +100,38 @@ class Matcher:
             frozenset(match.types or TYPES),
         )
 
-    def holds(self, subject: Subject, pop: str, qtype: str, client: Subnet | None = None) -> bool:
-        """Whether every condition holds; `client` None is one that no policy names."""
-        return self.may_hold(subject, pop, qtype) and self.takes(client)
+    def holds(self, traits: Traits, pop: str, qtype: str, client: Subnet | None = None) -> bool:
+        """Report whether all conditions match; `client` None is a client in no policy's networks."""
+        return self.may_hold(traits, pop, qtype) and self.matches_client(client)
 
-    def objection(self, subject: Subject, pop: str, qtype: str, client: Subnet | None) -> str | None:
-        """Say which condition does not hold; None if all do."""
+    def objection(self, traits: Traits, pop: str, qtype: str, client: Subnet | None) -> str | None:
+        """Describe the first condition that does not match; None if all match."""
         match = self.policy.match
-        missing = [f"{key}={value}" for key, value in sorted(self.tags - subject.tags)]
+        missing = [f"{key}={value}" for key, value in sorted(self.tags - traits.tags)]
         objections = {
-            f"wants PoP {_row(match.pops)}, not {pop}": self.pops is None or pop in self.pops,
-            f"wants tags {_row(missing)}": not missing,
-            f"wants names below {_row(match.suffixes)}": self.suffixes is None
-            or not self.suffixes.isdisjoint(subject.suffixes),
-            f"wants zone {_row(match.zones)}": self.zones is None or subject.zone in self.zones,
-            f"wants type {_row(sorted(self.types))}": qtype in self.types,
-            f"wants clients in {_row(match.clients)}": self.takes(client),
+            f"requires PoP {_row(match.pops)}, not {pop}": self.pops is None or pop in self.pops,
+            f"requires tags {_row(missing)}": not missing,
+            f"requires names below {_row(match.suffixes)}": self.suffixes is None
+            or not self.suffixes.isdisjoint(traits.suffixes),
+            f"requires zone {_row(match.zones)}": self.zones is None or traits.zone in self.zones,
+            f"requires type {_row(sorted(self.types))}": qtype in self.types,
+            f"requires clients in {_row(match.clients)}": self.matches_client(client),
         }
         return next((text for text, holds in objections.items() if not holds), None)
 
-    def takes(self, client: Subnet | None) -> bool:
-        """Whether the condition on clients holds, for the whole of the client's network."""
+    def matches_client(self, client: Subnet | None) -> bool:
+        """Report whether the condition on clients matches the client's whole network."""
         return self.clients is None or (
             client is not None and any(client.is_within(each) for each in self.clients)
         )
 
-    def may_hold(self, subject: Subject, pop: str, qtype: str) -> bool:
-        """Whether every condition but that on clients holds: all that is known before a query."""
+    def may_hold(self, traits: Traits, pop: str, qtype: str) -> bool:
+        """Report whether all conditions match, except that on clients: what is known before a query."""
         return (
             (self.pops is None or pop in self.pops)
-            and self.tags <= subject.tags
-            and (self.suffixes is None or not self.suffixes.isdisjoint(subject.suffixes))
-            and (self.zones is None or subject.zone in self.zones)
+            and self.tags <= traits.tags
+            and (self.suffixes is None or not self.suffixes.isdisjoint(traits.suffixes))
+            and (self.zones is None or traits.zone in self.zones)
             and qtype in self.types
         )
 
@@ -140,15 +141,18 @@ def _row(values: Iterable[object] | None) -> str:
 
 
 def matchers(document: DnsDocument) -> tuple[Matcher, ...]:
-    """The document's policies, prepared, in order."""
+    """Return the document's policies as matchers, in order."""
     return tuple(Matcher.of(policy) for policy in document.policies)
 
 
 def first_match(
-    ordered: Sequence[Matcher], subject: Subject, pop: str, qtype: str, client: Subnet | None = None
+    ordered: Sequence[Matcher], traits: Traits, pop: str, qtype: str, client: Subnet | None = None
 ) -> int | None:
-    """The index of the policy that answers, if any does; `client` None is one that no policy names."""
+    """Return the index of the first policy that matches, None if none does.
+
+    `client` None is a client in no policy's networks.
+    """
     for index, matcher in enumerate(ordered):
-        if matcher.holds(subject, pop, qtype, client):
+        if matcher.holds(traits, pop, qtype, client):
             return index
     return None

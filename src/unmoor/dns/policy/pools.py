@@ -1,4 +1,4 @@
-"""The addresses of a pool, and drawing one of them anew for every query."""
+"""The addresses of pools, and how one is drawn at random for every query."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from unmoor.model.common import Prefix
 
 
 class Range(NamedTuple):
-    """Addresses in a row: the first, as a number, and how many."""
+    """Consecutive addresses: the first as a number, and how many."""
 
     first: int
     size: int
 
 
 class Span(NamedTuple):
-    """A range of addresses, the first as a number, and the counters of them: `cells`, from `start` on.
+    """A range of addresses and its counters: `cells` counters from the index `start` on.
 
-    With fewer cells than addresses, each counts a part of the range, all equally large.
+    `first` is the first address as a number. If there are fewer counters than addresses, each counts an
+    equal part of the range.
     """
 
     version: int
@@ -34,29 +35,29 @@ class Span(NamedTuple):
     cells: int
 
     def cell(self, number: int) -> int:
-        """The counter of an address in it."""
+        """Return the index of the counter of an address in the span."""
         return self.start + (number - self.first) * self.cells // self.size
 
 
 class Tally(Protocol):
-    """Counters of addresses."""
+    """Counters of the addresses that are answered, in `cells`."""
 
     cells: memoryview
 
     def locate(self, version: int, first: int) -> Span | None:
-        """The span that a range of a pool is in; None if it is not counted."""
+        """Return the span that contains a pool's range which begins at `first`; None if it is not counted."""
 
     def add(self, address: bytes) -> None:
-        """Count an address, in network byte order."""
+        """Count an address, given in network byte order."""
 
 
 def ranges_of(prefixes: Iterable[Prefix]) -> tuple[Range, ...]:
-    """Give each prefix whole: its network and broadcast addresses are addresses like any other."""
+    """Return each prefix as a range, its first and last address included."""
     return tuple(Range(int(prefix.network_address), prefix.num_addresses) for prefix in prefixes)
 
 
 def overlaps(prefixes: Iterable[Prefix]) -> list[tuple[Prefix, Prefix]]:
-    """Pairs of prefixes of one family that share addresses; drawing from both would favour those."""
+    """Return pairs of overlapping prefixes, all of one family; shared addresses would be drawn more often."""
     found: list[tuple[Prefix, Prefix]] = []
     widest: Prefix | None = None
     for prefix in sorted(prefixes, key=lambda each: (int(each.network_address), each.prefixlen)):
@@ -68,7 +69,7 @@ def overlaps(prefixes: Iterable[Prefix]) -> list[tuple[Prefix, Prefix]]:
 
 
 def without(ranges: Iterable[Range], excluded: Iterable[Range]) -> tuple[Range, ...]:
-    """Cut addresses out of ranges."""
+    """Return the ranges without the excluded addresses."""
     left = list(ranges)
     for cut in excluded:
         parts = []
@@ -84,43 +85,44 @@ def without(ranges: Iterable[Range], excluded: Iterable[Range]) -> tuple[Range, 
 
 
 def ranges_in_use(pool: Pool, version: int) -> tuple[Range, ...]:
-    """Give a pool's addresses of one IP version, without those that it excludes."""
+    """Return a pool's addresses of one IP version, without those that it excludes."""
     excluded = ranges_of(each for each in pool.exclude if each.version == version)
     return without(ranges_of(pool.ipv4 if version == 4 else pool.ipv6), excluded)
 
 
-class Stock:
-    """Addresses drawn in advance, `ready` to be taken from the end, and the counters of those taken.
+class AddressBuffer:
+    """Addresses drawn in advance, and the counters of those that were used.
 
-    The hot path takes from `ready` directly. `cells` are the counters of all that were ready when it was
-    filled last and have not been counted: those beyond the length of `ready` are taken.
+    `ready` holds addresses in network byte order, used from its end; the fast path pops from it directly.
+    `cells` holds the counter indices of the addresses that `ready` held when it was filled; those beyond
+    the length of `ready` belong to addresses that were used and are not counted yet.
     """
 
     def __init__(self) -> None:
         self.ready: list[bytes] = []
         self.cells: list[int] = []
         self._counts: memoryview | None = None
-        _in_advance.add(self)
+        _buffers.add(self)
 
     def settle(self) -> None:
-        """Count what was taken."""
+        """Count the addresses that were used since the last call."""
         counts, taken = self._counts, self.cells[len(self.ready) :]
         if counts is not None:
             for cell in taken:
                 counts[cell] += 1
         del self.cells[len(self.ready) :]
 
-    def forget(self) -> None:
-        """Throw away what was drawn in advance, uncounted."""
+    def discard(self) -> None:
+        """Discard the addresses drawn in advance, without counting any."""
         self.ready.clear()
         self.cells.clear()
 
 
-class Drawer(Stock):
-    """Draws addresses, in network byte order, uniform over all ranges.
+class Drawer(AddressBuffer):
+    """Draws addresses, uniform over all ranges; a call returns one address in network byte order.
 
-    Call it for one address. `ready` holds addresses drawn in advance; the hot path takes from it directly
-    and calls the drawer when it is empty.
+    `octets` is the length of an address: 4 or 16. The fast path calls the drawer only when `ready` is empty.
+    Raises ValueError if the ranges hold no address.
     """
 
     def __init__(self, ranges: Iterable[Range], octets: int) -> None:
@@ -131,41 +133,41 @@ class Drawer(Stock):
             raise ValueError("cannot draw from no addresses")
         self._octets = octets
         self._starts = [0, *accumulate(each.size for each in self.ranges)][:-1]
-        # For each range, where its addresses are counted; nothing if they are not.
+        # The counters of each range; empty if addresses are not counted.
         self._spans: list[Span] = []
-        #: What is to be added to `cells`: a single range that is counted by address then has the very numbers
-        #: that were drawn as its cells.
+        #: Offset of `cells` in the counters. With it, a single range that is counted by address can use the
+        #: drawn numbers as `cells` without conversion.
         self.base = 0
 
     def __call__(self) -> bytes:
-        """Draw one address."""
+        """Return an address in network byte order."""
         if not self.ready:
             numbers = numbers_below(self.size)
             if self._spans:
                 self.settle()
                 self.cells = self._cells_of(numbers)
-            # In place: the hot path holds on to this list.
+            # In place: the fast path holds a reference to this list.
             self.ready += [self.at(number) for number in numbers]
         return self.ready.pop()
 
     def count_into(self, tally: Tally) -> None:
-        """Count in `tally` what is drawn from now on, if it has room."""
+        """Count in `tally` the addresses drawn from now on, if it has counters for all of them."""
         if self.locate(tally):
             self._counts = tally.cells[self.base :]
 
     def locate(self, tally: Tally) -> bool:
-        """Find the counters, for whoever draws and counts; says whether all addresses have one."""
+        """Find the addresses' counters; report whether all addresses have one. Discards what was drawn."""
         version = 4 if self._octets == 4 else 6
         found = [tally.locate(version, each.first) for each in self.ranges]
         self._spans = [each for each in found if each] if all(found) else []
         self.base = 0
         if len(self._spans) == 1 and self._spans[0].cells == self._spans[0].size:
             self.base = self._spans[0].cell(self.ranges[0].first)
-        self.forget()
+        self.discard()
         return bool(self._spans)
 
     def _cells_of(self, numbers: list[int]) -> list[int]:
-        """The counters of the addresses that `at` gives for `numbers`, without `base`."""
+        """Return the counter indices, less `base`, of the addresses that `at` returns for `numbers`."""
         if len(self._spans) == 1 and self._spans[0].cells == self._spans[0].size:
             return numbers
         found = []
@@ -176,14 +178,14 @@ class Drawer(Stock):
         return found
 
     def at(self, number: int) -> bytes:
-        """Give the address that stands at `number` when all ranges are written one after the other."""
+        """Return the address at index `number` of all ranges in sequence."""
         which = bisect_right(self._starts, number) - 1
         address = self.ranges[which].first + number - self._starts[which]
         return address.to_bytes(self._octets, "big")
 
 
-class Mix(Stock):
-    """Draws from one of several pools, each as often as its weight says; used as a drawer is."""
+class Mix(AddressBuffer):
+    """Draws from several pools in proportion to their weights, with the interface of a drawer."""
 
     def __init__(self, weighted: Sequence[tuple[Drawer, int]]) -> None:
         super().__init__()
@@ -192,7 +194,7 @@ class Mix(Stock):
         self._ends = list(accumulate(weight for _, weight in self.weighted))
 
     def __call__(self) -> bytes:
-        """Draw one address."""
+        """Return an address in network byte order."""
         if not self.ready:
             drawers = [self.pick(number) for number in numbers_below(self._ends[-1])]
             if self._counts is not None:
@@ -204,14 +206,14 @@ class Mix(Stock):
         return self.ready.pop()
 
     def count_into(self, tally: Tally) -> None:
-        """Count in `tally` what is drawn from now on, if it has room for every pool."""
+        """Count in `tally` the addresses drawn from now on, if it has counters for those of every pool."""
         found = [drawer.locate(tally) for drawer, _ in self.weighted]
         if all(found):
             self._counts = tally.cells
-        self.forget()
+        self.discard()
 
     def pick(self, number: int) -> Drawer:
-        """Give the pool that `number`, below the sum of all weights, falls to."""
+        """Return the pool that owns `number`, which is below the sum of all weights."""
         return self.weighted[bisect_right(self._ends, number)][0]
 
     @property
@@ -220,13 +222,13 @@ class Mix(Stock):
         return self._ends[-1]
 
 
-# A child process that inherited drawn addresses would give the same ones as its parent.
-_in_advance: weakref.WeakSet[Stock] = weakref.WeakSet()
+# A forked process must not answer with the addresses that its parent has drawn in advance.
+_buffers: weakref.WeakSet[AddressBuffer] = weakref.WeakSet()
 
 
-def _forget_all() -> None:
-    for each in _in_advance:
-        each.forget()
+def _discard_all() -> None:
+    for each in _buffers:
+        each.discard()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(after_in_child=_discard_all)

@@ -1,7 +1,7 @@
-"""Which policies a query can reach: found by trying one query of every kind that policies can tell apart.
+"""Checks which policies a query can reach, by trying one query of every kind that policies distinguish.
 
-That is exact, not a guess: hostnames that all policies treat alike share a subject, and beside it a policy
-sees the PoP, the query type and the client only. Each finding comes with a query that shows it.
+The result is exact: a policy matches only a hostname's traits, the PoP, the query type and the client, and
+all combinations of these that policies distinguish are tried. Each finding names a query as its evidence.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from types import MappingProxyType
 
-from unmoor.dns.policy.policies import TYPES, Matcher, Subject, first_match, matchers
+from unmoor.dns.policy.policies import TYPES, Matcher, Traits, first_match, matchers
 from unmoor.dns.protocol import names
 from unmoor.dns.protocol.client_subnet import Subnet
 from unmoor.errors import Problem
@@ -20,7 +20,7 @@ from unmoor.model import DnsDocument
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A query: who asks where for what. `client` None is one that no policy names."""
+    """A query at a PoP; `client` None is a client in no policy's networks. `name` is in wire form."""
 
     name: bytes
     qtype: str
@@ -35,30 +35,31 @@ class Example:
 
 @dataclass(slots=True)
 class _Findings:
-    """What trying every kind of query brought to light, by the policies' places in the order."""
+    """The results of all queries, by the policies' indices."""
 
     reached: set[int] = field(default_factory=set)
-    #: Policy to those that answered before it, each with the first such query.
+    #: Maps a policy to the policies that answer before it, each with the first such query.
     taken: dict[int, dict[int, Example]] = field(default_factory=dict)
-    #: Pairs that both match a query.
+    #: Maps pairs of policies that match the same query to the first such query.
     both: dict[tuple[int, int], Example] = field(default_factory=dict)
 
 
 def problems(
     document: DnsDocument,
-    subjects: Mapping[Subject, bytes],
+    examples: Mapping[Traits, bytes],
     place: str,
-    expected: Mapping[Subject, bytes] = MappingProxyType({}),
+    expected: Mapping[Traits, bytes] = MappingProxyType({}),
 ) -> Iterator[Problem]:
-    """Policies that no query reaches, that overlap though they claim not to, and names without a policy.
+    """Yield policies that no query reaches, exclusive policies that overlap, and hostnames without a policy.
 
-    `subjects` are all that hostnames have, each with a hostname. `expected` are those of zones to come,
-    whose names are not known: any policy that is not taken by another may be meant for them.
+    `examples` maps all traits of the document's hostnames to a hostname that has them. `expected` is the
+    same for member zones of catalogs, whose hostnames are not known yet: with it, a policy without a query
+    is a problem only if other policies answer all its queries first.
     """
     ordered = matchers(document)
     findings = _Findings()
     claims = any(matcher.policy.exclusive for matcher in ordered)
-    for example, holding in _queries(document, ordered, {**expected, **subjects}):
+    for example, holding in _queries(document, ordered, {**expected, **examples}):
         for later in holding[1:]:
             findings.taken.setdefault(later, {}).setdefault(holding[0], example)
         findings.reached.update(holding[:1])
@@ -66,12 +67,12 @@ def problems(
             findings.both.setdefault(pair, example)
     for index in range(len(ordered)):
         if index not in findings.reached and (index in findings.taken or not expected):
-            yield _unreachable(index, ordered, findings.taken.get(index, {}), subjects, place)
+            yield _unreachable(index, ordered, findings.taken.get(index, {}), examples, place)
     yield from _overlapping(ordered, findings, place)
-    for subject, name in subjects.items():
-        if all(first_match(ordered, subject, document.pop, qtype) is None for qtype in TYPES):
-            tags = ", ".join(f"{key}={value}" for key, value in sorted(subject.tags)) or "no tags"
-            some = any(each.may_hold(subject, document.pop, qtype) for each in ordered for qtype in TYPES)
+    for traits, name in examples.items():
+        if all(first_match(ordered, traits, document.pop, qtype) is None for qtype in TYPES):
+            tags = ", ".join(f"{key}={value}" for key, value in sorted(traits.tags)) or "no tags"
+            some = any(each.may_hold(traits, document.pop, qtype) for each in ordered for qtype in TYPES)
             whose = ", for clients that no policy names" if some else ""
             why = f"has no policy at {document.pop} (hostnames with {tags}){whose}"
             fix = "add a policy that matches, or one without conditions as the last"
@@ -79,22 +80,22 @@ def problems(
 
 
 def _queries(
-    document: DnsDocument, ordered: Sequence[Matcher], subjects: Mapping[Subject, bytes]
+    document: DnsDocument, ordered: Sequence[Matcher], examples: Mapping[Traits, bytes]
 ) -> Iterator[tuple[Example, list[int]]]:
-    """Give one query of each kind, with all policies that match it, in order."""
-    # A policy for another PoP is no mistake in a document that several PoPs share; nor is one that answers
-    # only where no policy names the PoP ('').
+    """Yield one query of each kind, with the indices of all policies that match it, in order."""
+    # Documents share policies between PoPs, so a policy for another PoP counts as reachable, and so does one
+    # that answers only at a PoP that no policy names ('').
     pops = dict.fromkeys([document.pop, "", *(pop for each in ordered for pop in sorted(each.pops or ()))])
-    for subject, name in subjects.items():
+    for traits, name in examples.items():
         for pop in pops:
             for qtype in TYPES:
-                may = [index for index, each in enumerate(ordered) if each.may_hold(subject, pop, qtype)]
-                # A network stands for the clients in it that no smaller one of the list contains.
+                may = [index for index, each in enumerate(ordered) if each.may_hold(traits, pop, qtype)]
+                # A network represents its clients that are in no smaller network of the list.
                 asked = (client for index in may for client in ordered[index].clients or ())
                 for client in dict.fromkeys([None, *asked]):
                     yield (
                         Example(name, qtype, pop, client),
-                        [index for index in may if ordered[index].takes(client)],
+                        [index for index in may if ordered[index].matches_client(client)],
                     )
 
 
@@ -102,7 +103,7 @@ def _unreachable(
     index: int,
     ordered: Sequence[Matcher],
     taken: Mapping[int, Example],
-    subjects: Mapping[Subject, bytes],
+    examples: Mapping[Traits, bytes],
     place: str,
 ) -> Problem:
     matcher = ordered[index]
@@ -115,17 +116,17 @@ def _unreachable(
             f"{earlier} {verb} every query first, such as {example}",
             "move it up, narrow those, or remove it",
         )
-    elif not any(matcher.tags <= subject.tags for subject in subjects):
+    elif not any(matcher.tags <= traits.tags for traits in examples):
         tags = ", ".join(f"{key}={value}" for key, value in sorted(matcher.tags))
-        carried = {f"{key}={value}" for each in subjects for key, value in each.tags}
+        carried = {f"{key}={value}" for each in examples for key, value in each.tags}
         known = ", ".join(sorted(carried)[:10]) or "they have none"
         why, fix = (
             f"no hostname carries {tags}",
             f"correct the tags (hostnames carry: {known}), or remove the policy",
         )
-    elif matcher.suffixes is not None and not any(matcher.suffixes & each.suffixes for each in subjects):
+    elif matcher.suffixes is not None and not any(matcher.suffixes & each.suffixes for each in examples):
         why, fix = "no hostname is at or below its suffixes", "correct them, or remove the policy"
-    elif matcher.zones is not None and not any(each.zone in matcher.zones for each in subjects):
+    elif matcher.zones is not None and not any(each.zone in matcher.zones for each in examples):
         why, fix = "its zones have no hostnames", "register some, correct the zones, or remove the policy"
     return Problem(place, f"policies.{index}", matcher.policy.name, f"can never match: {why}", fix)
 

@@ -1,4 +1,4 @@
-"""Names of addresses (RFC 1035 section 3.5, RFC 3596 section 2.5): PTR for pools, made from a template."""
+"""PTR answers for the addresses of pools, from a template (RFC 1035 section 3.5, RFC 3596 section 2.5)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from unmoor.dns.protocol import names
 from unmoor.dns.protocol.client_subnet import Subnet
 from unmoor.model import DnsDocument
 
-#: Where the address stands in a template.
+#: The placeholder of the address in a template.
 ADDRESS = "{address}"
 
 _IPV4 = b"\7in-addr\4arpa\0"
 _IPV6 = b"\3ip6\4arpa\0"
 
 
-class Named(NamedTuple):
-    """Addresses that have names: IP version, the addresses, and the template."""
+class PtrRange(NamedTuple):
+    """Addresses with PTR records: IP version, range, and the template of their names."""
 
     version: int
     addresses: Range
     template: str
 
 
-def named(document: DnsDocument) -> tuple[Named, ...]:
-    """Give every range of the document's pools that has a template."""
+def ptr_ranges(document: DnsDocument) -> tuple[PtrRange, ...]:
+    """Return the ranges of all pools that have a template."""
     return tuple(
-        Named(prefix.version, addresses, pool.ptr)
+        PtrRange(prefix.version, addresses, pool.ptr)
         for pool in document.pools.values()
         if pool.ptr
         for prefix in (*pool.ipv4, *pool.ipv6)
@@ -38,7 +38,7 @@ def named(document: DnsDocument) -> tuple[Named, ...]:
 
 
 def parse(name: bytes) -> Subnet | None:
-    """Read a reverse name, whole or cut short at the left, as the network that it stands for."""
+    """Return the network of a reverse name, which may lack labels on its left; None for any other name."""
     for ending, version, base, digits in ((_IPV4, 4, 10, 8), (_IPV6, 6, 16, 4)):
         if not name.endswith(ending):
             continue
@@ -54,7 +54,7 @@ def parse(name: bytes) -> Subnet | None:
 
 
 def _number(label: bytes, base: int) -> int | None:
-    """Read a label as a number written the one way that reverse names write it."""
+    """Parse a label as a number in its canonical form; None if it is not one."""
     if not label.isalnum() or len(label) > 3:
         return None
     try:
@@ -66,14 +66,15 @@ def _number(label: bytes, base: int) -> int | None:
 
 
 def name_of(address: bytes) -> bytes:
-    """Give the reverse name of an address in network byte order, in wire form."""
+    """Return the reverse name, in wire form, of an address in network byte order."""
     return names.from_text(ip_address(address).reverse_pointer + ".")
 
 
-def target(found: Subnet, ranges: Iterable[Named]) -> bytes | None:
-    """Give the name of the address that `found` is, empty if it is a network with named addresses in it.
+def target(found: Subnet, ranges: Iterable[PtrRange]) -> bytes | None:
+    """Return the PTR target, in wire form, of the address `found`.
 
-    None says that no name is known at or below it.
+    It is empty if `found` is a network that contains addresses of `ranges`, and None if none of them is in
+    it.
     """
     size = 1 << ((32 if found.version == 4 else 128) - found.length)
     for version, addresses, template in ranges:
@@ -84,6 +85,9 @@ def target(found: Subnet, ranges: Iterable[Named]) -> bytes | None:
 
 
 def expand(template: str, version: int, number: int) -> bytes:
-    """Put an address into a template, with dashes. Raises ValueError if that gives no domain name."""
+    """Replace the placeholder by the address, with dashes between its parts; return the name in wire form.
+
+    Raises ValueError if the result is not a domain name.
+    """
     address = ip_address(number.to_bytes(4 if version == 4 else 16, "big"))
     return names.from_text(template.replace(ADDRESS, address.exploded.replace(".", "-").replace(":", "-")))

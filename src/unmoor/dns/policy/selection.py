@@ -1,4 +1,4 @@
-"""Strategies: which addresses of its pools a policy gives to one query."""
+"""Strategies: how the addresses of one answer are chosen from a policy's pools."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import Protocol
 from unmoor.dns.policy.pools import Drawer, Mix, Tally
 from unmoor.dns.protocol.client_subnet import Subnet
 
-#: How often an answer of several records is drawn again, per record, before fewer are given: a pool hardly
-#: larger than the answer has most of its addresses drawn twice.
-_PATIENCE = 16
+#: Draws per record of an answer before it is left with fewer records: if the pool is hardly larger than the
+#: answer, most draws repeat an address.
+_MAX_DRAWS = 16
 
 
 class Selector(Protocol):
-    """Gives the addresses of one answer, in network byte order."""
+    """Chooses the addresses of an answer, in network byte order."""
 
     def addresses(self, name: bytes, client: Subnet) -> Sequence[bytes]:
-        """Choose for a query for `name` (wire form, lower case) from `client`."""
+        """Choose addresses for a query for `name` (wire form, lower case) from `client`."""
 
     def scope(self, client: Subnet) -> int:
-        """How many bits of the client's address the choice depends on."""
+        """Return how many bits of the client's address the choice depends on (RFC 7871 section 7.2.1)."""
 
     def count_into(self, tally: Tally) -> None:
-        """Count the addresses that are given from now on."""
+        """Count in `tally` the addresses returned from now on."""
 
     def settle(self) -> None:
-        """Count what was given and is not counted yet."""
+        """Count the addresses that were returned and are not counted yet."""
 
 
 class Counting:
-    """What strategies count that give addresses to the careful path alone: each as it is given."""
+    """Counts addresses as they are returned, for strategies that the fast path does not use."""
 
     def __init__(self) -> None:
         self._tally: Tally | None = None
 
     def count_into(self, tally: Tally) -> None:
-        """Count the addresses that are given from now on."""
+        """Count in `tally` the addresses returned from now on."""
         self._tally = tally
 
     def settle(self) -> None:
-        """Everything is counted."""
+        """Do nothing: all addresses are counted."""
 
     def given(self, addresses: Iterable[bytes]) -> Sequence[bytes]:
-        """Count addresses, and give them."""
+        """Count and return addresses."""
         found = tuple(addresses)
         if self._tally:
             for each in found:
@@ -53,7 +53,7 @@ class Counting:
 
 
 class Random(Counting):
-    """Addresses drawn anew for every query, each different from the others of the same answer."""
+    """Random addresses for every query; those of one answer differ."""
 
     def __init__(self, drawer: Drawer | Mix, records: int) -> None:
         super().__init__()
@@ -61,36 +61,37 @@ class Random(Counting):
         self.records = min(records, drawer.size)
 
     def count_into(self, tally: Tally) -> None:
-        """Count; single addresses by the batch that they are drawn in, since the hot path takes them too."""
+        """Count in `tally`; single addresses are counted in batches, because the fast path uses them too."""
         if self.records == 1:
             self.drawer.count_into(tally)
         else:
             super().count_into(tally)
 
     def settle(self) -> None:
-        """Count those of the batch that were taken."""
+        """Count the addresses of the current batch that were used."""
         self.drawer.settle()
 
     def addresses(self, name: bytes, client: Subnet) -> Sequence[bytes]:
-        """Draw; neither name nor client matters."""
+        """Draw addresses, whatever the name and client."""
         if self.records == 1:
             return (self.drawer(),)
         chosen: dict[bytes, None] = {}
-        for _ in range(self.records * _PATIENCE):
+        for _ in range(self.records * _MAX_DRAWS):
             chosen[self.drawer()] = None
             if len(chosen) == self.records:
                 break
         return self.given(chosen)
 
     def scope(self, client: Subnet) -> int:
-        """Nothing of it."""
+        """Return 0: the choice does not depend on the client."""
         return 0
 
 
 class Sticky(Counting):
-    """Addresses that follow from a keyed hash of the name, or of the client's network.
+    """Addresses derived from a keyed hash of the name, or of the client's network.
 
-    The same on every edge that has the same key and pools. A change of the pools moves most to another.
+    All edges with the same key and pools choose the same addresses. A change of the pools changes most of
+    them.
     """
 
     def __init__(self, mix: Mix, records: int, key: bytes, by_client: bool) -> None:
@@ -101,13 +102,15 @@ class Sticky(Counting):
         self.by_client = by_client
 
     def addresses(self, name: bytes, client: Subnet) -> Sequence[bytes]:
-        """Hash what the answers stick to, together with a count until there are enough addresses."""
-        who = repr(tuple(client.as_sticky())).encode() if self.by_client else name
+        """Hash the name or the client's network with a counter until there are enough different addresses."""
+        sticky_to = repr(tuple(client.as_sticky())).encode() if self.by_client else name
         chosen: dict[bytes, None] = {}
-        for count in range(self._records * _PATIENCE):
-            digest = hashlib.blake2b(count.to_bytes(4, "big") + who, key=self._key, digest_size=48).digest()
-            # Scaled, not reduced: with 192 bits for at most 2**128 addresses no address is favoured by
-            # more than one in 2**64.
+        for count in range(self._records * _MAX_DRAWS):
+            digest = hashlib.blake2b(
+                count.to_bytes(4, "big") + sticky_to, key=self._key, digest_size=48
+            ).digest()
+            # Scaled rather than reduced modulo the size: 192 bits for at most 2**128 addresses bound the bias
+            # of an address to one in 2**64.
             share = int.from_bytes(digest[:24], "big") * self.mix.total >> 192
             drawer = self.mix.pick(share)
             chosen[drawer.at(int.from_bytes(digest[24:], "big") * drawer.size >> 192)] = None
@@ -116,26 +119,26 @@ class Sticky(Counting):
         return self.given(chosen)
 
     def scope(self, client: Subnet) -> int:
-        """As much of it as answers stick to."""
+        """Return the prefix length that answers are sticky to; 0 if they are sticky to the name."""
         return client.as_sticky().length if self.by_client else 0
 
 
 class Pinned(Counting):
-    """The same addresses for everybody."""
+    """The same addresses for every query."""
 
     def __init__(self, addresses: Sequence[bytes]) -> None:
         super().__init__()
         self._addresses = tuple(addresses)
 
     def addresses(self, name: bytes, client: Subnet) -> Sequence[bytes]:
-        """Give all of them."""
+        """Return all addresses."""
         return self.given(self._addresses)
 
     def scope(self, client: Subnet) -> int:
-        """Nothing of it."""
+        """Return 0: the choice does not depend on the client."""
         return 0
 
 
 def sticky_key(secret: str, policy: str) -> bytes:
-    """The key of one policy: two policies on the same pool give a name different addresses."""
+    """Derive a policy's key, so that two policies with the same pool give a name different addresses."""
     return hashlib.blake2b(policy.encode(), key=hashlib.sha256(secret.encode()).digest()).digest()

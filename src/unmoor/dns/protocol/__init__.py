@@ -1,1 +1,1 @@
-"""What the DNS RFCs define: names, messages, EDNS, cookies, client subnet, TSIG, SVCB."""
+"""Formats that the DNS RFCs define: names, messages, EDNS, cookies, client subnet, TSIG, SVCB."""

@@ -1,4 +1,4 @@
-"""Who asks: the client's network as the resolver names it (RFC 7871), or the resolver's own address."""
+"""EDNS Client Subnet (RFC 7871): the client's network as the resolver sends it, and the scope of a reply."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ OPTION = 8
 
 _WIDTH = {4: 32, 6: 128}
 _VERSION = {1: 4, 2: 6}
-#: By which part of its address a client is told from others, where answers stick to clients: no finer than
-#: what resolvers disclose (RFC 7871 section 11.1).
+#: Prefix lengths that sticky answers distinguish clients by, by IP version: no longer than what resolvers
+#: disclose (RFC 7871 section 11.1).
 _STICKY_LENGTH = {4: 24, 6: 56}
 
 
@@ -28,12 +28,12 @@ class Subnet(NamedTuple):
 
     @classmethod
     def of(cls, prefix: Prefix) -> Subnet:
-        """Convert from the standard library's form."""
+        """Convert from an `ipaddress` network."""
         return cls(prefix.version, int(prefix.network_address), prefix.prefixlen)
 
     @classmethod
     def of_address(cls, address: str) -> Subnet:
-        """Make the network of one address, as a socket gives it."""
+        """Return the network of one address, in a socket's text form (an IPv6 scope is ignored)."""
         if ":" in address:
             packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
             return cls(6, int.from_bytes(packed, "big"), 128)
@@ -45,29 +45,29 @@ class Subnet(NamedTuple):
         return f"{socket.inet_ntop(family, self.number.to_bytes(width, 'big'))}/{self.length}"
 
     def common(self, other: Subnet) -> int:
-        """How many leading bits both have in common, as far as both reach."""
+        """Return the length of the prefix that both networks share, in bits."""
         width = _WIDTH[self.version]
         same = width - (self.number ^ other.number).bit_length()
         return min(same, self.length, other.length)
 
     def is_within(self, other: Subnet) -> bool:
-        """Whether `other` contains all of this network."""
+        """Report whether `other` contains all of this network."""
         return self.version == other.version and self.common(other) == other.length
 
     def shortened(self, length: int) -> Subnet:
-        """The network around this one with at most `length` bits."""
+        """Return the enclosing network of `length` bits, or this network if its prefix is not longer."""
         if self.length <= length:
             return self
         drop = _WIDTH[self.version] - length
         return Subnet(self.version, self.number >> drop << drop, length)
 
     def as_sticky(self) -> Subnet:
-        """The part of a client's address that its answers stick to."""
+        """Return the network that sticky answers are chosen by: IPv4 /24, IPv6 /56."""
         return self.shortened(_STICKY_LENGTH[self.version])
 
 
 def parse(option: bytes) -> Subnet:
-    """Read the option's data. Raises QueryError (FORMERR) as RFC 7871 section 7.1.2 asks."""
+    """Parse the option's data. Raises QueryError (FORMERR) if it is malformed (RFC 7871 section 7.1.2)."""
     if len(option) < 4:
         raise QueryError(FORMERR)
     version = _VERSION.get(int.from_bytes(option[:2], "big"))
@@ -82,15 +82,15 @@ def parse(option: bytes) -> Subnet:
 
 
 def echo(option: bytes, scope: int) -> bytes:
-    """Write the option of a reply: as it was asked, with the scope that the answer holds for."""
+    """Encode the option of a reply: the query's option data with SCOPE PREFIX-LENGTH set to `scope`, bits."""
     return option[:3] + bytes((scope,)) + option[4:]
 
 
 def scope(client: Subnet, networks: Iterable[Subnet]) -> int:
-    """How many bits of a client's address decide which of `networks` it is in (RFC 7871 section 7.2.1).
+    """Return how many bits of a client's address decide which of `networks` contain it.
 
-    The answer may be kept for every client that shares these bits. It may be more than the resolver named:
-    then it was not enough to know, and a longer prefix would be told a different answer.
+    A resolver may cache the answer for all clients that share these bits (RFC 7871 section 7.2.1). The scope
+    is longer than the source prefix if that is too short to decide: a longer one may get another answer.
     """
     bits = 0
     for network in networks:

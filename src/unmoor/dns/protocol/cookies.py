@@ -1,4 +1,4 @@
-"""DNS cookies (RFC 7873), made the way that all servers behind one address can agree on (RFC 9018)."""
+"""DNS cookies (RFC 7873) in the interoperable format for servers that share an address (RFC 9018)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from functools import lru_cache
 from unmoor.dns.protocol.client_subnet import Subnet
 from unmoor.dns.protocol.message import FORMERR, QueryError
 
-#: Seconds. Cookies are renewed, and no longer believed, after a while; those from the future are not ours
-#: (RFC 9018 section 4.3).
+#: Seconds: the age from which a cookie is renewed, the age from which it is invalid, and how far its time
+#: stamp may lie in the future (RFC 9018 section 4.3).
 _RENEW, _OLDEST, _FUTURE = 1800, 3600, 300
 _VERSION = b"\1\0\0\0"
 _CLIENT_SIZE, _SERVER_SIZE = 8, 16
 _WORD = (1 << 64) - 1
 
-#: For documents without a secret: drawn when the server starts, so that its workers share it.
+#: Secret for documents without one. Drawn when the server starts, so that its workers share it.
 OWN_SECRET = os.urandom(16)
 
 
 class Cookies:
-    """Makes and checks server cookies with one secret of 16 octets."""
+    """Generates and validates server cookies with one secret of 16 octets."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -30,10 +30,10 @@ class Cookies:
         self._hash = lru_cache(maxsize=4096)(self._compute)
 
     def reply(self, option: bytes, address: str, now: int) -> bytes:
-        """Give the data of the reply's option: the client's cookie and a server cookie that is valid.
+        """Return the data of the reply's option: the client's cookie followed by a valid server cookie.
 
-        `now` is the time in seconds since 1970.
-        Raises QueryError (FORMERR) for a length that no cookie has (RFC 7873 section 5.2.2).
+        `now` is in seconds since 1970. Raises QueryError (FORMERR) if the option's length is not a
+        cookie's (RFC 7873 section 5.2.2).
         """
         if len(option) != _CLIENT_SIZE and not 16 <= len(option) <= 40:
             raise QueryError(FORMERR)
@@ -42,12 +42,12 @@ class Cookies:
             return option
         return client + self._make(client, address, now)
 
-    def is_ours(self, option: bytes, address: str, now: int) -> bool:
-        """Whether the option shows that its sender received a reply of ours at `address` of late."""
+    def is_valid(self, option: bytes, address: str, now: int) -> bool:
+        """Report whether the option holds a server cookie issued to `address` within the last hour."""
         return self._is_fresh(option[:_CLIENT_SIZE], option[_CLIENT_SIZE:], address, now, _OLDEST)
 
     def _is_fresh(self, client: bytes, server: bytes, address: str, now: int, oldest: int) -> bool:
-        # The three octets after the version may hold anything, and are part of what is hashed.
+        # The three reserved octets after the version are not checked, but are hashed (RFC 9018 section 4.2).
         if len(server) != _SERVER_SIZE or server[:1] != _VERSION[:1]:
             return False
         # Serial number arithmetic (RFC 1982): the time stamp has 32 bits.
@@ -61,12 +61,12 @@ class Cookies:
         return head + self._hash(client + head, address)
 
     def _compute(self, data: bytes, address: str) -> bytes:
-        who = Subnet.of_address(address)
-        return siphash24(self._secret, data + who.number.to_bytes(who.length // 8, "big"))
+        client = Subnet.of_address(address)
+        return siphash24(self._secret, data + client.number.to_bytes(client.length // 8, "big"))
 
 
 def siphash24(key: bytes, data: bytes) -> bytes:
-    """SipHash-2-4 (Aumasson, Bernstein 2012): 8 octets from a key of 16 octets and any data."""
+    """Return the 8 octets of SipHash-2-4 (Aumasson, Bernstein 2012) of `data` under a key of 16 octets."""
     low, high = struct.unpack("<2Q", key)
     state: list[int] = [word ^ each for word, each in zip((low, high, low, high), _CONSTANTS, strict=True)]
     end = len(data) - len(data) % 8
@@ -81,7 +81,7 @@ def siphash24(key: bytes, data: bytes) -> bytes:
     return digest.to_bytes(8, "little")
 
 
-# 'somepseudorandomlygeneratedbytes', as the authors have it.
+# 'somepseudorandomlygeneratedbytes', the paper's initial state.
 _CONSTANTS = (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)
 
 

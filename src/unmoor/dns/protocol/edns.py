@@ -1,4 +1,4 @@
-"""EDNS options of a reply that do not depend on the question: cookies, NSID, TCP keepalive."""
+"""EDNS options that do not depend on the question: cookies, NSID (RFC 5001), TCP keepalive (RFC 7828)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from unmoor.model import DnsDocument
 NSID = 3
 KEEPALIVE = 11
 EXTENDED_ERROR = 15
-#: Extended error 20, Not Authoritative (RFC 8914 section 4.21): we do not serve such a zone.
+#: Extended DNS Error 20, Not Authoritative (RFC 8914 section 4.21): the server has no such zone.
 NOT_AUTHORITATIVE = (EXTENDED_ERROR, b"\0\x14")
 
 
 class Options:
-    """Gives the options that a query asked for."""
+    """Builds a reply's options from a query's."""
 
     def __init__(self, document: DnsDocument) -> None:
         given = document.cookie_secret.get_secret_value()
@@ -26,15 +26,15 @@ class Options:
         self._name = document.edge.encode() if document.tell_name else b""
         self._idle = (document.tcp_idle * 10).to_bytes(2, "big")
 
-    def knows(self, edns: Edns, address: str) -> bool:
-        """Whether the query carries a server cookie of ours. Raises QueryError for malformed options."""
+    def has_valid_cookie(self, edns: Edns, address: str) -> bool:
+        """Report whether the query carries a valid server cookie. Raises QueryError for malformed options."""
         cookie = edns.option(COOKIE)
-        return cookie is not None and self._cookies.is_ours(cookie, address, int(time.time()))
+        return cookie is not None and self._cookies.is_valid(cookie, address, int(time.time()))
 
     def reply(self, edns: Edns, address: str, over_tcp: bool, now: int) -> list[tuple[int, bytes]]:
-        """Answer the options of a query from `address` at `now`, seconds since 1970.
+        """Return the options, (code, data), of the reply to a query from `address`.
 
-        Raises QueryError (FORMERR) for malformed ones.
+        `now` is in seconds since 1970. Raises QueryError (FORMERR) if an option is malformed.
         """
         if not edns.options:
             return []
@@ -45,7 +45,7 @@ class Options:
         if self._name and edns.option(NSID) is not None:
             found.append((NSID, self._name))
         if over_tcp and (keepalive := edns.option(KEEPALIVE)) is not None:
-            if keepalive:  # only servers say how long (RFC 7828 section 3.2.1)
+            if keepalive:  # clients send no timeout (RFC 7828 section 3.2.1)
                 raise QueryError(FORMERR)
             found.append((KEEPALIVE, self._idle))
         return found

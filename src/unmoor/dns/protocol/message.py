@@ -1,7 +1,7 @@
-"""DNS messages (RFC 1035 section 4): reading a query with every check, writing a reply within its limit.
+"""DNS messages (RFC 1035 section 4): parse and validate a query, write a reply within a size limit.
 
-This is the careful path, for everything that the hot path (answering.py) does not recognise; it trusts
-nothing in a packet.
+This is the slow path, for every packet that `answer.fast_path` does not recognise. It trusts nothing in a
+packet.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from unmoor.dns.protocol import names
 from unmoor.dns.protocol.names import WireName
 
 HEADER_SIZE = 12
-#: An OPT record without options.
+#: Octets of an OPT record without options.
 OPT_SIZE = 11
-#: What we say that we can receive, and the most we send by UDP: no fragments (dnsflagday.net/2020).
+#: UDP payload size that replies advertise, and the largest UDP reply: avoids fragments (dnsflagday.net/2020).
 EDNS_SIZE = 1232
-#: The most a client without EDNS(0) takes by UDP (RFC 1035 section 2.3.4).
+#: Largest UDP message for a client without EDNS(0) (RFC 1035 section 2.3.4).
 CLASSIC_SIZE = 512
 TCP_SIZE = 65535
 
@@ -27,7 +27,7 @@ QR, AA, TC, RD = 0x8000, 0x0400, 0x0200, 0x0100
 OPCODE_MASK, NOTIFY = 0x7800, 0x2000
 #: The cookie option's code (RFC 7873 section 4).
 COOKIE = 10
-# EDNS(0) flag: DNSSEC records wanted; echoed (RFC 3225 section 3).
+# EDNS(0) flag 'DNSSEC OK', copied to the reply (RFC 3225 section 3).
 DO = 0x8000
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, NOTAUTH, BADVERS = 0, 1, 2, 3, 4, 5, 6, 9, 16
@@ -50,11 +50,11 @@ IN, CH, ANY_CLASS = 1, 3, 255
 
 
 class NoReplyError(Exception):
-    """The packet must not be answered: a response, or shorter than a header."""
+    """The packet gets no reply: it is a response, or shorter than a header."""
 
 
 class QueryError(Exception):
-    """The packet gets a bare error reply; `rcode` says which."""
+    """The packet gets an error reply that consists of a header with response code `rcode`."""
 
     def __init__(self, rcode: int) -> None:
         super().__init__(RCODE_NAMES[rcode])
@@ -63,7 +63,7 @@ class QueryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Edns:
-    """What a query's OPT record says (RFC 6891 section 6.1)."""
+    """A query's OPT record (RFC 6891 section 6.1): UDP payload size in octets, version, DO flag, options."""
 
     size: int
     version: int
@@ -71,7 +71,7 @@ class Edns:
     options: tuple[tuple[int, bytes], ...] = ()
 
     def option(self, code: int) -> bytes | None:
-        """Give the data of an option. Raises QueryError (FORMERR) if it stands there more than once."""
+        """Return an option's data, None if it is absent. Raises QueryError (FORMERR) if it is repeated."""
         found = [data for each, data in self.options if each == code]
         if len(found) > 1:
             raise QueryError(FORMERR)
@@ -80,10 +80,11 @@ class Edns:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question. `question` holds its bytes as sent, to be echoed with the case kept (0x20).
+    """A query with one question, or none if it only requests a cookie (RFC 7873 section 5.4).
 
-    It is empty in a query that only wants a cookie. `tsig` is the offset of the signature; 0 if unsigned.
-    `opcode` is as in the header's flags.
+    `question` holds the question section's octets as sent; the reply repeats them with their letter case
+    (draft-vixie-dnsext-dns0x20). `name` is lower case. `tsig` is the offset of the TSIG record, 0 if the
+    query is unsigned. `opcode` is masked from the header's flags, not shifted.
     """
 
     ident: bytes
@@ -99,7 +100,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class RRset:
-    """Records of one owner and type. Each record's data is a row of pieces: names and plain bytes."""
+    """Records of one owner, type and class. Each record's data is a tuple of WireName and plain bytes."""
 
     owner: bytes
     rtype: int
@@ -110,11 +111,12 @@ class RRset:
 
 @dataclass(slots=True)
 class Reply:
-    """What will be said: the code, the three sections, EDNS options.
+    """A reply before it is encoded: response code, sections and EDNS options.
 
-    `extra` are records of the additional section that may be left out where there is no room for them.
-    `counter` is that of the policy that chose; `scope` how many bits of the client's address it went by;
-    `source` the name whose records answer: the name asked for, or the wildcard or DNAME above it.
+    `extra` holds records of the additional section that are omitted if they do not fit. `counter` is the
+    index of the counter of the policy that answers, `scope` the number of bits of the client's address
+    that the answer depends on, and `source` the owner of the records that answer: the query's name, or the
+    wildcard or DNAME above it.
     """
 
     rcode: int = NOERROR
@@ -130,20 +132,20 @@ class Reply:
 
 
 def is_notify(packet: bytes) -> bool:
-    """Whether the packet says that a zone has changed (RFC 1996)."""
+    """Report whether the packet is a NOTIFY request (RFC 1996)."""
     if len(packet) < HEADER_SIZE:
         return False
     return bool(struct.unpack_from("!H", packet, 2)[0] & (QR | OPCODE_MASK) == NOTIFY)
 
 
 def parse(packet: bytes) -> Query:
-    """Read a query. Raises NoReplyError, or QueryError with FORMERR or NOTIMP."""
+    """Parse a query. Raises NoReplyError, or QueryError with FORMERR or NOTIMP."""
     if len(packet) < HEADER_SIZE or packet[2] & 0x80:
         raise NoReplyError
     _, flags, questions, *counts = struct.unpack_from("!6H", packet)
     if flags & OPCODE_MASK:
         raise QueryError(NOTIMP)
-    # One question (RFC 9619), or none from who only wants a cookie (RFC 7873 section 5.4).
+    # One question (RFC 9619), or none if the query only requests a cookie (RFC 7873 section 5.4).
     if questions > 1 or counts[0]:
         raise QueryError(FORMERR)
     query = _read(packet, flags, questions, *counts)
@@ -153,7 +155,7 @@ def parse(packet: bytes) -> Query:
 
 
 def parse_notify(packet: bytes) -> Query:
-    """Read a packet that `is_notify`. Raises QueryError (FORMERR)."""
+    """Parse a packet for which `is_notify` is true. Raises QueryError (FORMERR)."""
     _, flags, questions, *counts = struct.unpack_from("!6H", packet)
     if questions != 1:
         raise QueryError(FORMERR)
@@ -163,7 +165,7 @@ def parse_notify(packet: bytes) -> Query:
 def _read(
     packet: bytes, flags: int, questions: int, answers: int, authorities: int, additionals: int
 ) -> Query:
-    """Read all of a message; no record is looked at but OPT and TSIG. Raises QueryError (FORMERR)."""
+    """Parse a whole message; records other than OPT and TSIG are skipped. Raises QueryError (FORMERR)."""
     try:
         name, at, qtype, qclass = names.ROOT, HEADER_SIZE, 0, IN
         if questions:
@@ -175,19 +177,19 @@ def _read(
             at = _skip_record(packet, at)
         edns, tsig = None, 0
         for _ in range(additionals):
-            if tsig:  # it is the last record (RFC 8945 section 5.1)
+            if tsig:  # TSIG must be the last record (RFC 8945 section 5.1)
                 raise QueryError(FORMERR)
             start, at = at, _skip_record(packet, at)
             rtype = _type(packet, start)
             if rtype == TSIG:
                 tsig = start
             elif rtype == OPT:
-                if edns or packet[start]:  # one at the most, of the root (RFC 6891 section 6.1.1)
+                if edns or packet[start]:  # at most one, owned by the root (RFC 6891 section 6.1.1)
                     raise QueryError(FORMERR)
                 edns = read_opt(packet, start, at)
     except (IndexError, struct.error):
         raise QueryError(FORMERR) from None
-    # Nothing may follow; nor is OPT a type to ask for (RFC 6891 section 6.1.1).
+    # No trailing octets; OPT is not a valid query type (RFC 6891 section 6.1.1).
     if at != len(packet) or qtype == OPT:
         raise QueryError(FORMERR)
     question = packet[HEADER_SIZE:question_end]
@@ -195,7 +197,10 @@ def _read(
 
 
 def question_name(packet: bytes) -> tuple[bytes, int]:
-    """Read the name after the header. There is nothing before it that it could point to."""
+    """Parse the name after the header: its wire form in lower case, and the offset after it.
+
+    Compression is refused, since no name precedes it. Raises QueryError (FORMERR).
+    """
     at = HEADER_SIZE
     while length := packet[at]:
         if length > names.MAX_LABEL:
@@ -208,7 +213,7 @@ def question_name(packet: bytes) -> tuple[bytes, int]:
 
 
 def _skip_record(packet: bytes, at: int) -> int:
-    """Give the offset after the record at `at`; its data is not looked at."""
+    """Return the offset after the record at `at`, without parsing its data."""
     while length := packet[at]:
         if length >= 0xC0:
             at += 1
@@ -224,24 +229,24 @@ def _skip_record(packet: bytes, at: int) -> int:
 
 
 def _owner_end(packet: bytes, at: int) -> int:
-    """Give the offset after the owner of the record at `at`, which `_skip_record` found to be whole."""
+    """Return the offset after the owner of the record at `at`, which `_skip_record` has validated."""
     while packet[at] and packet[at] < 0xC0:
         at += 1 + packet[at]
     return at + (2 if packet[at] else 1)
 
 
 def _type(packet: bytes, at: int) -> int:
-    """Give the type of the record at `at`."""
+    """Return the type of the record at `at`."""
     end = _owner_end(packet, at)
     return int.from_bytes(packet[end : end + 2], "big")
 
 
 def read_opt(packet: bytes, start: int, end: int) -> Edns:
-    """Read the OPT record that stands from `start` to `end`. Raises QueryError."""
+    """Parse the OPT record between the offsets `start` and `end`. Raises QueryError (FORMERR)."""
     size, _, version, flags = struct.unpack_from("!HBBH", packet, start + 3)
     at = start + 11
     options = []
-    while at < end and not version:  # options are well formed, or the message is not (RFC 6891 section 6.1.2)
+    while at < end and not version:  # the options of other versions are unknown (RFC 6891 section 6.1.3)
         code, length = struct.unpack_from("!2H", packet, at)
         options.append((code, packet[at + 4 : at + 4 + length]))
         at += 4 + length
@@ -251,7 +256,7 @@ def read_opt(packet: bytes, start: int, end: int) -> Edns:
 
 
 def records(message: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Give type, TTL and data of every record of a reply of ours, section by section."""
+    """Yield (type, TTL, data) of each record of a well-formed message, section by section."""
     questions, *counts = struct.unpack_from("!4H", message, 4)
     at = HEADER_SIZE
     if questions:
@@ -265,15 +270,18 @@ def records(message: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def opt_record(dnssec_ok: bool, extended_rcode: int = 0, options: Iterable[tuple[int, bytes]] = ()) -> bytes:
-    """Our OPT record (RFC 6891 section 6.1.2); `extended_rcode` is the upper eight of twelve bits."""
+    """Encode a reply's OPT record (RFC 6891 section 6.1.2).
+
+    `extended_rcode` holds the upper eight of the response code's twelve bits.
+    """
     data = b"".join(struct.pack("!2H", code, len(value)) + value for code, value in options)
     return struct.pack("!BHHBBHH", 0, OPT, EDNS_SIZE, extended_rcode, 0, DO * dnssec_ok, len(data)) + data
 
 
 def bare_error(packet: bytes, rcode: int) -> bytes:
-    """Write the reply to a packet of which nothing but the header can be trusted.
+    """Encode the error reply to a packet whose header is all that is known to be valid.
 
-    RD is a flag of queries (RFC 1035 section 4.1.1); what it means in other operations is not known.
+    RD is copied for queries only: other opcodes do not define it (RFC 1035 section 4.1.1).
     """
     asked = struct.unpack_from("!H", packet, 2)[0]
     flags = QR | asked & (OPCODE_MASK if asked & OPCODE_MASK else RD) | rcode
@@ -281,9 +289,9 @@ def bare_error(packet: bytes, rcode: int) -> bytes:
 
 
 def write(query: Query, reply: Reply, limit: int) -> bytes:
-    """Write the reply; longer than `limit` octets, it is truncated to the question, with TC set.
+    """Encode the reply. If it exceeds `limit` octets, it is cut to the question and has TC set.
 
-    Extra records are added as long as the next set of them fits (RFC 2181 section 9).
+    RRsets of `extra` are added in order until one does not fit (RFC 2181 section 9).
     """
     opt = b""
     if query.edns:
@@ -300,7 +308,7 @@ def write(query: Query, reply: Reply, limit: int) -> bytes:
         for rrset in reply.extra:
             end, count = len(body), writer.add([rrset])
             if HEADER_SIZE + len(body) + len(opt) > limit:
-                del body[end:]  # names may point there now: nothing is written after it
+                del body[end:]  # later names could point into what is deleted: stop writing here
                 break
             counts[2] += count
     counts[2] += bool(opt)
@@ -308,14 +316,14 @@ def write(query: Query, reply: Reply, limit: int) -> bytes:
 
 
 def size(rrset: RRset) -> int:
-    """Octets of a message that answers a question of the owner with these records, and nothing else."""
+    """Return the octets of a reply that has these records, a question with their owner, and nothing else."""
     writer = _Writer(rrset.owner + bytes(4))
     writer.add([rrset])
     return HEADER_SIZE + len(writer.body)
 
 
 class _Writer:
-    """The sections, with names compressed (RFC 1035 section 4.1.4)."""
+    """Encodes sections with compressed names (RFC 1035 section 4.1.4)."""
 
     def __init__(self, question: bytes) -> None:
         self.body = bytearray(question)
@@ -324,7 +332,7 @@ class _Writer:
             self._remember(names.fold(question[:-4]), HEADER_SIZE)
 
     def add(self, rrsets: Iterable[RRset]) -> int:
-        """Append records; returns how many."""
+        """Append records; return their number."""
         count = 0
         for rrset in rrsets:
             for rdata in rrset.rdatas:
@@ -353,7 +361,7 @@ class _Writer:
         self.body += struct.pack("!H", 0xC000 | offset) if at < end and offset is not None else b"\0"
 
     def _remember(self, wire: bytes, offset: int, stop: int = names.MAX_NAME) -> None:
-        """Note where each suffix that begins before `stop` stands, as far as a pointer reaches."""
+        """Remember the offset of each suffix that begins before `stop` and that a pointer can reach."""
         at = 0
         while wire[at] and at < stop and offset + at < 0x4000:
             self._offsets[wire[at:]] = offset + at

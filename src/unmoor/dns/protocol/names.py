@@ -1,26 +1,27 @@
-"""Domain names in wire form (RFC 1035 section 3.1), lower case: so they are compared and kept."""
+"""Domain names in wire form (RFC 1035 section 3.1) and lower case, the form in which they are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 ROOT = b"\0"
-#: RFC 1035 section 2.3.4, in octets; a name's limit counts its length octets and the root.
+#: Octets (RFC 1035 section 2.3.4). A name's limit includes its length octets and the root label.
 MAX_LABEL = 63
 MAX_NAME = 255
 
 
 class WireName(bytes):
-    """A name inside record data that may be compressed; plain bytes may not (RFC 3597 section 4)."""
+    """A name in record data that may be compressed (RFC 3597 section 4)."""
 
     __slots__ = ()
 
 
 def from_text(text: str, origin: bytes = ROOT) -> bytes:
-    """Read a name: relative to `origin`, absolute with a final dot, '@' for `origin` itself.
+    """Convert a name from text (RFC 1035 section 5.1) to wire form in lower case.
 
-    Returns it in wire form, lower case. Raises ValueError, saying what is wrong, for anything that is not
-    a domain name; names in other scripts must be written in their ASCII form (RFC 5890 A-labels).
+    A name is absolute if it ends with a dot and relative to `origin` otherwise; '@' is `origin` itself.
+    Internationalized names must be A-labels (RFC 5890). Raises ValueError, with the reason as its text, if
+    `text` is not a domain name.
     """
     if text == "@":
         return origin
@@ -29,7 +30,7 @@ def from_text(text: str, origin: bytes = ROOT) -> bytes:
     if not text.isascii():
         raise ValueError("is not ASCII; write international names in their xn-- form")
     labels = _unescape(text) if "\\" in text else text.encode().split(b".")
-    absolute = len(labels) > 1 and not labels[-1]  # nothing behind a last dot that is not escaped
+    absolute = len(labels) > 1 and not labels[-1]  # it ends with a dot that is not escaped
     if absolute:
         labels.pop()
     if not all(labels):
@@ -43,7 +44,7 @@ def from_text(text: str, origin: bytes = ROOT) -> bytes:
 
 
 def _unescape(text: str) -> list[bytes]:
-    """Split at dots, reading \\X and \\DDD (RFC 1035 section 5.1)."""
+    """Split at dots and decode \\X and \\DDD (RFC 1035 section 5.1)."""
     labels, label, at = [], bytearray(), 0
     while at < len(text):
         char = text[at]
@@ -65,12 +66,12 @@ def _unescape(text: str) -> list[bytes]:
 
 
 def fold(wire: bytes) -> bytes:
-    """Lower case (RFC 4343). Length octets are at most 63, below 'A', so they stay as they are."""
+    """Convert to lower case (RFC 4343). Length octets are below 'A' (65), so they do not change."""
     return wire.lower()
 
 
 def to_text(wire: bytes) -> str:
-    """Write a name for people, without the final dot ('.' for the root)."""
+    """Convert a name to text without its final dot; the root is '.'."""
     return ".".join(_escape(label) for label in labels(wire)) or "."
 
 
@@ -78,7 +79,7 @@ def _escape(label: bytes) -> str:
     return "".join([_SHOWN[byte] for byte in label])
 
 
-# Every octet as people read it.
+# Each octet's text.
 _SHOWN = tuple(
     ("\\" if byte in b'."\\;@$()' else "") + chr(byte) if 33 <= byte <= 126 else f"\\{byte:03}"
     for byte in range(256)
@@ -86,7 +87,7 @@ _SHOWN = tuple(
 
 
 def labels(wire: bytes) -> Iterator[bytes]:
-    """Give each label from the left, without the root."""
+    """Yield the labels from left to right, without the root."""
     at = 0
     while wire[at]:
         yield wire[at + 1 : at + 1 + wire[at]]
@@ -94,14 +95,14 @@ def labels(wire: bytes) -> Iterator[bytes]:
 
 
 def end(data: bytes, at: int = 0) -> int:
-    """Give the offset behind the name that begins at `at`; it must be whole, and not compressed."""
+    """Return the offset after the uncompressed name at `at`. Raises IndexError if it is cut short."""
     while data[at]:
         at += 1 + data[at]
     return at + 1
 
 
 def suffixes(wire: bytes) -> Iterator[bytes]:
-    """Give the name itself, then each ancestor up to and including the root."""
+    """Yield the name itself, then each of its ancestors up to the root."""
     at = 0
     while wire[at]:
         yield wire[at:]
@@ -110,10 +111,10 @@ def suffixes(wire: bytes) -> Iterator[bytes]:
 
 
 def parent(wire: bytes) -> bytes:
-    """Give the name without its first label; the root's parent is the root."""
+    """Return the name without its first label; the parent of the root is the root."""
     return wire[1 + wire[0] :] if wire[0] else ROOT
 
 
 def is_below(wire: bytes, ancestor: bytes) -> bool:
-    """Whether `wire` is `ancestor` or a name below it."""
+    """Report whether `wire` is `ancestor` or a name below it."""
     return wire.endswith(ancestor) and any(suffix == ancestor for suffix in suffixes(wire))

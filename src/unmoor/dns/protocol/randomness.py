@@ -1,23 +1,22 @@
-"""Unpredictable numbers without bias, from the operating system's source, many at a time.
+"""Unbiased random numbers from the operating system's source, in batches.
 
-Never a generator that can be predicted from what it gave: a client sees each address that is drawn, and
-the state of the Mersenne twister follows from 624 of its outputs.
+A generator that can be predicted from its output is unsuitable: clients see each address that is drawn, and
+624 outputs of the Mersenne Twister reveal its state.
 """
 
 from __future__ import annotations
 
 import os
 
-#: How many numbers one call of the operating system yields.
+#: Numbers drawn by one system call.
 BATCH = 256
 
 
 def numbers_below(bound: int) -> list[int]:
-    """Draw about BATCH numbers, each uniform in 0 .. bound - 1.
+    """Return between 1 and BATCH numbers, each uniform in 0 .. bound - 1.
 
-    Fewer when `bound` is no power of two: a draw at or above it is thrown away (rejection sampling), since
-    a remainder would favour the low numbers. More than half of the draws are kept; at least one number is
-    always returned.
+    Draws at or above `bound` are rejected (rejection sampling), because a remainder would favour low
+    numbers. On average more than half of the draws are kept; if `bound` is a power of two, all are.
     """
     bits = (bound - 1).bit_length()
     mask = (1 << bits) - 1

@@ -1,4 +1,4 @@
-"""HTTPS and SVCB records (RFC 9460): how to reach a service, with addresses as hints."""
+"""SVCB and HTTPS records (RFC 9460): data with address hints, and the targets of records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unmoor.dns.protocol import message, names
 from unmoor.dns.protocol.message import RRset
 from unmoor.model.dns import ServiceBinding
 
-#: The types that service bindings are asked for by.
+#: Query types of service bindings.
 TYPES = (message.HTTPS, message.SVCB)
 
 # Service parameter keys (RFC 9460 section 14.3.2).
@@ -18,7 +18,11 @@ IPV4_HINT, IPV6_HINT = 4, 6
 
 
 def rdata(record: ServiceBinding, hints: Mapping[int, Sequence[bytes]]) -> bytes:
-    """Write the record's data: for the owner itself, parameters in the order of their keys (section 2.2)."""
+    """Encode a ServiceMode record's data with the owner as its target (section 2.2).
+
+    `hints` maps IPV4_HINT and IPV6_HINT to addresses in network byte order. Parameters are in the order
+    of their keys.
+    """
     parameters = {_ALPN: b"".join(_prefixed(each.encode()) for each in record.alpn)}
     if record.port is not None:
         parameters[_PORT] = struct.pack("!H", record.port)
@@ -28,9 +32,9 @@ def rdata(record: ServiceBinding, hints: Mapping[int, Sequence[bytes]]) -> bytes
 
 
 def targets(rrset: RRset) -> Iterator[tuple[bytes, bool]]:
-    """Give the target of each SVCB or HTTPS record, lower case, and whether it is an alias (section 2.4.2).
+    """Yield each record's target in lower case, and whether it is in AliasMode (section 2.4.2).
 
-    The root as a target is the owner in ServiceMode, and nothing in AliasMode (section 2.5).
+    A target of the root means the owner in ServiceMode, and no target in AliasMode (section 2.5).
     """
     for pieces in rrset.rdatas:
         data = b"".join(pieces)

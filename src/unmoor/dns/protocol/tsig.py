@@ -1,6 +1,6 @@
-"""Transaction signatures (RFC 8945): checking those of requests, and signing the replies to them.
+"""Transaction signatures (RFC 8945): verify requests and sign replies.
 
-What a request costs is bounded by its size: one look-up of its key and, if we share that key, one HMAC.
+A request costs one look-up of its key and, if the key is known, one HMAC over the request.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from unmoor.model.dns import TsigKey
 # TSIG errors (RFC 8945 section 3).
 BADSIG, BADKEY, BADTIME, BADTRUNC = 16, 17, 18, 22
 
-#: A MAC may be cut to this many octets, or to half of it if that is more (RFC 8945 section 5.2.2.1).
+#: Octets that a truncated MAC has at least; half of the whole MAC if that is more (RFC 8945 section 5.2.2.1).
 _MIN_MAC = 10
 _TTL = b"\0\0\0\0"
 _CLASS = struct.pack("!H", message.ANY_CLASS)
 
 
 def shared_key(name: str, shared: TsigKey) -> dns.tsig.Key:
-    """Make a key of a document one of dnspython's, which signs what we ask primaries."""
+    """Convert a document's key to dnspython's type, which signs requests to primaries."""
     return dns.tsig.Key(dns.name.from_text(name), shared.secret.get_secret_value(), shared.algorithm)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A shared secret. `name` and `algorithm` are names in wire form, lower case."""
+    """A shared key.
+
+    `name` and `algorithm` are domain names in wire form and lower case; `digest` is the hash's name.
+    """
 
     name: bytes
     algorithm: bytes
@@ -43,31 +46,32 @@ class Key:
 
     @classmethod
     def of(cls, shared: dns.tsig.Key) -> Key:
-        """Prepare a key that `shared_key` made."""
+        """Convert a key that `shared_key` returned."""
         name, algorithm = (each.canonicalize().to_wire() or b"" for each in (shared.name, shared.algorithm))
         digest = shared.algorithm.labels[0].decode().removeprefix("hmac-")
         return cls(name, algorithm, digest, shared.secret)
 
     def mac(self, *parts: bytes) -> bytes:
-        """Compute the MAC of these octets."""
+        """Return the MAC of the concatenated parts."""
         return hmac.digest(self.secret, b"".join(parts), self.digest)
 
 
 class Keys:
-    """Keys by name and algorithm: a key is used with one algorithm only."""
+    """Keys by name and algorithm; a key is valid with one algorithm only."""
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
         self._keys = {(key.name, key.algorithm): key for key in keys}
 
     @classmethod
     def of(cls, shared: Mapping[str, TsigKey]) -> Keys:
-        """Prepare the keys of a document."""
+        """Convert the keys of a document."""
         return cls(Key.of(shared_key(name, each)) for name, each in shared.items())
 
     def check(self, packet: bytes, start: int, now: int) -> Signed:
-        """Check the signature that stands from `start` to the end of a request, at `now`, seconds since 1970.
+        """Verify the TSIG record from `start` to the end of a request; `now` is in seconds since 1970.
 
-        Raises QueryError (FORMERR) for a record that is malformed.
+        An invalid signature gives a result with an error. Raises QueryError (FORMERR) if the record is
+        malformed.
         """
         record = _Record.read(packet, start)
         key = self._keys.get((record.name, record.algorithm))
@@ -91,10 +95,10 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """What was found of a request's signature. `error` is a TSIG error; NOERROR if the signature is good.
+    """The result of verifying a request's signature. `error` is a TSIG error, NOERROR if it is valid.
 
-    With a `key`, the MAC is right, and the reply is signed; otherwise it says the error and no more (section
-    5.3.2).
+    `key` is set if the MAC is correct; then the reply is signed. Otherwise the reply has a TSIG record that
+    holds the error and an empty MAC (section 5.3.2).
     """
 
     record: _Record
@@ -105,28 +109,28 @@ class Signed:
 
     @property
     def rcode(self) -> int:
-        """NOTAUTH for a signature that is not good, whatever the request asks for."""
+        """The response code: NOTAUTH if the signature is invalid, NOERROR otherwise."""
         return NOTAUTH if self.error else NOERROR
 
     @property
     def size(self) -> int:
-        """Octets that `sign` adds to a reply."""
-        return len(self._said(len(self.key.mac()) * b"\0" if self.key else b""))
+        """The number of octets that `sign` adds to a reply."""
+        return len(self._encode(len(self.key.mac()) * b"\0" if self.key else b""))
 
     def sign(self, message: bytes) -> bytes:
-        """Add the signature to a reply."""
+        """Return the encoded reply `message` with a TSIG record appended (section 5.3)."""
         mac = b""
         if self.key:
             asked = len(self.record.mac).to_bytes(2, "big") + self.record.mac
-            mac = self.key.mac(asked, message, self._answering(b"").variables())
+            mac = self.key.mac(asked, message, self._reply_record(b"").variables())
         (count,) = struct.unpack_from("!H", message, 10)
-        return message[:10] + struct.pack("!H", count + 1) + message[12:] + self._said(mac)
+        return message[:10] + struct.pack("!H", count + 1) + message[12:] + self._encode(mac)
 
-    def _said(self, mac: bytes) -> bytes:
-        return self._answering(mac).write()
+    def _encode(self, mac: bytes) -> bytes:
+        return self._reply_record(mac).write()
 
-    def _answering(self, mac: bytes) -> _Record:
-        """Our record. A client whose clock is wrong is given its own time, and ours beside it (5.2.3)."""
+    def _reply_record(self, mac: bytes) -> _Record:
+        """The reply's record; on BADTIME it has the server's time in Other Data (section 5.2.3)."""
         good = self.error == NOERROR
         other = self.now.to_bytes(6, "big") if self.error == BADTIME else b""
         asked = self.record
@@ -149,7 +153,7 @@ class _Record:
 
     @classmethod
     def read(cls, packet: bytes, start: int) -> _Record:
-        """Read the record from `start` to the packet's end. Raises QueryError (FORMERR)."""
+        """Parse the record from `start` to the packet's end. Raises QueryError (FORMERR)."""
         try:
             owner, size = dns.name.from_wire(packet, start)
             at = start + size
@@ -173,7 +177,7 @@ class _Record:
         return cls(name, algorithm, high << 32 | low, fudge, mac, original_id, error, other)
 
     def variables(self) -> bytes:
-        """What the MAC covers beside the message (section 4.3.3)."""
+        """Return the TSIG variables that the MAC covers besides the message (section 4.3.3)."""
         return b"".join(
             (
                 self.name,
@@ -187,7 +191,7 @@ class _Record:
         )
 
     def write(self) -> bytes:
-        """Write the record as it is sent; neither name may be compressed."""
+        """Encode the record; neither of its names may be compressed (section 4.2)."""
         data = b"".join(
             (
                 self.algorithm,

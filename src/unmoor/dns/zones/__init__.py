@@ -1,1 +1,1 @@
-"""Static records: zone files, transferred zones and their copies on disk, catalog zones."""
+"""Zones: zone files, transferred zones and their copies on disk, catalog zones."""

@@ -1,4 +1,4 @@
-"""Catalog zones (RFC 9432): a zone that lists zones, read, and merged into what a document says."""
+"""Catalog zones (RFC 9432): parse their member zones, and add these to a document."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _VERSION, _ZONES, _COO, _GROUP = b"\7version", b"\5zones", b"\3coo", b"\5group"
 
 
 class BrokenCatalogError(Exception):
-    """A catalog zone that must not be processed, and why (RFC 9432 section 5.1)."""
+    """A catalog zone that is broken and must not be processed (RFC 9432 section 5.1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a catalog says of one member zone.
+    """A member zone in a catalog.
 
-    `owner` is the catalog that it is to be handed to (section 4.3.1), `groups` its groups (section 4.3.2).
+    `unique` is the unique label in hexadecimal, `owner` the catalog that the property `coo` names (section
+    4.3.1), and `groups` are the values of the property `group` (section 4.3.2).
     """
 
     unique: str
@@ -32,10 +33,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member zone that we serve, for the catalog that it was found in.
+    """A member zone and the catalog that it belongs to, with names as text.
 
-    `state` changes when the zone's state must be forgotten: with its unique label, and when it moves to
-    another catalog without the consent of the first. Names are texts.
+    `state` changes when the zone must be reset (section 5.4): when its unique label changes, and when it
+    moves to another catalog without `coo` of the first.
     """
 
     name: str
@@ -50,16 +51,17 @@ class Member:
 
     @property
     def key(self) -> Key:
-        """Where its copy is kept."""
+        """The key of the zone's copy."""
         return Key(self.apex, self.state)
 
 
 def parse(zone: Zone) -> dict[bytes, Entry]:
-    """Read a catalog: its member zones. Raises BrokenCatalogError."""
+    """Return a catalog's member zones by apex. Raises BrokenCatalogError."""
     versions = _texts(zone, _VERSION + zone.apex)
     if versions != ["2"]:
-        said = ", ".join(versions) or "none"
-        raise BrokenCatalogError(f"wants one TXT record 'version' that says 2 (RFC 9432 4.2.1), has {said}")
+        found_versions = ", ".join(versions) or "none"
+        why = f"must have one TXT record 'version' with the value 2 (RFC 9432 4.2.1), has {found_versions}"
+        raise BrokenCatalogError(why)
     found: dict[bytes, Entry] = {}
     for node in _nodes(zone):
         label = next(names.labels(node))
@@ -74,13 +76,13 @@ def parse(zone: Zone) -> dict[bytes, Entry]:
 
 
 def _nodes(zone: Zone) -> Iterator[bytes]:
-    """The member nodes: one label below 'zones'."""
+    """Yield the member nodes, one label below 'zones' (section 4.1)."""
     above = _ZONES + zone.apex
     yield from (name for name in zone.nodes if names.parent(name) == above)
 
 
 def _one_name(zone: Zone, owner: bytes) -> bytes | None:
-    """The name that the only PTR record at `owner` has; several make the catalog broken."""
+    """Return the target of the PTR record at `owner`, None without one. Several break the catalog."""
     found = zone.nodes.get(owner, {}).get(message.PTR)
     if found is None:
         return None
@@ -95,7 +97,7 @@ def _texts(zone: Zone, owner: bytes) -> list[str]:
 
 
 def _text(data: bytes) -> str:
-    """A TXT record's strings, joined."""
+    """Join a TXT record's strings."""
     parts, at = [], 0
     while at < len(data):
         parts.append(data[at + 1 : at + 1 + data[at]])
@@ -106,9 +108,10 @@ def _text(data: bytes) -> str:
 def merge(
     document: DnsDocument, listed: Mapping[bytes, Mapping[bytes, Entry]], before: Iterable[Member]
 ) -> tuple[list[Member], list[str]]:
-    """Decide who has which member zone: from each catalog's entries, by its name, and what was before.
+    """Assign each member zone to a catalog.
 
-    Returns the members, and warnings about zones that are left as they are.
+    `listed` maps catalogs that could be parsed to their entries; `before` are the members so far. Returns
+    the members, and warnings about zones that catalogs list and cannot have.
     """
     catalogs = {names.from_text(each.name): each for each in document.catalogs}
     configured = {names.from_text(zone.name) for zone in document.zones} | catalogs.keys()
@@ -116,7 +119,7 @@ def merge(
     found: list[Member] = []
     warnings = []
     order = [apex for apex in catalogs if apex in listed]
-    # A catalog that we do not know yet, or cannot read any more, takes nothing away.
+    # Members of a catalog that is not transferred yet, or is broken, are kept.
     found += [
         member
         for member in earlier.values()
@@ -128,7 +131,9 @@ def merge(
     for name in sorted({name for apex in order for name in listed[apex]}):
         shown, owners = names.to_text(name), [apex for apex in order if name in listed[apex]]
         if name in configured:
-            warnings.append(f"{shown}, of {_row(owners)}, is configured by hand, and stays as it is")
+            warnings.append(
+                f"{shown}, of {_row(owners)}, is configured in the document, which takes precedence"
+            )
             continue
         if name in kept:
             continue
@@ -137,13 +142,15 @@ def merge(
         if holder not in owners:
             holder, previous = owners[0], None
         passed = [holder]
-        # Handed over when both catalogs say so: the old one that it may go, the new one that it is there.
-        while (heir := listed[passed[-1]][name].owner) in owners and heir is not None and heir not in passed:
-            passed.append(heir)
-        if heir not in passed:  # in a circle it would never come to rest
+        # A change of ownership needs `coo` in the old catalog and an entry in the new one (section 4.3.1).
+        while (
+            (owner := listed[passed[-1]][name].owner) in owners and owner is not None and owner not in passed
+        ):
+            passed.append(owner)
+        if owner not in passed:  # a cycle of `coo` properties changes nothing
             holder = passed[-1]
         if others := [apex for apex in owners if apex not in passed]:
-            warnings.append(f"{shown} belongs to {names.to_text(holder)}; {_row(others)} cannot take it")
+            warnings.append(f"{shown} belongs to {names.to_text(holder)}; {_row(others)} cannot own it")
         entry = listed[holder][name]
         state = f"{names.to_text(holder)} {entry.unique}"
         if previous and previous.state.endswith(f" {entry.unique}"):
@@ -158,12 +165,12 @@ def _row(apexes: Iterable[bytes]) -> str:
 
 
 def dump(members: Iterable[Member]) -> list[dict[str, str]]:
-    """Give members as they are kept."""
+    """Convert members to the form that `load` reads."""
     return [asdict(member) for member in members]
 
 
 def load(kept: Iterable[dict[str, str]]) -> list[Member]:
-    """Read members that were kept; those that cannot be read are left out, and found again."""
+    """Convert what `dump` returned. Invalid members are skipped: parsing their catalog finds them again."""
     found = []
     for each in kept:
         try:
@@ -176,7 +183,7 @@ def load(kept: Iterable[dict[str, str]]) -> list[Member]:
 
 
 def expand(document: DnsDocument, members: Iterable[Member]) -> tuple[DnsDocument, dict[bytes, Key]]:
-    """Give the document with the member zones among its zones, and each transferred zone's key."""
+    """Return the document with member zones added, and the keys of all transferred zones by apex."""
     catalogs = {_wire(each.name): each for each in document.catalogs}
     taken = {_wire(zone.name) for zone in document.zones}
     keys = {_wire(zone.name): Key(_wire(zone.name)) for zone in document.zones if zone.primaries}
@@ -194,13 +201,13 @@ def expand(document: DnsDocument, members: Iterable[Member]) -> tuple[DnsDocumen
 
 
 def served(document: DnsDocument, store: Store, now: float) -> tuple[DnsDocument, dict[bytes, Zone]]:
-    """Give the document as it is served at `now`: with member zones, and copies of transferred ones."""
+    """Return the document with member zones added, and its transferred zones as of `now` (Unix time)."""
     whole, keys = expand(document, load(store.members()) if document.catalogs else ())
     return whole, current(store, keys.values(), now)
 
 
 def _wire(text: str) -> bytes:
-    """A name; empty for what is none, which the check of the document says."""
+    """Return a name in wire form; empty for an invalid name, which `check` reports."""
     try:
         return names.from_text(text)
     except ValueError:

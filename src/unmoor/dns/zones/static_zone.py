@@ -1,4 +1,4 @@
-"""A zone's static records: from a zone file or a transfer, kept ready to be sent, and looked up."""
+"""A zone's static records, from a zone file or a transfer, indexed by name and ready to be encoded."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ Node = dict[int, RRset]
 
 #: Types whose data is a name that may be compressed (RFC 3597 section 4).
 _NAMES = frozenset((message.NS, message.CNAME, message.PTR))
-#: Octets of a message for its question and one set of records; the rest is for OPT with its options, and for
-#: a signature.
+#: Octets of a message for the question and one RRset; the rest is for OPT and TSIG records.
 _ROOM = message.TCP_SIZE - 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """A zone, ready for look-ups. `nodes` holds every name that exists, empty non-terminals as well.
+    """A zone, indexed for look-ups. `nodes` holds every name that exists, empty non-terminals included.
 
-    `cuts` are the names below the apex that own NS (delegations) or DNAME: what is below them is not ours.
-    `missing` says why a zone cannot be answered for, an extended error (RFC 8914); 0 in one that can.
+    `cuts` are the names that own NS (below the apex: delegations) or DNAME records; the zone has no
+    authoritative data below them. `negative_soa` is the SOA of negative answers (RFC 2308 section 3).
+    `missing` is the Extended DNS Error (RFC 8914) that explains why the zone is unavailable, 0 if it is
+    available. All names are in wire form and lower case, except owners in record data.
     """
 
     apex: bytes
@@ -44,11 +45,11 @@ class Zone:
 
     @property
     def serial(self) -> int:
-        """The zone's version (RFC 1982)."""
+        """The SOA's serial number (RFC 1982)."""
         return int.from_bytes(self.soa.rdatas[0][2][:4], "big")
 
     def cut_above(self, name: bytes) -> bytes | None:
-        """The topmost cut at `name` or above it (the apex itself only if it owns a DNAME)."""
+        """Return the topmost cut at or above `name`, None if there is none."""
         if not self.cuts:
             return None
         found = None
@@ -60,12 +61,12 @@ class Zone:
         return found
 
     def add_name(self, name: bytes) -> None:
-        """Note that `name`, a registered hostname, exists: so do its ancestors (RFC 8020)."""
+        """Add the ancestors of the registered hostname `name`, which exist because it does (RFC 8020)."""
         _add_ancestors(self.nodes, name, self.apex)
 
 
 def read(text: str, apex: bytes) -> Zone:
-    """Read a zone file. Raises ZoneFileError for the first thing that is wrong with it."""
+    """Parse a zone file. Raises ZoneFileError for its first error."""
     zone, file = parse(text, apex)
     if file.errors or zone is None:
         raise file.errors[0]
@@ -73,7 +74,10 @@ def read(text: str, apex: bytes) -> Zone:
 
 
 def parse(text: str, apex: bytes) -> tuple[Zone | None, ZoneFile]:
-    """Read a zone file with all its errors; gives what can be read as a zone, if it is one, and the file."""
+    """Parse a zone file and collect all its errors, which are in the returned file.
+
+    The zone holds the records without errors; it is None if these lack the SOA or the NS records.
+    """
     file = zone_file.read(text, dns.name.from_wire(apex, 0)[0])
     nodes = _nodes(rrsets(file.nodes.items()))
     wrong = [error for kind, error in _apex_errors(apex, nodes) if not file.may_have_had(kind)]
@@ -91,10 +95,10 @@ def parse(text: str, apex: bytes) -> tuple[Zone | None, ZoneFile]:
 
 
 def too_large(rrset: RRset) -> str:
-    """Say why records cannot be answered, because no message holds them all; empty if one does."""
+    """Return why an RRset does not fit into a DNS message; empty if it fits."""
     size = sum(12 + sum(map(len, rdata)) for rdata in rrset.rdatas)
     if size > _ROOM - 2 * names.MAX_NAME and max(len(b"".join(rdata)) for rdata in rrset.rdatas) < 1 << 16:
-        # Close: names in the data may be compressed, and a wildcard answers for longer names than its own.
+        # Near the limit, count exactly: names may be compressed, and a wildcard answers for longer names.
         longest = names.MAX_NAME if rrset.owner.startswith(b"\1*") else len(rrset.owner)
         size = message.size(rrset) + longest - len(rrset.owner)
     if size <= _ROOM:
@@ -107,7 +111,7 @@ def too_large(rrset: RRset) -> str:
 
 
 def rrsets(nodes: Iterable[tuple[dns.name.Name, dns.node.Node]]) -> Iterator[RRset]:
-    """Give the records of dnspython's nodes as we keep them."""
+    """Convert the records of dnspython's nodes."""
     for name, node in nodes:
         owner = name.to_wire() or names.ROOT
         for each in node:
@@ -116,7 +120,10 @@ def rrsets(nodes: Iterable[tuple[dns.name.Name, dns.node.Node]]) -> Iterator[RRs
 
 
 def of(apex: bytes, records: Iterable[RRset]) -> Zone:
-    """Make a zone of its records, one set for each owner and type. Raises ZoneFileError."""
+    """Build a zone from its records, one RRset for each owner and type.
+
+    Raises ZoneFileError if the apex lacks SOA or NS records, or has a CNAME.
+    """
     nodes = _nodes(records)
     for _, error in _apex_errors(apex, nodes):
         raise error
@@ -131,7 +138,7 @@ def _nodes(records: Iterable[RRset]) -> dict[bytes, Node]:
 
 
 def _apex_errors(apex: bytes, nodes: Mapping[bytes, Node]) -> Iterator[tuple[str, ZoneFileError]]:
-    """What is wrong at the apex, each with the type that it is about."""
+    """Yield the errors at the apex, each with the record type that it concerns."""
     top = nodes.get(apex, {})
     for rtype, kind in ((message.SOA, "SOA"), (message.NS, "NS")):
         if rtype not in top:
@@ -156,14 +163,14 @@ def _made(apex: bytes, nodes: dict[bytes, Node]) -> Zone:
     return Zone(apex, nodes, cuts, soa, _negative(soa), count)
 
 
-def dark(apex: bytes, why: int) -> Zone:
-    """Make a zone of which nothing is known; `why` is an extended error's code (RFC 8914 section 4)."""
+def unavailable(apex: bytes, why: int) -> Zone:
+    """Build an empty zone, which is answered by SERVFAIL with the Extended DNS Error `why` (RFC 8914)."""
     nothing = RRset(apex, message.SOA, 0, ())
     return Zone(apex, {}, frozenset(), nothing, nothing, missing=why)
 
 
 def pieces(rtype: int, data: bytes) -> tuple[bytes, ...]:
-    """Record data in wire form, with the names that may be compressed set apart (RFC 3597 section 4)."""
+    """Split record data in wire form into names that may be compressed and the rest (RFC 3597 section 4)."""
     if rtype in _NAMES:
         return (WireName(data),)
     if rtype == message.MX:
@@ -188,13 +195,13 @@ def _add_ancestors(nodes: dict[bytes, Node], name: bytes, apex: bytes) -> None:
 
 
 def _negative(soa: RRset) -> RRset:
-    """Give the SOA of negative answers; its TTL is how long 'no' may be kept (RFC 2308 section 3)."""
+    """Return the SOA of negative answers, whose TTL is that of the answer (RFC 2308 section 3)."""
     minimum = int.from_bytes(soa.rdatas[0][2][-4:], "big")
     return RRset(soa.owner, soa.rtype, min(soa.ttl, minimum), soa.rdatas)
 
 
 def addresses(zone: Zone, targets: Iterable[bytes]) -> list[RRset]:
-    """Give the A and AAAA records that `zone` holds for names (glue, RFC 1034 section 4.2.1)."""
+    """Return the zone's A and AAAA records of `targets`, as glue (RFC 1034 section 4.2.1)."""
     found = []
     for target in dict.fromkeys(names.fold(target) for target in targets):
         node = zone.nodes.get(target, {})

@@ -1,6 +1,6 @@
-"""Reading a zone file (RFC 1035 section 5): its records, and everything that is wrong with it.
+"""Zone file parsing (RFC 1035 section 5) that reports all errors of a file at once.
 
-dnspython reads; after an error it goes on at the next entry, so that an operator sees all errors at once.
+dnspython parses; after an error, parsing continues at the next entry.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import dns.zone
 import dns.zonefile
 from dns.node import NodeKind
 
-#: Errors of one file that are listed; it is not read further.
+#: Errors of a file after which parsing stops.
 MAX_ERRORS = 1000
 
 _LINE_END = re.compile(r"\r\n?|\n")
-#: What decides where an entry ends: comments, quoted strings, escapes, parentheses, ends of lines.
+#: Tokens that determine where an entry ends: comments, quoted strings, escapes, parentheses, line ends.
 _MARKS = re.compile(r';[^\r\n]*|"(?:[^"\\\r\n]|\\[^\r\n])*"?|\\[^\r\n]|[()]|\r\n?|\n')
 
 
 class ZoneFileError(Exception):
-    """A zone that cannot be served: `line` of its file (0 if unknown), why, and the fix."""
+    """An error in a zone: the line of its file (from 1, 0 if unknown), the reason, and the fix."""
 
     def __init__(self, line: int, why: str, fix: str) -> None:
         super().__init__(why)
@@ -39,45 +39,42 @@ class ZoneFileError(Exception):
 
 
 class _SecondRecordError(Exception):
-    """A second record of a type that may stand only once at a name, such as CNAME."""
+    """A second record of a type that a name may have only once, such as CNAME."""
 
 
 @dataclass
 class ZoneFile:
-    """What a file holds: records by name, without those in `errors`. Lines count from 1."""
+    """A parsed file: its errors, and the records by name that have none. Lines count from 1."""
 
     text: str
     nodes: dict[dns.name.Name, dns.node.Node] = field(default_factory=dict)
     errors: list[ZoneFileError] = field(default_factory=list)
-    #: Whether it was read to its end.
+    #: Whether it was parsed to its end.
     complete: bool = True
     _lines: dict[tuple[dns.name.Name, int], int] = field(default_factory=dict)
 
     def line_of(self, name: bytes, rtype: int) -> int:
-        """The line of the first record of a name (in wire form) and type; 0 if there is none."""
+        """Return the line of the first record of a name (wire form) and type; 0 if there is none."""
         return self._lines.get((dns.name.from_wire(name, 0)[0], rtype), 0)
 
     def may_have_had(self, kind: str) -> bool:
-        """Whether a record of this type may be among what could not be read."""
+        """Report whether an entry that could not be parsed may be a record of this type."""
         if not self.complete:
             return True
         return any(kind in self.row(error.line).upper().split() for error in self.errors)
 
     def row(self, line: int) -> str:
-        """The text of a line."""
+        """Return the text of a line."""
         end = self.begins[line] if line < len(self.begins) else len(self.text)
         return self.text[self.begins[line - 1] : end] if line else ""
 
     @cached_property
     def begins(self) -> list[int]:
-        """Where each line begins, in characters."""
+        """The offset of each line's beginning, in characters."""
         return [0, *(found.end() for found in _LINE_END.finditer(self.text))]
 
     def entry_after(self, line: int) -> int:
-        """The line behind the entry that begins at `line`: behind its parentheses, if these are closed.
-
-        If not, what is missing is anybody's guess: lines that do not begin with a blank are new entries.
-        """
+        """Return the line after the entry that begins at `line`; 0 if its parentheses are not closed."""
         depth = 0
         at = self.begins[line - 1]
         for found in _MARKS.finditer(self.text, at):
@@ -90,14 +87,14 @@ class ZoneFile:
         return len(self.begins) + 1 if not depth else 0
 
     def after_blanks(self, line: int) -> int:
-        """The first line from `line` on that does not begin with a blank, which would carry on a name."""
+        """Return the first line from `line` on that does not begin with a blank: it has an owner name."""
         while line <= len(self.begins) and self.row(line)[:1] in (" ", "\t"):
             line += 1
         return line
 
 
 def read(text: str, origin: dns.name.Name) -> ZoneFile:
-    """Read a zone file; nothing is raised for what is wrong with it."""
+    """Parse a zone file. Errors are collected in the result, not raised."""
     file = ZoneFile(text)
     zone = dns.zone.Zone(origin, relativize=False)
     source = StringIO(text)
@@ -112,8 +109,8 @@ def read(text: str, origin: dns.name.Name) -> ZoneFile:
     with zone.writer(replacement=True) as transaction:
         transaction.check_put_rdataset(check)
         reader = dns.zonefile.Reader(tokens, zone.rdclass, transaction)
-        # dnspython skips records outside the zone in silence; with the root as the limit it hands them
-        # on, and the zone refuses them (KeyError).
+        # dnspython silently skips records outside the zone. With the root as the reader's limit it passes
+        # them to the zone, which raises KeyError.
         reader.zone_origin = dns.name.root
         while (error := _next_error(reader, tokens, origin)) is not None:
             file.errors.append(error)
@@ -122,7 +119,7 @@ def read(text: str, origin: dns.name.Name) -> ZoneFile:
                 file.complete = False
                 break
             if len(file.errors) == MAX_ERRORS:
-                why, fix = f"is not read further: {MAX_ERRORS} errors stand before", "correct those first"
+                why, fix = f"is not read further: {MAX_ERRORS} errors before this line", "correct those first"
                 file.errors.append(ZoneFileError(line, why, fix))
                 file.complete = False
                 break
@@ -137,9 +134,10 @@ def read(text: str, origin: dns.name.Name) -> ZoneFile:
 
 
 def _resume(reader: dns.zonefile.Reader, file: ZoneFile, line: int) -> int:
-    """Give the line to go on at after an error in the entry at `line`; 0 if none of what follows is sure.
+    """Return the line to continue at after an error in the entry at `line`; 0 to stop parsing.
 
-    One error must not bring about others: of names without their owner, or of records without a TTL.
+    An error must not cause others: entries that inherit an owner name or TTL from an invalid entry are
+    skipped or get one.
     """
     row = file.row(line)
     if row.upper().startswith("$ORIGIN"):
@@ -158,7 +156,7 @@ def _resume(reader: dns.zonefile.Reader, file: ZoneFile, line: int) -> int:
 
 
 def _next_error(reader: dns.zonefile.Reader, tokens: _Lines, origin: dns.name.Name) -> ZoneFileError | None:
-    """Read on to the next error; None at the end of the file."""
+    """Parse up to the next error and return it; None at the end of the file."""
     try:
         reader.read()
     except KeyError:
@@ -172,7 +170,7 @@ def _next_error(reader: dns.zonefile.Reader, tokens: _Lines, origin: dns.name.Na
     except dns.exception.DNSException as error:
         why = re.sub(r"^zone:\d+: ", "", str(error)) or "is not a record"
         return ZoneFileError(tokens.line, why, "correct the line; see RFC 1035 section 5")
-    except ValueError:  # dnspython's word for it: 'add() has non-origin SOA'
+    except ValueError:  # dnspython's text: 'add() has non-origin SOA'
         why = "has an SOA record below its apex"
         return ZoneFileError(tokens.line, why, "remove it, or make it a zone of its own")
     return None
@@ -181,7 +179,10 @@ def _next_error(reader: dns.zonefile.Reader, tokens: _Lines, origin: dns.name.Na
 def refuse_contradictions(
     transaction: dns.transaction.Transaction, name: dns.name.Name, rdataset: dns.rdataset.Rdataset
 ) -> None:
-    """Refuse what dnspython would take for a replacement, in a transfer. Raises ZoneFileError."""
+    """Check an RRset of a transfer against those before it, which dnspython would replace.
+
+    Raises ZoneFileError for a CNAME beside other records, and for a second record of a singleton type.
+    """
     shown = name.to_text(omit_final_dot=True)
     node, kind = transaction.get_node(name), NodeKind.classify_rdataset(rdataset)
     if node and {node.classify(), kind} == {NodeKind.CNAME, NodeKind.REGULAR}:
@@ -198,7 +199,7 @@ def refuse_contradictions(
 def _refuse_second(
     transaction: dns.transaction.Transaction, name: dns.name.Name, rdataset: dns.rdataset.Rdataset
 ) -> None:
-    """Refuse what dnspython would take as a replacement of the first."""
+    """Raise _SecondRecordError for a second, different record of a singleton type."""
     rtype = rdataset.rdtype
     first = transaction.get(name, rtype) if dns.rdatatype.is_singleton(rtype) else None
     if first is not None and set(first) != set(rdataset):
@@ -207,11 +208,11 @@ def _refuse_second(
 
 
 class _Lines(dns.tokenizer.Tokenizer):
-    """Remembers where the current line begins: many an error is noticed only at its end."""
+    """Keeps the line on which the current entry begins, since many errors are found only at its end."""
 
     line = 0
 
     def get(self, want_leading: bool = False, want_comment: bool = False) -> dns.tokenizer.Token:
-        if want_leading and want_comment:  # as the reader asks at the beginning of a line, and only there
+        if want_leading and want_comment:  # the reader passes both at the beginning of an entry only
             self.line = self.line_number
         return super().get(want_leading, want_comment)

@@ -1,8 +1,8 @@
-"""Copies of transferred zones on disk, so that a restart serves them while the primary is away.
+"""Copies of transferred zones on disk: a restarted server can answer while the primary is unreachable.
 
-A copy's time of modification is when a primary last confirmed it: it is valid from then on for as long as
-its SOA's EXPIRE says (RFC 1035 section 3.3.13). A version that was just transferred is an offer beside the
-copy, until whoever serves the zone has accepted it.
+A copy's modification time is the time at which a primary last confirmed it; from then on it is valid for the
+EXPIRE of its SOA (RFC 1035 section 3.3.13). A newly transferred version is kept in a file of its own beside
+the copy until the server accepts or refuses it.
 """
 
 from __future__ import annotations
@@ -27,57 +27,57 @@ from unmoor.errors import UnmoorError
 
 log = logging.getLogger(__name__)
 
-#: Where copies are kept: StateDirectory= of the unit.
+#: The default directory of copies: the unit's StateDirectory=.
 DIRECTORY = Path("/var/lib/unmoor-dns")
 
 _MAGIC = b"unmoor zone 1\n"
 _DIGEST_SIZE = 32
 _HEAD_SIZE = len(_MAGIC) + _DIGEST_SIZE
 
-# Why a zone is not answered for (RFC 8914): section 4.15, and section 4.25, 'its most recent zone being too
-# old, or having expired'.
+# Extended DNS Errors of zones without a valid copy: Not Ready (RFC 8914 section 4.15) and Invalid Data
+# (section 4.25).
 NOT_READY, INVALID_DATA = 14, 24
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Which copy: of the zone `apex`; `state` tells its lives apart where a catalog resets it."""
+    """Identifies a copy: the zone's apex, and a state that changes when a catalog resets the zone."""
 
     apex: bytes
     state: str = ""
 
     @property
     def stem(self) -> str:
-        """The name of its file: readable, and different for every key."""
+        """The base name of the copy's file: readable, and unique to the key."""
         shown = re.sub(r"[^a-z0-9._-]", "_", names.to_text(self.apex))[:100].lstrip(".")
         return f"{shown}-{hashlib.blake2b(self.apex + self.state.encode(), digest_size=8).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A zone, and when a primary last confirmed it, seconds since 1970."""
+    """A zone, and the time at which a primary last confirmed it, in seconds since 1970."""
 
     zone: Zone
     refreshed: float
 
     @property
     def expires(self) -> float:
-        """When it may no longer be answered from, seconds since 1970."""
+        """The time at which the copy expires, in seconds since 1970."""
         return self.refreshed + expire(self.zone)
 
 
 def refresh(zone: Zone) -> int:
-    """Seconds after which a primary is asked whether its serial has changed."""
+    """Return REFRESH of the zone's SOA: seconds between queries of a primary for its serial."""
     return _timer(zone, -16)
 
 
 def retry(zone: Zone) -> int:
-    """Seconds after which it is asked again when it did not answer."""
+    """Return RETRY of the zone's SOA: seconds until a failed refresh is repeated."""
     return _timer(zone, -12)
 
 
 def expire(zone: Zone) -> int:
-    """Seconds without an answer after which the zone is no longer answered for."""
+    """Return EXPIRE of the zone's SOA: seconds after the last refresh at which the zone expires."""
     return _timer(zone, -8)
 
 
@@ -86,7 +86,7 @@ def _timer(zone: Zone, at: int) -> int:
 
 
 class Store:
-    """The directory of copies. With `keep`, zones that were read stay in memory, and are not read again."""
+    """A directory of copies. With `keep`, parsed zones are cached in memory until their file changes."""
 
     def __init__(self, directory: Path, keep: bool = False) -> None:
         self._directory = directory
@@ -94,7 +94,7 @@ class Store:
         self._kept: dict[Path, tuple[bytes, Zone]] = {}
 
     def check(self) -> None:
-        """Raise UnmoorError where no copy could be kept."""
+        """Raise UnmoorError if the directory is not writable."""
         if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
             raise UnmoorError(
                 f"{self._directory}: copies of transferred zones cannot be kept there; "
@@ -105,11 +105,11 @@ class Store:
         return self._directory / f"{key.stem}.{ending}"
 
     def read(self, key: Key) -> Copy | None:
-        """Give the copy that was accepted last; None if there is none, or it is damaged."""
+        """Return the accepted copy; None if there is none or it is damaged."""
         return self._read(self._path(key))
 
     def offered(self, key: Key) -> Copy | None:
-        """Give the version that waits to be accepted."""
+        """Return the version that is neither accepted nor refused yet; None if there is none."""
         return self._read(self._path(key, "new"))
 
     def _read(self, path: Path) -> Copy | None:
@@ -126,36 +126,36 @@ class Store:
             self._kept.pop(path, None)
             return None
         except (OSError, ValueError, IndexError, struct.error, ZoneFileError) as error:
-            log.error("%s: cannot be read, and is not used: %s", path, error)  # noqa: TRY400 - a damaged file, not a defect
+            log.error("%s: cannot be read, and is not used: %s", path, error)  # noqa: TRY400 - a damaged file, not an internal error
             return None
         return Copy(kept[1], refreshed)
 
     def offer(self, key: Key, zone: Zone) -> None:
-        """Write a version beside the copy. Raises OSError."""
+        """Write a new version beside the copy. Raises OSError."""
         _write(self._path(key, "new"), _encode(zone))
 
     def accept(self, key: Key) -> None:
-        """Put the version that waits in the copy's place."""
+        """Replace the copy by the new version. Raises OSError."""
         offered, copy = self._path(key, "new"), self._path(key)
         offered.replace(copy)
         if offered in self._kept:
             self._kept[copy] = self._kept.pop(offered)
 
     def refuse(self, key: Key) -> None:
-        """Throw the version that waits away."""
+        """Remove the new version, if there is one."""
         self._path(key, "new").unlink(missing_ok=True)
 
     def confirm(self, key: Key) -> None:
-        """Note that a primary has just said that the copy is its own version. Raises OSError."""
+        """Record that a primary has just confirmed the copy's serial. Raises OSError."""
         os.utime(self._path(key))
 
     def remove(self, key: Key) -> None:
-        """Forget a zone."""
+        """Remove the copy and the new version."""
         self.refuse(key)
         self._path(key).unlink(missing_ok=True)
 
     def members(self) -> list[dict[str, str]]:
-        """Give what `keep_members` kept; nothing if there is nothing to be read."""
+        """Return the member zones that `keep_members` wrote; empty if they cannot be read."""
         try:
             found: list[dict[str, str]] = jsontext.parse((self._directory / "members.json").read_bytes())
         except (OSError, ValueError):
@@ -163,12 +163,12 @@ class Store:
         return found
 
     def keep_members(self, members: list[dict[str, str]]) -> None:
-        """Keep which member zones there are. Raises OSError."""
+        """Write the list of member zones. Raises OSError."""
         _write(self._directory / "members.json", json.dumps(members, indent=1).encode() + b"\n")
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a loss of power."""
+    """Write a file atomically, also in case of a power loss."""
     fresh = path.with_name(path.name + ".part")
     with fresh.open("wb") as file:
         file.write(data)
@@ -191,9 +191,9 @@ def _encoded(rrset: RRset) -> bytes:
 
 
 def _decode(head: bytes, body: bytes) -> Zone:
-    """Read what `_encode` wrote. Raises ValueError for what it did not."""
+    """Decode what `_encode` wrote. Raises ValueError if it is damaged."""
     if head != _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST_SIZE).digest():
-        raise ValueError("is damaged, or no copy of ours")
+        raise ValueError("is damaged, or not a copy of a zone")
     end = names.end(body)
     return static_zone.of(body[:end], _decoded(body, end))
 
@@ -213,11 +213,11 @@ def _decoded(body: bytes, at: int) -> Iterator[RRset]:
 
 
 def current(store: Store, keys: Iterable[Key], now: float) -> dict[bytes, Zone]:
-    """Give each zone as it is to be answered from at `now`, a dark one where there is no valid copy."""
+    """Return each key's zone as of `now` (seconds since 1970), an unavailable one if it has no valid copy."""
     return {key.apex: _current(store.read(key), key.apex, now) for key in keys}
 
 
 def _current(copy: Copy | None, apex: bytes, now: float) -> Zone:
     if copy is None:
-        return static_zone.dark(apex, NOT_READY)
-    return static_zone.dark(apex, INVALID_DATA) if copy.expires <= now else copy.zone
+        return static_zone.unavailable(apex, NOT_READY)
+    return static_zone.unavailable(apex, INVALID_DATA) if copy.expires <= now else copy.zone
