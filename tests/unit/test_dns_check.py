@@ -54,8 +54,8 @@ FREE, BUSINESS = {"tags": {"account_type": "free"}}, {"tags": {"account_type": "
 
 BAD = {
     "address twice": (document(listen=["127.0.0.1", "127.0.0.1"]), "listen.1 = 127.0.0.1: is listed twice"),
-    "any address": (document(listen=["0.0.0.0"]), "listen.0 = 0.0.0.0: is not the address of a machine"),
-    "multicast": (document(listen=["ff02::1"]), "listen.0 = ff02::1: is not the address of a machine"),
+    "any address": (document(listen=["0.0.0.0"]), "listen.0 = 0.0.0.0: is not a unicast address"),
+    "multicast": (document(listen=["ff02::1"]), "listen.0 = ff02::1: is not a unicast address"),
     "link-local": (document(listen=["fe80::1"]), "listen.0 = fe80::1: is a link-local"),
     "records and primaries": (
         with_zone(primaries=[{"address": "198.51.100.9"}]),
@@ -276,7 +276,7 @@ BAD = {
     ),
     "only some clients": (
         with_policies({"name": "a", "match": {"clients": ["198.51.0.0/16"]}}),
-        "has no policy at lab (hostnames with account_type=free), for clients that no policy names",
+        "has no policy at lab (hostnames with account_type=free), for clients in no policy's networks",
     ),
     "not exclusive": (
         with_policies({"name": "a", "match": FREE, "exclusive": True}, {"name": "rest"}),

@@ -176,7 +176,7 @@ def test_what_a_zone_file_cannot_say_is_said(tmp_path: Path) -> None:
         {"name": "all", "answer": {"pool": "free", "ttl": 1, "strategy": "sticky", "sticky_by": "client"}},
     ]
     _, said = run(tmp_path, document(policies=policies))
-    assert "warning: policy near: is for some clients only" in said
+    assert "warning: policy near: is left out, since it is for some clients only" in said
     assert "warning: policy all: is sticky by client" in said
     zone = exported(tmp_path, document(policies=policies))
     assert all(ip_address(each) in ip_network("198.18.0.0/20") for each in addresses(zone, "biz"))

@@ -354,11 +354,11 @@ def test_octets_that_are_no_text_spoil_their_line_only(tmp_path: Path) -> None:
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[]", "is no hostname"),
-        ('{"tags": {}}', "is no hostname"),
-        ('{"name": 1}', "is no hostname"),
+        ("[]", "is not an object with a name and tags"),
+        ('{"tags": {}}', "is not an object with a name and tags"),
+        ('{"name": 1}', "is not an object with a name and tags"),
         ('{"name": "b.example.com", "tags": []}', None),
-        ('{"name": "b.example.com", "tags": ["a"]}', "is no hostname"),
+        ('{"name": "b.example.com", "tags": ["a"]}', "is not an object with a name and tags"),
         ('{"name": "b.example.com", "tags": {"a": 1}}', "has a tag whose value is not text"),
         ('{"name": "b.example.com", "tag": {}}', "tag is not a known key"),
         (r'{"name": "b.example.com", "tags": {"a": "\ud800"}}', "is not UTF-8 text"),
@@ -406,7 +406,7 @@ def test_a_file_that_is_no_list(tmp_path: Path, first: str) -> None:
 def test_too_many_kinds_are_refused_with_a_reason(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text("name,id\n" + "".join(f"host{n}.example.com,{n}\n" for n in range(65_100)))
-    with pytest.raises(UnmoorError, match="leave out tags that tell single hostnames apart"):
+    with pytest.raises(UnmoorError, match="leave out tags that identify single hostnames"):
         run("build", path, *ZONE_OPTIONS, "-o", tmp_path / "out", "--quiet")
     assert list(tmp_path.iterdir()) == [path]
 

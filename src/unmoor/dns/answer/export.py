@@ -73,7 +73,8 @@ class Export:
     def write(self, directory: Path) -> Iterator[Exported]:
         """Write a file for each zone, verify all by parsing them, and rename them into place.
 
-        Raises UnmoorError if a file cannot be written or does not verify; then no file is replaced.
+        Files are renamed only after all are verified. Raises UnmoorError if a file cannot be written or
+        fails the verification.
         """
         for name, pool in self._snapshot.document.pools.items():
             if pool.ptr:

@@ -41,9 +41,9 @@ def _heads() -> dict[bytes, tuple[bytes, bool]]:
     """
     heads = {}
     for desired, authentic, checking, opt in product((0, message.RD), (0, _AD), (0, _CD), (0, 1)):
-        asked = (desired | authentic | checking).to_bytes(2, "big") + bytes((0, 1, 0, 0, 0, 0, 0, opt))
-        said = (message.QR | message.AA | desired).to_bytes(2, "big") + bytes((0, 1, 0, 1, 0, 0, 0, opt))
-        heads[asked] = (said, bool(opt))
+        query = (desired | authentic | checking).to_bytes(2, "big") + bytes((0, 1, 0, 0, 0, 0, 0, opt))
+        reply = (message.QR | message.AA | desired).to_bytes(2, "big") + bytes((0, 1, 0, 1, 0, 0, 0, opt))
+        heads[query] = (reply, bool(opt))
     return heads
 
 

@@ -186,13 +186,13 @@ def compiled(
         raise ClashError(found.clashes)
     # Hostnames that clash or whose zone is unavailable are not in the snapshot.
     unserved = {name for clashes in found.clashes.values() for name in clashes}
-    dark = {zone.apex for zone in found.zones.values() if zone.missing}
+    unavailable = {zone.apex for zone in found.zones.values() if zone.missing}
     plans = _plans(document, counters)
     target_of = _targets(document, plans)
     targets = {
         name: target_of(each.traits)
         for name, each in found.hostnames.items()
-        if name not in unserved and each.apex not in dark
+        if name not in unserved and each.apex not in unavailable
     }
     snapshot = Snapshot(
         document,
@@ -208,7 +208,7 @@ def compiled(
     if found.view is None:
         return snapshot
     delegated = {cut for apex in found.clashes for cut in found.zones[apex].cuts}
-    find = _without(found.view.finder(target_of), unserved, dark | delegated)
+    find = _without(found.view.finder(target_of), unserved, unavailable | delegated)
     return replace(snapshot, registry=found.view.registry, registered=find)
 
 

@@ -140,7 +140,7 @@ class _Kinds:
     """The number of names of each kind after the changes, and an example of each."""
 
     def __init__(self, old: Registry, changes: Changes, encoder: EntryEncoder) -> None:
-        self._owners = {key: whose for whose, key in encoder.kinds.items()}
+        self._owners = {key: owner for owner, key in encoder.kinds.items()}
         self._counts = Counter({key: kind.count for key, kind in old.kinds.items()})
         self._examples = {key: kind.example for key, kind in old.kinds.items()}
         for name, after in changes.kinds.items():

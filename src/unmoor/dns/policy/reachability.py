@@ -29,8 +29,8 @@ class Example:
 
     def __str__(self) -> str:
         where = f" at {self.pop}" if self.pop else ""
-        who = f" from {self.client}" if self.client else ""
-        return f"{names.to_text(self.name)} {self.qtype}{where}{who}"
+        client = f" from {self.client}" if self.client else ""
+        return f"{names.to_text(self.name)} {self.qtype}{where}{client}"
 
 
 @dataclass(slots=True)
@@ -73,8 +73,8 @@ def problems(
         if all(first_match(ordered, traits, document.pop, qtype) is None for qtype in TYPES):
             tags = ", ".join(f"{key}={value}" for key, value in sorted(traits.tags)) or "no tags"
             some = any(each.may_hold(traits, document.pop, qtype) for each in ordered for qtype in TYPES)
-            whose = ", for clients that no policy names" if some else ""
-            why = f"has no policy at {document.pop} (hostnames with {tags}){whose}"
+            clients = ", for clients in no policy's networks" if some else ""
+            why = f"has no policy at {document.pop} (hostnames with {tags}){clients}"
             fix = "add a policy that matches, or one without conditions as the last"
             yield Problem(place, "policies", names.to_text(name), why, fix)
 
@@ -84,7 +84,7 @@ def _queries(
 ) -> Iterator[tuple[Example, list[int]]]:
     """Yield one query of each kind, with the indices of all policies that match it, in order."""
     # Documents share policies between PoPs, so a policy for another PoP counts as reachable, and so does one
-    # that answers only at a PoP that no policy names ('').
+    # that answers only at a PoP in no policy's `pops` ('').
     pops = dict.fromkeys([document.pop, "", *(pop for each in ordered for pop in sorted(each.pops or ()))])
     for traits, name in examples.items():
         for pop in pops:

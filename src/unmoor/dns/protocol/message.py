@@ -199,7 +199,8 @@ def _read(
 def question_name(packet: bytes) -> tuple[bytes, int]:
     """Parse the name after the header: its wire form in lower case, and the offset after it.
 
-    Compression is refused, since no name precedes it. Raises QueryError (FORMERR).
+    Compression is refused, since no name precedes it. Raises QueryError (FORMERR), or IndexError if the
+    packet is cut short.
     """
     at = HEADER_SIZE
     while length := packet[at]:
@@ -242,7 +243,7 @@ def _type(packet: bytes, at: int) -> int:
 
 
 def read_opt(packet: bytes, start: int, end: int) -> Edns:
-    """Parse the OPT record between the offsets `start` and `end`. Raises QueryError (FORMERR)."""
+    """Parse the OPT record between two offsets. Raises QueryError (FORMERR) or struct.error."""
     size, _, version, flags = struct.unpack_from("!HBBH", packet, start + 3)
     at = start + 11
     options = []

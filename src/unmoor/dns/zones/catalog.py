@@ -35,7 +35,7 @@ class Entry:
 class Member:
     """A member zone and the catalog that it belongs to, with names as text.
 
-    `state` changes when the zone must be reset (section 5.4): when its unique label changes, and when it
+    `state` changes when the zone must be reset (section 5): when its unique label changes, and when it
     moves to another catalog without `coo` of the first.
     """
 

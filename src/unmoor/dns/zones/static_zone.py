@@ -32,7 +32,7 @@ class Zone:
     `cuts` are the names that own NS (below the apex: delegations) or DNAME records; the zone has no
     authoritative data below them. `negative_soa` is the SOA of negative answers (RFC 2308 section 3).
     `missing` is the Extended DNS Error (RFC 8914) that explains why the zone is unavailable, 0 if it is
-    available. All names are in wire form and lower case, except owners in record data.
+    available. Names are in wire form and lower case; owners in RRsets keep their case.
     """
 
     apex: bytes
