@@ -20,7 +20,7 @@ from unmoor.dns.protocol.svcb import TYPES as SERVICE_BINDINGS
 from unmoor.dns.zones import static_zone
 from unmoor.dns.zones.zone_file import ZoneFileError
 from unmoor.model import DnsDocument, EdgeDocument, Policy, Prefix
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
 

@@ -15,7 +15,7 @@ from unmoor.dns.check.check import inspect
 from unmoor.dns.policy.policies import first_match, matchers
 from unmoor.dns.protocol import names
 from unmoor.model import DnsDocument, Policy, Prefix, Service
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 
 #: Queries that a pool is asked with: five for each address, as the chi-square test wants them, within bounds.
 QUERIES_PER_ADDRESS = 5.2

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unmoor.in_use import addresses_in_use, not_bound, taken_away
 from unmoor.model import DnsDocument, EdgeDocument
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 
 POOLS = {
     "free": {"ipv4": ["198.18.0.0/24"], "ipv6": ["2001:db8:100::/64"]},

@@ -6,7 +6,7 @@ from typing import Any
 
 from unmoor.model import DnsDocument, EdgeDocument
 from unmoor.model.change import compare
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 
 
 def documents(

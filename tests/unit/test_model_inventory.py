@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unmoor.errors import Problem
-from unmoor.model.inventory import Compiled, compile_inventory
+from unmoor.model.compile import Compiled, compile_inventory
 from unmoor.proof import unproved
 
 ZONE = "@ 60 IN SOA ns1 root 1 2 3 4 5\n@ 60 IN NS ns1\nns1 60 IN A 198.51.100.53\n"
@@ -269,8 +269,8 @@ def test_a_name_that_contains_the_zone_elsewhere_is_no_whole_name(directory: Pat
 @pytest.mark.parametrize(
     ("prefix", "why"),
     [
-        ("0.0.0.0/0", "is every IPv4 address there is"),
-        ("::/0", "is every IPv6 address there is"),
+        ("0.0.0.0/0", "is the whole of IPv4"),
+        ("::/0", "is the whole of IPv6"),
         ("126.0.0.0/7", "has loopback addresses: 127.0.0.0/8"),
         ("127.0.0.0/8", "has loopback addresses"),
         ("224.0.0.0/4", "has multicast addresses"),
@@ -301,7 +301,7 @@ def test_a_prefix_that_is_no_pops(directory: Path, prefix: str, why: str) -> Non
         ("unmoor_vantage", "elsewhere", "unmoor_vantage", "is not in group vantage"),
         ("unmoor_gate_vantage", None, "unmoor_gate_vantage", "is missing"),
         ("unmoor_services/tls/ports/0", "any", "unmoor_services.tls.ports.0", "cannot be probed"),
-        ("unmoor_services/tls/protocols", ["udp"], "unmoor_services.tls", "is UDP alone"),
+        ("unmoor_services/tls/protocols", ["udp"], "unmoor_services.tls", "has UDP only"),
         ("unmoor_removals_unasked", {"zone": 1}, "unmoor_removals_unasked.zone.[key]", "Input should be"),
     ],
 )

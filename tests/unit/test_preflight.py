@@ -308,7 +308,7 @@ def test_what_an_edge_would_fail_of_in_its_turn_is_said_at_once(inventory: Path)
     refused(
         inventory,
         6,
-        "host edge1: unmoor_dns_unicast: is missing: gates ask the edge's own DNS server there",
+        "host edge1: unmoor_dns_unicast: is missing: gates query the edge's own DNS server there",
         "unmoor_gate_vantage = ruoter: is not in group vantage",
         "fix: did you mean router?",
         "group_vars/edges.yml:61: sk_lookup_metrics_lisen: is not a variable of role sk_lookup",
@@ -357,7 +357,7 @@ def test_lists_of_names_that_were_cut_short(inventory: Path) -> None:
     refused(
         inventory,
         3,
-        "zones/unmoor.test.csv:1: has no names, only its first line",
+        "zones/unmoor.test.csv:1: has a header line and no names",
         "unmoor_dns_registry = zones/registry.csv: ",
         "ends in the middle of a line: it may have been cut short",
         "expect_removed = names:3: is not a kind and how many of it go",

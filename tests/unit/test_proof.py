@@ -9,7 +9,7 @@ import pytest
 
 from unmoor import proof
 from unmoor.model import DnsDocument, EdgeDocument
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 
 ZONE = "@ 60 IN SOA ns1 root 1 2 3 4 5\n@ 60 IN NS ns1\nns1 60 IN A 198.51.100.53\n"
 

@@ -7,7 +7,7 @@ import json
 import click
 
 from unmoor.model import DnsDocument, Document, EdgeDocument
-from unmoor.model.inventory import Variables
+from unmoor.model.variables import Variables
 
 DOCUMENTS: dict[str, type[Document]] = {"edge": EdgeDocument, "dns": DnsDocument}
 SCHEMAS = DOCUMENTS | {"inventory": Variables}

@@ -8,8 +8,8 @@ from typing import Any
 
 from unmoor.model.common import Document
 from unmoor.model.dns import DnsDocument
+from unmoor.model.documents import Documents
 from unmoor.model.edge import EdgeDocument
-from unmoor.model.inventory import Documents
 from unmoor.model.secrets import secret_fields
 
 #: What a pool change may touch: the addresses in use, and who uses them.

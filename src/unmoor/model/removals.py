@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model.dns import DnsDocument
+from unmoor.model.documents import Documents
 from unmoor.model.edge import EdgeDocument
-from unmoor.model.inventory import REMOVABLE, Documents
+from unmoor.model.variables import REMOVABLE
 
 #: How an operator expects removals; a variable of site.yml and pool.yml.
 EXPECTED = "expect_removed"
