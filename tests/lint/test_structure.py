@@ -40,7 +40,6 @@ LARGER = {
     "unmoor.dns.server.server.Server": "see its module",
     "unmoor.dns.transfer.secondary": "scheduling and the outcome of transfers: to be split",
     "unmoor.dns.transfer.secondary.Secondary": "see its module",
-    "unmoor.probe": "engine, targets and reports: to be split",
 }
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from probe_servers import answering, dns_answer
 
 from unmoor.errors import InvalidInputError
-from unmoor.probe.dnsclient import SOCKETS, DnsClient, Reply
-from unmoor.probe.dnswire import MalformedReplyError, query, question, read_reply
+from unmoor.probe.clients.dnsclient import SOCKETS, DnsClient, Reply
+from unmoor.probe.clients.dnswire import MalformedReplyError, query, question, read_reply
 
 ASKED = question("www.unmoor.test", "A")
 LOOPBACK = [ip_address("127.0.0.1")]

@@ -20,19 +20,19 @@ from typing import Any, TypeVar
 import click
 
 from unmoor.errors import InvalidInputError, Problem, UnmoorError
-from unmoor.probe import chart, report
 from unmoor.probe import reach as reaching
 from unmoor.probe import uniformity as spreading
 from unmoor.probe import watch as watching
-from unmoor.probe.answer import Check, Expectation
-from unmoor.probe.dnsclient import DnsClient
-from unmoor.probe.dnswire import QueryType, question
-from unmoor.probe.engine import Settings
-from unmoor.probe.pool import read_pool
+from unmoor.probe.clients.answer import Check, Expectation
+from unmoor.probe.clients.dnsclient import DnsClient
+from unmoor.probe.clients.dnswire import QueryType, question
+from unmoor.probe.clients.engine import Settings
+from unmoor.probe.clients.targets import blocks, check_size, read_ports, read_prefixes
+from unmoor.probe.clients.via import read_gateways, via
 from unmoor.probe.progress import progress
+from unmoor.probe.results import chart, report
+from unmoor.probe.results.pool import read_pool
 from unmoor.probe.stop import stop_signals
-from unmoor.probe.targets import blocks, check_size, read_ports, read_prefixes
-from unmoor.probe.via import read_gateways, via
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -13,12 +13,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
 
-from unmoor.probe.engine import Engine, Settings
-from unmoor.probe.outcome import Fault, Outcome
+from unmoor.probe.clients.engine import Engine, Settings
+from unmoor.probe.clients.outcome import Fault, Outcome
+from unmoor.probe.clients.targets import Block, Target, pairs
 from unmoor.probe.progress import Show
+from unmoor.probe.results.tally import Tally
 from unmoor.probe.stop import Stop
-from unmoor.probe.tally import Tally
-from unmoor.probe.targets import Block, Target, pairs
 
 #: Seconds between a worker's reports, and between looks at a request to stop.
 _BEAT = 0.25

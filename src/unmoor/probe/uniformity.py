@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
-from unmoor.probe.dnsclient import DnsClient, Reply
-from unmoor.probe.dnswire import Question
-from unmoor.probe.outcome import Fault
-from unmoor.probe.pool import Cells, NumberedPool, divide
+from unmoor.probe.clients.dnsclient import DnsClient, Reply
+from unmoor.probe.clients.dnswire import Question
+from unmoor.probe.clients.outcome import Fault
 from unmoor.probe.progress import Show
-from unmoor.probe.report import failures
-from unmoor.probe.statistics import ChiSquare, expected_distinct
+from unmoor.probe.results.pool import Cells, NumberedPool, divide
+from unmoor.probe.results.report import failures
+from unmoor.probe.results.statistics import ChiSquare, expected_distinct
+from unmoor.probe.results.tally import Tally
 from unmoor.probe.stop import Stop
-from unmoor.probe.tally import Tally
 
 #: Questions in flight at once; a socket buffer holds that many answers.
 WINDOW = 128

@@ -18,13 +18,13 @@ from random import Random
 from time import monotonic, time
 
 from unmoor.model import Prefix
-from unmoor.probe.dnsclient import DnsClient, Reply
-from unmoor.probe.dnswire import Question
-from unmoor.probe.engine import Engine, Settings
-from unmoor.probe.outcome import Fault, Outcome
-from unmoor.probe.report import counts
-from unmoor.probe.tally import latency_ms
-from unmoor.probe.targets import Target, address_text
+from unmoor.probe.clients.dnsclient import DnsClient, Reply
+from unmoor.probe.clients.dnswire import Question
+from unmoor.probe.clients.engine import Engine, Settings
+from unmoor.probe.clients.outcome import Fault, Outcome
+from unmoor.probe.clients.targets import Target, address_text
+from unmoor.probe.results.report import counts
+from unmoor.probe.results.tally import latency_ms
 
 #: Seconds between looks at the time, the stop file and signals.
 _BEAT = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from unmoor.probe.tally import SYN_RETRY, Tally, latency_ms
+from unmoor.probe.results.tally import SYN_RETRY, Tally, latency_ms
 
 
 @dataclass(frozen=True, slots=True)

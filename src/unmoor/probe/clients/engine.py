@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 
-from unmoor.probe.answer import READERS, BadAnswerError, Check, Expectation, http_request
-from unmoor.probe.outcome import Fault, Identity, Outcome, os_fault, tls_fault
-from unmoor.probe.targets import FAMILIES, Target
+from unmoor.probe.clients.answer import READERS, BadAnswerError, Check, Expectation, http_request
+from unmoor.probe.clients.outcome import Fault, Identity, Outcome, os_fault, tls_fault
+from unmoor.probe.clients.targets import FAMILIES, Target
 
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 _BROKEN = select.EPOLLERR | select.EPOLLHUP

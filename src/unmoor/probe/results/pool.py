@@ -10,8 +10,8 @@ from itertools import pairwise
 
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import Prefix
-from unmoor.probe.dnswire import QueryType
-from unmoor.probe.statistics import ChiSquare, chi_square
+from unmoor.probe.clients.dnswire import QueryType
+from unmoor.probe.results.statistics import ChiSquare, chi_square
 
 #: A chi-square test wants at least this many draws expected for each cell.
 DRAWS_PER_CELL = 5

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unmoor.probe.outcome import Fault, Outcome
+from unmoor.probe.clients.outcome import Fault, Outcome
 
 #: A SYN that was lost is sent again after this many seconds (RFC 6298 section 2, as Linux does).
 SYN_RETRY = 1.0

@@ -6,7 +6,7 @@ import errno
 import ssl
 from dataclasses import dataclass
 
-from unmoor.probe.targets import Target
+from unmoor.probe.clients.targets import Target
 
 _CAUSES = {
     errno.ECONNREFUSED: "refused",

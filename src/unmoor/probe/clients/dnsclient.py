@@ -13,9 +13,9 @@ from random import SystemRandom
 from time import monotonic
 
 from unmoor.errors import UnmoorError
-from unmoor.probe.dnswire import MalformedReplyError, Question, query, read_identifier, read_reply
-from unmoor.probe.outcome import Fault
-from unmoor.probe.targets import FAMILIES
+from unmoor.probe.clients.dnswire import MalformedReplyError, Question, query, read_identifier, read_reply
+from unmoor.probe.clients.outcome import Fault
+from unmoor.probe.clients.targets import FAMILIES
 
 #: Sockets for each server. Each has a source port of its own, and it is by ports that routers spread over
 #: edges and the kernel over a server's workers: one socket would ask one worker of one edge only.

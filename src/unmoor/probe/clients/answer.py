@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Literal
 
-from unmoor.probe.outcome import Fault, Identity
-from unmoor.probe.targets import Target
+from unmoor.probe.clients.outcome import Fault, Identity
+from unmoor.probe.clients.targets import Target
 
 Check = Literal["http", "connect", "banner"]
 
