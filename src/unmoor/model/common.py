@@ -168,7 +168,7 @@ def validate(kind: type[D], data: Any, place: str) -> D:
         raise InvalidInputError(problems_of(error, kind, lambda _path: place)) from None
 
 
-_WHYS = {"extra_forbidden": "is not a known key", "missing": "is missing"}
+_WHYS = {"extra_forbidden": "is not a known key", "missing": "is missing", "too_short": "is empty"}
 _FIXES = {
     "extra_forbidden": "remove the key, or correct its spelling",
     "missing": "add the key",
