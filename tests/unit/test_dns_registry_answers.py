@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from unmoor.commands.dns import cli
 from unmoor.dns.answer.export import Export
-from unmoor.dns.check.change import describe_change
 from unmoor.dns.check.check import problems
 from unmoor.dns.hostnames.registry import sha256_of
 from unmoor.dns.hostnames.registry_build import build
 from unmoor.dns.hostnames.registry_list import BadLines, Line
 from unmoor.dns.protocol import names
+from unmoor.model.change import describe_change
 
 SMALL = "$TTL 60\n@ SOA ns h 1 2 3 4 5\n@ NS ns\nns A 198.18.0.53\n"
 STATIC = SMALL + "txt.e TXT t\nsub NS ns\n*.w TXT w\nold DNAME new\nalias CNAME a\n"

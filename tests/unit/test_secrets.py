@@ -16,10 +16,9 @@ import pytest
 import yaml
 
 from unmoor.dns.check import check
-from unmoor.dns.check.change import describe_change
 from unmoor.errors import InvalidInputError
 from unmoor.model import DnsDocument, EdgeDocument, validate
-from unmoor.model.change import compare
+from unmoor.model.change import compare, describe_change
 from unmoor.model.documents import Documents
 from unmoor.model.secrets import Sealer, dump_with_secrets, secret_fields, secret_names, text_with_secrets
 from unmoor.model.variables import Variables
