@@ -360,7 +360,7 @@ def test_lists_of_names_that_were_cut_short(inventory: Path) -> None:
         "zones/unmoor.test.csv:1: has a header line and no names",
         "unmoor_dns_registry = zones/registry.csv: ",
         "ends in the middle of a line: it may have been cut short",
-        "expect_removed = names:3: is not a kind and how many of it go",
+        "expect_removed = names:3: is not KIND:NUMBER",
         options=("-e", "expect_removed=names:3"),
     )
     (inventory / NAMES).write_text("name,account\n")
