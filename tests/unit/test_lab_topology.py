@@ -68,7 +68,7 @@ CASES: list[tuple[Change, str, str]] = [
     (host("edge1", management="198.19.1.99"), "hosts.edge1.management", "is not in management.ipv4"),
     (host("edge1", routes={"default": ["client"]}), "hosts.edge1.routes.default", "shares a network"),
     (host("edge1", routes={"default": ["edge9"]}), "hosts.edge1.routes.default", "shares a network"),
-    (host("edge1", routes={"default": []}), "hosts.edge1.routes.default", "goes over no host"),
+    (host("edge1", routes={"default": []}), "hosts.edge1.routes.default", "has no next hop"),
     (
         host("edge1", routes={"198.18.0.1/20": ["router"]}),
         "hosts.edge1.routes.198.18.0.1/20",

@@ -192,7 +192,7 @@ def test_progress_goes_to_standard_error_only():
         (("reach", "127.0.0.0/8", "--tcp", "80"), "--sample"),
         (("reach", PREFIX, "--tcp", "80", "--via", "edge1"), "is not an IP address"),
         (("reach", PREFIX, "::1", "--tcp", "80", "--via", "127.0.0.1"), "names no IPv6 gateway"),
-        (("reach", PREFIX, "--tcp", "80", "--via", "127.0.0.1"), "this machine's own address"),
+        (("reach", PREFIX, "--tcp", "80", "--via", "127.0.0.1"), "is an address of this machine"),
         (("reach", PREFIX, "--tls", "443", "--ca", "/dev/null"), "has no certificate in PEM form"),
         (("uniformity", "www.test", "--server", "ns1"), "is not an IP address"),
         (("uniformity", "a b", "--server", "127.0.0.1"), "is not a hostname"),

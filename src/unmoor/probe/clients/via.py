@@ -1,8 +1,9 @@
 """Send the packets of one probe through a chosen next hop, independent of the main routing table.
 
 Sockets have a mark (SO_MARK); a rule directs packets with the mark to a table that has a route through the
-gateway only. Marks, rules and tables are per network namespace, and so is the abstract UNIX socket that reserves them: the
-kernel releases its name when the process dies, and the next probe removes the rules that are left.
+gateway only. Marks, rules and tables are per network namespace, and so is the abstract UNIX socket that
+reserves them: the kernel releases its name when the process dies, and the next probe removes the rules that
+are left.
 """
 
 from __future__ import annotations
