@@ -85,7 +85,7 @@ CASES: list[tuple[Change, str, str]] = [
         "hosts.a-long-name.addresses.fabric",
         "too long",
     ),
-    (lambda data: data["hosts"].update(mgmt=data["hosts"]["client"]), "hosts.mgmt", "the lab's own"),
+    (lambda data: data["hosts"].update(mgmt=data["hosts"]["client"]), "hosts.mgmt", "the lab uses itself"),
     (lambda data: data["image"]["packages"].update(base=["no spaces"]), "image.packages.base.0", "pattern"),
 ]
 
