@@ -186,11 +186,11 @@ def failure(title: str, status: int, result: dict[str, Any] | None, errors: str)
         examples = [str(example) for example in result["examples"].get(cause, ())][:1]
         lines.append(f"  {count} times {cause}" + "".join(f"; {example}" for example in examples))
         if "pairs" in result and cause in _ADVICE:
-            lines.append(f"    look: {_ADVICE[cause]}")
+            lines.append(f"    check: {_ADVICE[cause]}")
     if "pairs" in result:
         return lines
     if result["lost"] or result["failed"]:
-        return [*lines, f"    look: {_DNS_ADVICE}"]
+        return [*lines, f"    check: {_DNS_ADVICE}"]
     return lines + _uniformity_summary(title, result)[1:]
 
 

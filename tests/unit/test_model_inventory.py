@@ -216,8 +216,8 @@ def test_every_problem_is_said_at_once(directory: Path) -> None:
         ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_fra": []}, "group pop_fra", "has no hosts"),
         ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_fra": ["edge1"]}, "host edge1", "is in two PoPs"),
         ({"pop_ams": ["edge1"]}, "group edges", "is missing"),
-        ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_AMS": ["edge1"]}, "group pop_AMS", "a second PoP"),
-        ({"edges": ["edge1"], "pop_Ams!": ["edge1"]}, "group pop_Ams!", "is not a PoP's name"),
+        ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_AMS": ["edge1"]}, "group pop_AMS", "has the same PoP name"),
+        ({"edges": ["edge1"], "pop_Ams!": ["edge1"]}, "group pop_Ams!", "is not a valid PoP name"),
     ],
 )
 def test_wrong_groups(directory: Path, groups: dict[str, list[str]], key: str, said: str) -> None:
@@ -325,7 +325,7 @@ def test_a_prefix_over_the_management_network(directory: Path) -> None:
         hosts, GROUPS, {"edge1": directory}, lambda _value: "", machines=machines
     ).problems
     assert [(problem.key, problem.why.split(":")[0]) for problem in found] == [
-        ("unmoor_prefixes.0", "has 198.18.3.1, the address by which edge1 is reached"),
+        ("unmoor_prefixes.0", "has 198.18.3.1, the address of host edge1"),
         ("unmoor_prefixes.1", "has 2001"),
     ]
 

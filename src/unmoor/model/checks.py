@@ -99,7 +99,7 @@ def _check_machines(source: Source, variables: Variables, machines: Mapping[str,
     for number, prefix in enumerate(variables.prefixes):
         inside = [name for name, address in reached.items() if address in prefix]
         if inside:
-            why = f"has {reached[inside[0]]}, the address by which {inside[0]} is reached"
+            why = f"has {reached[inside[0]]}, the address of host {inside[0]}"
             why += f", and those of {len(inside) - 1} more" if inside[1:] else ""
             source.problem(
                 ("prefixes", number), prefix, f"{why}: it would be a local address of each edge", fix
@@ -124,7 +124,7 @@ def _check_proofs(source: Source, variables: Variables) -> None:
             continue
         if "any" in service.ports:
             path: Key = ("services", label, "ports", service.ports.index("any"))
-            why = f"cannot be probed with check: {service.check}, which tries each port on each address"
+            why = f"cannot be probed with check: {service.check}, which connects to each port of each address"
             source.problem(path, "any", why, "add check: none, or name the ports")
         if "tcp" not in service.protocols:
             why = f"has UDP only, which no probe tests: check: {service.check} would prove nothing"

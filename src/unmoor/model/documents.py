@@ -11,7 +11,7 @@ from unmoor.model.edge import EdgeDocument
 
 @dataclass(frozen=True)
 class Documents:
-    """What one edge gets."""
+    """The documents of one edge, and the path of its registry on the controller."""
 
     edge: EdgeDocument
     dns: DnsDocument

@@ -80,7 +80,7 @@ def _read_hostnames(source: Source, number: int, zone: str, path: Path) -> tuple
                         "",
                         "",
                         "has no column `name`",
-                        "begin the file with `name,account` or the like",
+                        "begin the file with a header, as in `name,account`",
                     )
                 )
                 return ()
@@ -110,11 +110,11 @@ def _read_hostnames(source: Source, number: int, zone: str, path: Path) -> tuple
         return ()
     if not lines:
         why = "has a header line and no names"
-        fix = "write the names; or remove hostnames_file from the zone, if it is to have none"
+        fix = "write the names; or remove hostnames_file from the zone"
         source.problems.append(Problem(f"{path}:1", "", "", why, fix))
     elif not path.read_bytes().endswith(b"\n"):
-        why = "ends in the middle of a line: it may have been cut short"
-        fix = "write the file again; if it is whole, end its last line"
+        why = "ends without a newline: it may be truncated"
+        fix = "write the file again; if it is complete, add the newline"
         source.problems.append(Problem(f"{path}:{lines}", "", "", why, fix))
     return tuple(Hostnames(tags=dict(tags), names=tuple(names)) for tags, names in by_tags.items())
 
@@ -126,6 +126,6 @@ def _name_problem(name: str, zone: str) -> tuple[str, str] | None:
     whole, apex = name.lower(), zone.lower().rstrip(".")
     if apex and (whole == apex or whole.endswith(f".{apex}")):
         relative = name[: -len(apex) - 1] or "@"
-        why = f"is a whole name, and names here are relative to the zone: it would be {name}.{apex}"
+        why = f"is an absolute name, but names here are relative to the zone: it would become {name}.{apex}"
         return why, f"write {relative}, or {name}. with a final dot"
     return None

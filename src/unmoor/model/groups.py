@@ -62,9 +62,9 @@ def _pop_name_problems(pops: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
         try:
             adapter.validate_python(name.removeprefix(POP_GROUP))
         except ValidationError:
-            fix = "name it pop_ and lower case letters, digits, '-' or '_', as in pop_ams"
-            yield Problem("inventory", f"group {name}", "", "is not a PoP's name", fix)
+            fix = "write pop_, then lower case letters, digits, '-' or '_', as in pop_ams"
+            yield Problem("inventory", f"group {name}", "", "is not a valid PoP name", fix)
     for one, other in combinations(pops, 2):
         if one.lower().replace("-", "_") == other.lower().replace("-", "_"):
             fix = "join the two groups, or give one PoP another name"
-            yield Problem("inventory", f"group {other}", "", f"is a second PoP of the name of {one}", fix)
+            yield Problem("inventory", f"group {other}", "", f"has the same PoP name as {one}", fix)

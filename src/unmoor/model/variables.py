@@ -73,16 +73,16 @@ class Variables(Document):
         default_factory=dict, description="As tsig_keys of dns.json; keep it in a vault."
     )
     dns_unicast: tuple[Address, ...] = Field(
-        (), description="The edge's own addresses on which its DNS server answers; gates ask there."
+        (), description="The edge's own addresses of its DNS server, which gates query."
     )
     dns_anycast: tuple[Address, ...] = Field(
-        (), description="Addresses of the DNS service that every edge answers on; made local on each."
+        (), description="Addresses of the DNS service, shared by all edges and local on each."
     )
     dns_port: int = Field(53, ge=1, le=65535, description="UDP and TCP port of the DNS server.")
     dns_service: str = Field(
         "",
-        description="Label of a service, UDP and TCP on dns_port, whose prefixes the DNS server answers on "
-        "beside its own addresses.",
+        description="Label of a service with UDP and TCP on dns_port: the DNS server answers on its prefixes "
+        "too, besides its own addresses.",
     )
     dns_workers: int = Field(0, ge=0, le=256, description="DNS worker processes; 0 means one for each core.")
     dns_cookie_secret: CookieSecret = Field(
@@ -102,21 +102,21 @@ class Variables(Document):
     dns_count_addresses: bool = Field(True, description="As count_addresses of dns.json.")
     dns_registry: str = Field(
         "",
-        description="Millions of hostnames beside those of the zones, in `zones/` of the inventory's "
-        "directory: built by `unmoor dns registry build`, or a list (CSV, JSON lines) to build from.",
+        description="File of millions of further hostnames, in `zones/` of the inventory's directory: "
+        "built by `unmoor dns registry build`, or a list (CSV, JSON lines) to build from.",
     )
     removals_unasked: dict[Literal["prefixes", "services", "zones", "hostnames"], NonNegativeInt] = Field(
         default_factory=dict,
-        description="How many of each may be removed by one run without -e expect_removed; without it, none.",
+        description="Number of each that one run may remove without -e expect_removed; by default none.",
     )
     own_listeners: tuple[Label, ...] = Field(
         (),
-        description="Labels of services whose sockets the operator's own listeners register; those of role "
-        "listener and of the DNS server need not be named.",
+        description="Labels of services whose sockets the operator's own listeners register, besides those "
+        "of role listener and of the DNS server.",
     )
     probe_ca: str | None = Field(
         None,
-        description="File of certificates (PEM) that probes trust, on the vantage host, not the system's.",
+        description="File on the vantage host: certificates (PEM) that probes trust, not the system's.",
     )
     vantage: str | None = Field(None, description="Host from which a whole PoP is proved.")
     gate_vantage: str | None = Field(
@@ -124,8 +124,8 @@ class Variables(Document):
     )
     gate_via: tuple[Address, ...] = Field(
         (),
-        description="The edge's addresses as next hops, one a family, by which the gate reaches it alone; "
-        "without it, unmoor_dns_unicast.",
+        description="The edge's addresses, one per family, that the gate uses as next hops; by default "
+        "unmoor_dns_unicast.",
     )
 
 
