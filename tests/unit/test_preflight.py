@@ -359,7 +359,7 @@ def test_lists_of_names_that_were_cut_short(inventory: Path) -> None:
         3,
         "zones/unmoor.test.csv:1: has a header line and no names",
         "unmoor_dns_registry = zones/registry.csv: ",
-        "ends without a newline: it may be truncated",
+        "ends in the middle of a line: it may have been cut short",
         "expect_removed = names:3: is not KIND:NUMBER",
         options=("-e", "expect_removed=names:3"),
     )
