@@ -216,7 +216,7 @@ def test_every_problem_is_said_at_once(directory: Path) -> None:
         ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_fra": []}, "group pop_fra", "has no hosts"),
         ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_fra": ["edge1"]}, "host edge1", "is in two PoPs"),
         ({"pop_ams": ["edge1"]}, "group edges", "is missing"),
-        ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_AMS": ["edge1"]}, "group pop_AMS", "has the same PoP name"),
+        ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_AMS": ["edge1"]}, "group pop_AMS", "same PoP name"),
         ({"edges": ["edge1"], "pop_Ams!": ["edge1"]}, "group pop_Ams!", "is not a valid PoP name"),
     ],
 )
