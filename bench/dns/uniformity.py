@@ -18,7 +18,7 @@ from typing import Any
 
 from ours import document, query, report, row, serving
 
-from unmoor.probe.statistics import chi_square
+from unmoor.probe.results.statistics import chi_square
 
 PORT = 5393
 SOCKETS = 4

@@ -27,19 +27,13 @@ from unmoor.dns.check.check import zone_problems
 from unmoor.dns.hostnames import registry_cache
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import DnsDocument
-from unmoor.model.inventory import (
-    EDGES_GROUP,
-    HOST_PLACE,
-    POP_GROUP,
-    PREFIX,
-    Documents,
-    Source,
-    compile_inventory,
-    merged,
-)
+from unmoor.model.compile import compile_inventory, merged
+from unmoor.model.documents import Documents
+from unmoor.model.groups import EDGES_GROUP, POP_GROUP
 from unmoor.model.removals import EXPECTED, parse_expected
 from unmoor.model.roles import LISTENERS, unknown_variables, unserved
 from unmoor.model.secrets import Sealer, text_with_secrets
+from unmoor.model.variables import HOST_PLACE, PREFIX, Source
 
 try:  # Where a value stands (file and line). Not public yet; without it, errors name the host only.
     from ansible._internal._datatag._tags import Origin

@@ -11,7 +11,7 @@ from unmoor import proof
 from unmoor.in_use import not_bound, taken_away
 from unmoor.model import DnsDocument, EdgeDocument, validate
 from unmoor.model.change import compare
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 from unmoor.model.removals import parse_expected, unexpected
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from unmoor.model.inventory import POP_GROUP
+from unmoor.model.groups import POP_GROUP
 
 
 def unmoor_unfinished(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which addresses DNS answers with, and which of these a change would take away from clients."""
+"""Addresses in use by DNS, and those that a change would take away from clients."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from unmoor.dns.protocol.svcb import TYPES as SERVICE_BINDINGS
 from unmoor.dns.zones import static_zone
 from unmoor.dns.zones.zone_file import ZoneFileError
 from unmoor.model import DnsDocument, EdgeDocument, Policy, Prefix
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 
 _ADDRESS: dict[int, type[IPv4Address] | type[IPv6Address]] = {4: IPv4Address, 6: IPv6Address}
 
 
 @dataclass(frozen=True)
 class InUse:
-    """The addresses of answers: `ranges` are those of policies by IP version, in order and disjoint.
+    """Addresses that DNS answers with.
 
-    `records` are those of static A and AAAA records and of address hints in static HTTPS and SVCB records,
-    each with the name that owns the record.
+    `ranges` are those of policies, by IP version, in order and disjoint. `records` are those of static A and
+    AAAA records and of address hints in static HTTPS and SVCB records, each with the record's owner name.
     """
 
     ranges: dict[int, tuple[Range, ...]]
     records: dict[IPv4Address | IPv6Address, str]
 
     def prefixes(self) -> tuple[Prefix, ...]:
-        """The addresses of policies as the fewest prefixes."""
+        """Return the addresses of policies as the smallest number of prefixes."""
         return tuple(chain.from_iterable(_prefixes(version, self.ranges[version]) for version in (4, 6)))
 
 
 def addresses_in_use(document: DnsDocument) -> InUse:
-    """Every address that the server of `document` may answer with.
+    """Return every address that the server of `document` may answer with.
 
-    That is, of each policy that can match in its PoP, the addresses of its pool and of those in `also`, less
-    what these exclude, or those that it pins; address hints of HTTPS and SVCB answers are among them. And of
-    zones that the document holds, the static records; those of transferred zones are not known here.
+    These are, for each policy that can match in the PoP, its pinned addresses, or those of its pools without
+    the excluded ones; and the addresses of static records of zones in the document. Records of transferred
+    zones are not known here.
     """
     found: dict[int, list[Range]] = {4: [], 6: []}
     for policy in document.policies:
@@ -58,14 +58,14 @@ def addresses_in_use(document: DnsDocument) -> InUse:
 
 
 def taken_away(old: Documents, new: Documents) -> Iterator[str]:
-    """Why `new` must not replace `old` on an edge in one step: addresses in use that would go.
+    """Yield the reasons why `new` must not replace `old` on an edge: addresses in use that it removes.
 
     Addresses of policies must stay in use; those of static records must stay bound or local.
     """
     was, stays = addresses_in_use(old.dns), addresses_in_use(new.dns)
     for version in (4, 6):
         for part in _prefixes(version, without(was.ranges[version], stays.ranges[version])):
-            yield f"addresses of {part} are in use by DNS and would go: run playbooks/pool.yml first"
+            yield f"addresses of {part} are in use by DNS and would be removed: run playbooks/pool.yml first"
     before, after = _local(old.edge), _local(new.edge)
     for address, owner in (was.records | stays.records).items():
         if _holds(before, address) and not _holds(after, address):
@@ -76,7 +76,7 @@ def taken_away(old: Documents, new: Documents) -> Iterator[str]:
 
 
 def not_bound(document: DnsDocument, edge: EdgeDocument) -> tuple[Prefix, ...]:
-    """Addresses that policies of `document` answer with and that `edge` takes no connections for."""
+    """Return addresses that policies of `document` answer with and that `edge` does not bind."""
     used = addresses_in_use(document).ranges
     bound: dict[int, list[Range]] = {4: [], 6: []}
     for prefix in edge.prefixes:
@@ -102,7 +102,7 @@ def _addresses_of_records(document: DnsDocument) -> Iterator[tuple[IPv4Address |
         try:
             nodes = static_zone.read(zone.records, names.from_text(zone.name)).nodes
         except (ZoneFileError, ValueError):
-            continue  # such a document is refused elsewhere, and a server never had it in force
+            continue  # the check of the document reports it; no server runs it
         for owner, node in nodes.items():
             for address in chain.from_iterable(_addresses_of(rrset) for rrset in node.values()):
                 yield address, names.to_text(owner)
@@ -124,7 +124,7 @@ def _addresses_of(rrset: message.RRset) -> Iterator[IPv4Address | IPv6Address]:
 
 
 def _merged(ranges: Iterable[Range]) -> Iterator[Range]:
-    """The same addresses as the fewest ranges, in order."""
+    """Merge ranges that overlap or touch; yield them in order."""
     current: Range | None = None
     for each in sorted(ranges):
         if current is None or each.first > current.first + current.size:

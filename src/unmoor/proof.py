@@ -1,6 +1,6 @@
-"""What to run, outside of the edges, to prove that an edge or a whole PoP does what its documents say.
+"""Proofs of an edge or of a whole PoP: runs of the probe, derived from the documents.
 
-Pure: from documents to arguments of `unmoor probe`; playbooks run these on a vantage host.
+Pure: it returns arguments of `unmoor probe`, which playbooks run on a vantage host.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from unmoor.dns.check.check import inspect
 from unmoor.dns.policy.policies import first_match, matchers
 from unmoor.dns.protocol import names
 from unmoor.model import DnsDocument, Policy, Prefix, Service
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 
-#: Queries that a pool is asked with: five for each address, as the chi-square test wants them, within bounds.
+#: Queries per pool: five for each address, as the chi-square test requires, within bounds.
 QUERIES_PER_ADDRESS = 5.2
-FEWEST_QUERIES, MOST_QUERIES = 2_000, 25_000
-#: A gate asks for the answers' addresses only; how they are spread is proved for the whole PoP.
+MIN_QUERIES, MAX_QUERIES = 2_000, 25_000
+#: Queries of a gate, which checks only that answers are in the pool. A PoP's proof tests uniformity.
 GATE_QUERIES = 200
-#: Random addresses of each prefix that a gate connects to, with the edges of the range, on every port.
+#: Random addresses of each prefix, besides the ends of its range, that a gate connects to on every port.
 GATE_SAMPLE = 12
 
 
 @dataclass(frozen=True)
 class Proof:
-    """One run of the probe: what it proves, and its arguments."""
+    """One run of the probe: its title and its arguments."""
 
     title: str
     arguments: tuple[str, ...]
@@ -36,7 +36,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Example:
-    """A hostname that one policy answers queries of one type for."""
+    """A hostname whose queries of one type are answered by one policy."""
 
     policy: Policy
     name: str
@@ -44,7 +44,7 @@ class Example:
 
 
 def of_edge(documents: Documents, via: Sequence[str], ca: str | None) -> Iterator[Proof]:
-    """Prove one edge alone by a sample of everything, packets sent straight to its addresses `via`."""
+    """Yield proofs of one edge: a sample of everything, with packets sent to the next hops `via`."""
     only = [*(word for gateway in via for word in ("--via", gateway)), "--edge", documents.edge.edge]
     yield from _reach(documents, ca, [*only, "--sample", str(GATE_SAMPLE)])
     anycast = {prefix.network_address for prefix in documents.edge.addresses}
@@ -55,7 +55,7 @@ def of_edge(documents: Documents, via: Sequence[str], ca: str | None) -> Iterato
 
 
 def of_pop(documents: Documents, ca: str | None) -> Iterator[Proof]:
-    """Prove a whole PoP, by one edge's documents: every IPv4 address, and how answers are spread."""
+    """Yield proofs of a PoP from one edge's documents: every IPv4 address, and uniformity of answers."""
     yield from _reach(documents, ca, [])
     anycast = [str(prefix.network_address) for prefix in documents.edge.addresses]
     servers = anycast or [str(address) for address in documents.dns.listen]
@@ -64,23 +64,23 @@ def of_pop(documents: Documents, ca: str | None) -> Iterator[Proof]:
             yield from _over_udp(documents, service.prefixes or documents.edge.prefixes)
     for example in examples(documents):
         addresses = sum(part.num_addresses for part in _parts(documents.dns, example))
-        queries = min(max(int(addresses * QUERIES_PER_ADDRESS), FEWEST_QUERIES), MOST_QUERIES)
+        queries = min(max(int(addresses * QUERIES_PER_ADDRESS), MIN_QUERIES), MAX_QUERIES)
         if example.qtype == "AAAA":
-            queries = FEWEST_QUERIES  # such pools are too large to see each address
+            queries = MIN_QUERIES  # such pools are too large to see each address
         yield _uniformity(documents.dns, example, servers, queries)
 
 
 def unproved(documents: Documents) -> Iterator[str]:
-    """Name the services that no proof reaches, in whole or in part."""
+    """Yield a line for each service that no proof covers, or only in part."""
     for service in documents.edge.services:
         if service.check == "none":
             yield f"Not proved: service {service.label} has check: none."
         elif "udp" in service.protocols and not _is_dns(documents.dns, service):
-            yield f"Not proved: service {service.label} over UDP; its check is by TCP."
+            yield f"Not proved: service {service.label} over UDP; its check uses TCP."
 
 
 def _is_dns(document: DnsDocument, service: Service) -> bool:
-    """Whether the DNS server itself answers on the service's prefixes."""
+    """Report whether the DNS server answers on the prefixes of `service`."""
     return (
         document.any_address
         and service.ports == (document.port,)
@@ -89,9 +89,9 @@ def _is_dns(document: DnsDocument, service: Service) -> bool:
 
 
 def examples(documents: Documents) -> Iterator[Example]:
-    """For each policy whose answers are spread evenly over one pool, and each query type, a hostname.
+    """Yield one hostname for each query type and each policy that draws evenly from one pool.
 
-    It is the first one registered that the policy answers.
+    It is the first registered hostname that the policy answers.
     """
     document = documents.dns
     ordered = matchers(document)
@@ -108,18 +108,18 @@ def examples(documents: Documents) -> Iterator[Example]:
 
 
 def _even(document: DnsDocument, policy: Policy) -> bool:
-    """Whether each address of the policy's pool is as likely as every other, whoever asks."""
+    """Report whether all addresses of the policy's pool are equally likely for every client."""
     answer = policy.answer
     plain = answer.strategy == "random" and not answer.also and answer.records == 1
     return plain and not document.pools[answer.pool].exclude and policy.match.clients is None
 
 
 def _over_udp(documents: Documents, prefixes: Sequence[Prefix]) -> Iterator[Proof]:
-    """Ask the DNS server by UDP on the first and the last address of each of a service's prefixes."""
-    for asked in islice(examples(documents), 1):
+    """Query the DNS server by UDP at the first and the last address of each of `prefixes`."""
+    for example in islice(examples(documents), 1):
         for prefix in prefixes:
             ends = dict.fromkeys((str(prefix.network_address), str(prefix.broadcast_address)))
-            yield _uniformity(documents.dns, asked, list(ends), GATE_QUERIES)
+            yield _uniformity(documents.dns, example, list(ends), GATE_QUERIES)
 
 
 def _parts(document: DnsDocument, example: Example) -> tuple[Prefix, ...]:
@@ -139,7 +139,7 @@ def _uniformity(document: DnsDocument, example: Example, servers: Sequence[str],
 
 
 def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterator[Proof]:
-    """One run for all services that are looked at in the same way, on the same prefixes."""
+    """Yield one run for all services with the same check and the same prefixes."""
     together: dict[tuple[str, tuple[Prefix, ...]], list[Service]] = defaultdict(list)
     for service in documents.edge.services:
         if service.check != "none" and "tcp" in service.protocols:
@@ -161,22 +161,22 @@ def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterato
 
 
 def summary(title: str, result: dict[str, Any]) -> list[str]:
-    """Say in a few lines what one run of the probe printed as JSON."""
+    """Summarize the JSON output of one run of the probe."""
     return _reach_summary(title, result) if "pairs" in result else _uniformity_summary(title, result)
 
 
-#: Where to look first, by what a probe saw: at connections, and at DNS queries.
-_LOOK = {
+#: Advice by the cause of failed connections, and for failed DNS queries.
+_ADVICE = {
     "refused": "is the listener registered? On the edge: unmoor sockets status, systemctl status of its unit",
     "timeout": "are the prefixes routed to the edge, and local there? Try unmoor anyip apply --check on it",
-    "unreachable": "has the vantage host a route, and is the edge its neighbour (unmoor_gate_via)?",
+    "unreachable": "does the vantage host have a route, and is the edge on its link (unmoor_gate_via)?",
     "wrong edge": "another edge took the connection: see unmoor_gate_vantage and unmoor_gate_via",
 }
-_LOOK_AT_DNS = "does the DNS server run? On the edge: systemctl status unmoor-dns; unmoor dns status"
+_DNS_ADVICE = "does the DNS server run? On the edge: systemctl status unmoor-dns; unmoor dns status"
 
 
 def failure(title: str, status: int, result: dict[str, Any] | None, errors: str) -> list[str]:
-    """Say in a few lines why one run of the probe failed, and where to look; nothing when it did not."""
+    """Describe why one run of the probe failed, with advice; return no lines if it passed."""
     if status == 0:
         return []
     if result is None:
@@ -185,12 +185,12 @@ def failure(title: str, status: int, result: dict[str, Any] | None, errors: str)
     for cause, count in result["causes"].items():
         examples = [str(example) for example in result["examples"].get(cause, ())][:1]
         lines.append(f"  {count} times {cause}" + "".join(f"; {example}" for example in examples))
-        if "pairs" in result and cause in _LOOK:
-            lines.append(f"    look: {_LOOK[cause]}")
+        if "pairs" in result and cause in _ADVICE:
+            lines.append(f"    check: {_ADVICE[cause]}")
     if "pairs" in result:
         return lines
     if result["lost"] or result["failed"]:
-        return [*lines, f"    look: {_LOOK_AT_DNS}"]
+        return [*lines, f"    check: {_DNS_ADVICE}"]
     return lines + _uniformity_summary(title, result)[1:]
 
 
@@ -210,6 +210,6 @@ def _uniformity_summary(title: str, result: dict[str, Any]) -> list[str]:
     size = result["pool_size"]
     return [
         f"{title}:",
-        f"  {result['queries']} queries asked, {result['lost']} lost, {result['outside']} answers outside",
+        f"  {result['queries']} queries sent, {result['lost']} lost, {result['outside']} answers outside",
         f"  {result['distinct']} distinct addresses of {size} seen; chi-square p {result['p']:.3f}",
     ]

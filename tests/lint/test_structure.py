@@ -41,8 +41,6 @@ LARGER = {
     "unmoor.dns.server.server.Server": "see its module",
     "unmoor.dns.transfer.secondary": "scheduling and the outcome of transfers: to be split",
     "unmoor.dns.transfer.secondary.Secondary": "see its module",
-    "unmoor.model.inventory": "variables, groups, files and compilation: to be split",
-    "unmoor.probe": "engine, targets and reports: to be split",
 }
 
 

@@ -49,9 +49,9 @@ print("serving", flush=True)
 LOST_GATEWAY = """
 import subprocess
 from contextlib import closing
-from unmoor.probe.engine import Engine, Settings
-from unmoor.probe.targets import Target
-from unmoor.probe.via import read_gateways, via
+from unmoor.probe.clients.engine import Engine, Settings
+from unmoor.probe.clients.targets import Target
+from unmoor.probe.clients.via import read_gateways, via
 
 found = []
 with via(read_gateways(["198.19.1.12", "2001:db8:f001::12"], [])) as mark:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unmoor.in_use import addresses_in_use, not_bound, taken_away
 from unmoor.model import DnsDocument, EdgeDocument
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 
 POOLS = {
     "free": {"ipv4": ["198.18.0.0/24"], "ipv6": ["2001:db8:100::/64"]},
@@ -82,7 +82,7 @@ def test_addresses_of_static_records_and_hints() -> None:
 def test_a_pool_in_also_must_not_go() -> None:
     lines = list(taken_away(documents({"also": {"spare": 1}}), documents()))
     assert lines == [
-        "addresses of 198.18.1.0/24 are in use by DNS and would go: run playbooks/pool.yml first"
+        "addresses of 198.18.1.0/24 are in use by DNS and would be removed: run playbooks/pool.yml first"
     ]
 
 

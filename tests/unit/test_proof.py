@@ -9,7 +9,7 @@ import pytest
 
 from unmoor import proof
 from unmoor.model import DnsDocument, EdgeDocument
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 
 ZONE = "@ 60 IN SOA ns1 root 1 2 3 4 5\n@ 60 IN NS ns1\nns1 60 IN A 198.51.100.53\n"
 
@@ -134,6 +134,6 @@ def test_the_dns_server_is_asked_by_udp_on_its_services_prefixes() -> None:
 def test_services_that_no_proof_reaches_are_named() -> None:
     found = list(proof.unproved(documents(dns=DNS_SERVICE, game={"ports": [9], "check": "none"})))
     assert found == [
-        "Not proved: service dns over UDP; its check is by TCP.",
+        "Not proved: service dns over UDP; its check uses TCP.",
         "Not proved: service game has check: none.",
     ]

@@ -1,4 +1,4 @@
-"""The `unmoor` command line: thin; each group is a module of this package, imported when it is used."""
+"""The `unmoor` command line. Each command group is a module of this package, imported on use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import click
 import unmoor
 from unmoor.errors import UnmoorError
 
-#: Command to the module that defines it as `cli`, and its line of help. Listed here so that `unmoor --help`
-#: imports none of them: an edge's unit calls this program at every start of a listener.
+#: The module of each command, which defines `cli`, and the command's line of help. Help imports none of them:
+#: an edge's units run this program at each start of a listener.
 COMMANDS = {
     "anyip": ("unmoor.commands.anyip", "Make the edge's prefixes local to this host."),
     "dns": ("unmoor.commands.dns", "The authoritative DNS randomizer."),
-    "lab": ("unmoor.commands.lab", "Machines of our own on one computer."),
-    "probe": ("unmoor.commands.probe", "Look from outside: reach and uniformity."),
+    "lab": ("unmoor.commands.lab", "Virtual hosts on one computer."),
+    "probe": ("unmoor.commands.probe", "Probe a PoP from outside: reach, uniformity, watch."),
     "schema": ("unmoor.commands.schema", "Print the JSON Schema of a document."),
     "validate": ("unmoor.commands.validate", "Check a document against its schema."),
     "sockets": ("unmoor.commands.sockets", "The sk_lookup half: dispatch table, sockets, counters."),
@@ -51,14 +51,14 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; what an operator can mend is printed without a traceback, exit status 2."""
+    """Run the command line. An UnmoorError is printed without a traceback; the exit status is 2."""
     try:
         cli()
     except UnmoorError as error:
         click.echo(f"unmoor: {error}", err=True)
         sys.exit(2)
     except (OSError, ImportError) as error:
-        # An import opens files, too; of a shared library the error is text alone.
+        # An import opens files too; for a shared library the error has only text, no errno.
         limits = (errno.EMFILE, errno.ENFILE)
         if getattr(error, "errno", None) not in limits and os.strerror(errno.EMFILE) not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""`unmoor lab`: machines of our own on one computer."""
+"""`unmoor lab`: virtual hosts on one computer."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def _topology(function: F) -> F:
         "--topology",
         "topology_file",
         type=click.Path(path_type=Path),
-        help=f"What to build. Default: {topology.DEFAULT}, in this directory or above.",
+        help=f"File of the hosts and networks. Default: {topology.DEFAULT}, in this directory or above.",
     )(function)
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     click.echo(text, err=True)
 
 
 @click.group()
 def cli() -> None:
-    """Machines of our own on one computer: edges, a router, a client."""
+    """Virtual hosts on one computer: edges, a router, a client."""
 
 
 @cli.command()
@@ -56,10 +56,10 @@ def cli() -> None:
     help="Boot with the roles' packages installed, or as a fresh machine.",
 )
 def up(name: str, topology_file: Path | None, kind: lab.Kind) -> None:
-    """Build the lab unless it is there, and wait until every host has booted."""
+    """Build the lab if it does not exist, and wait until every host has booted."""
     place, wanted = Layout(name), topology.load(topology.find(topology_file))
     begun = time.monotonic()
-    lab.up(place, wanted, kind, _say)
+    lab.up(place, wanted, kind, _report)
     click.echo(f"lab {name}: {len(wanted.hosts)} hosts up in {time.monotonic() - begun:.1f} s")
     click.echo(f"  unmoor lab shell {next(iter(wanted.hosts))}" + f" --name {name}" * (name != "pop"))
     click.echo(f"  ssh -F {place.ssh_config} {next(iter(wanted.hosts))}")
@@ -69,7 +69,7 @@ def up(name: str, topology_file: Path | None, kind: lab.Kind) -> None:
 @_name
 @click.option("--all", "everything", is_flag=True, help="Every lab on this computer.")
 def down(name: str, everything: bool) -> None:
-    """Remove the lab, also a broken one; nothing of it is left."""
+    """Remove the lab completely, even if it is broken."""
     for each in lab.names() if everything else [name]:
         lab.down(Layout(each))
         click.echo(f"lab {each} is down")
@@ -77,15 +77,15 @@ def down(name: str, everything: bool) -> None:
 
 @cli.command()
 @_name
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(name: str, as_json: bool) -> None:
-    """Show how the hosts are; exit status 1 unless all of them run."""
+    """Show the state of the hosts; exit with status 1 unless all are running."""
     place = Layout(name)
     try:
         hosts = lab.status(place)
     except UnmoorError as error:
         hosts = []
-        _say(f"unmoor: {error}")
+        _report(f"unmoor: {error}")
     if as_json:
         shown = {
             "lab": name,
@@ -106,7 +106,7 @@ def status(name: str, as_json: bool) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND as root in HOST and return its exit status."""
-    # Options stop at HOST, so a '--' between it and the command is still there.
+    # Options end at HOST, so a '--' between HOST and COMMAND is not removed by click.
     _enter(name, host, command[command[0] == "--" :])
 
 
@@ -129,7 +129,7 @@ def _enter(name: str, host: str, command: tuple[str, ...]) -> None:
 @cli.command("image")
 @_topology
 def image_(topology_file: Path | None) -> None:
-    """Build the image that hosts boot from, unless it is there, and print where it is."""
+    """Build the image of the hosts if it does not exist, and print its path."""
     require_root()
     require_programs()
     with image.ready(topology.load(topology.find(topology_file)).image) as path:

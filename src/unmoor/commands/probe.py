@@ -1,4 +1,4 @@
-"""`unmoor probe`: looks from outside."""
+"""`unmoor probe`: tests of a PoP from outside."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ from typing import Any, TypeVar
 import click
 
 from unmoor.errors import InvalidInputError, Problem, UnmoorError
-from unmoor.probe import chart, report
-from unmoor.probe import reach as reaching
-from unmoor.probe import uniformity as spreading
-from unmoor.probe import watch as watching
-from unmoor.probe.answer import Check, Expectation
-from unmoor.probe.dnsclient import DnsClient
-from unmoor.probe.dnswire import QueryType, question
-from unmoor.probe.engine import Settings
-from unmoor.probe.pool import read_pool
+from unmoor.probe import reach as reach_probe
+from unmoor.probe import uniformity as uniformity_probe
+from unmoor.probe import watch as watch_probe
+from unmoor.probe.clients.answer import Check, Expectation
+from unmoor.probe.clients.dnsclient import DnsClient
+from unmoor.probe.clients.dnswire import QueryType, question
+from unmoor.probe.clients.engine import Settings
+from unmoor.probe.clients.targets import blocks, check_size, read_ports, read_prefixes
+from unmoor.probe.clients.via import read_gateways, via
 from unmoor.probe.progress import progress
+from unmoor.probe.results import chart, report
+from unmoor.probe.results.pool import read_pool
 from unmoor.probe.stop import stop_signals
-from unmoor.probe.targets import blocks, check_size, read_ports, read_prefixes
-from unmoor.probe.via import read_gateways, via
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What a connection is: the same options wherever connections are made.
+# The options of both commands that make connections.
 _CONNECTION_OPTIONS = (
-    click.option("--tcp", metavar="PORTS", default="", help="Ports that speak plainly: 80,8080,9000-9009."),
-    click.option("--tls", metavar="PORTS", default="", help="Ports that speak TLS."),
-    click.option("--sni", metavar="NAME", default="", help="Server name sent, and demanded of certificates."),
+    click.option("--tcp", metavar="PORTS", default="", help="Ports without TLS: 80,8080,9000-9009."),
+    click.option("--tls", metavar="PORTS", default="", help="Ports with TLS."),
+    click.option(
+        "--sni", metavar="NAME", default="", help="Server name to send, for which certificates must be valid."
+    ),
     click.option(
         "--ca",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -51,7 +53,7 @@ _CONNECTION_OPTIONS = (
         type=click.Choice(["http", "connect", "banner"]),
         default="http",
         show_default=True,
-        help="What is an answer: an HTTP response, the connection (or handshake) itself, a line on connect.",
+        help="What counts as an answer: an HTTP response, the connection (or handshake), a line on connect.",
     ),
     click.option(
         "--service",
@@ -59,11 +61,11 @@ _CONNECTION_OPTIONS = (
         multiple=True,
         help="The service that must answer on these ports; repeatable.",
     ),
-    click.option("--edge", metavar="NAME", default="", help="Demand that this edge answers everything."),
+    click.option("--edge", metavar="NAME", default="", help="Require that this edge answers everything."),
     click.option(
         "--anonymous",
         is_flag=True,
-        help="Accept answers that do not say which edge, service or address they are.",
+        help="Accept answers without the names of edge, service and address.",
     ),
     click.option(
         "--timeout",
@@ -103,7 +105,7 @@ def _server_options(*, required: bool) -> Callable[[F], F]:
 
 @click.group()
 def cli() -> None:
-    """Look from outside: does every address answer, and are DNS answers spread evenly?"""
+    """Test a PoP from outside: whether every address answers, and whether DNS answers are spread evenly."""
 
 
 @cli.command()
@@ -113,24 +115,24 @@ def cli() -> None:
 @click.option(
     "--sample",
     type=click.IntRange(1),
-    help="Addresses of each prefix, with its edges, instead of every IPv4 one.",
+    help="Addresses of each prefix, besides the ends of its range, instead of every IPv4 one.",
 )
 @click.option(
     "--sample6", type=click.IntRange(1), help="Addresses of each IPv6 prefix.  [default: --sample, or 256]"
 )
-@click.option("--seed", metavar="TEXT", help="Choose the same sample again.  [default: a new one]")
+@click.option("--seed", metavar="TEXT", help="Seed of the sample, to repeat it.  [default: random]")
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 4096),
     default=128,
     show_default=True,
-    help="Connections at once, over all processes.",
+    help="Connections at once, in all processes together.",
 )
 @click.option(
     "--processes", type=click.IntRange(1, 256), help="Worker processes.  [default: one for each core]"
 )
 @click.option(
-    "--examples", type=click.IntRange(0), default=3, show_default=True, help="Shown for each cause."
+    "--examples", type=click.IntRange(0), default=3, show_default=True, help="Examples shown for each cause."
 )
 @_JSON
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -148,10 +150,10 @@ def reach(
     quiet: bool,
     **connection: Any,
 ) -> None:
-    """Connect to every (address, port) pair of PREFIX... and see that the right service answers.
+    """Connect to every (address, port) pair of PREFIX... and check that the right service answers.
 
-    IPv4 prefixes are probed wholly, IPv6 ones by a seeded random sample and the edges of the range. Exit
-    status 1 when anything failed.
+    Every address of an IPv4 prefix is probed; of an IPv6 prefix, a seeded random sample and the ends of the
+    range. The exit status is 1 if anything failed.
     """
     wanted = read_prefixes(prefixes)
     next_hops = read_gateways(gateways, wanted)
@@ -160,7 +162,7 @@ def reach(
     chosen = blocks(wanted, sample4=sample, sample6=sample6 or sample or 256, seed=seed)
     pairs = check_size(chosen, len(plain) + len(tls))
     with stop_signals() as stop, via(next_hops) as mark:
-        plan = reaching.Plan(
+        plan = reach_probe.Plan(
             chosen,
             plain,
             tls,
@@ -170,7 +172,7 @@ def reach(
             examples,
         )
         with progress("reach", pairs, quiet=quiet) as show:
-            tally = reaching.run(plan, show, stop)
+            tally = reach_probe.run(plan, show, stop)
     reached = report.Reached(tally, pairs, seed, stop.requested)
     _print(report.as_json(reached) if as_json else "\n".join(report.as_text(reached)))
     sys.exit(0 if reached.passed else 1)
@@ -185,13 +187,13 @@ def reach(
     type=click.IntRange(1, 10_000_000),
     default=50_000,
     show_default=True,
-    help="How many to ask.",
+    help="Number of queries.",
 )
+@click.option("--pool", metavar="PREFIX", multiple=True, help="A prefix of the expected pool; repeatable.")
 @click.option(
-    "--pool", metavar="PREFIX", multiple=True, help="Where answers must come from, evenly; repeatable."
-)
-@click.option(
-    "--svg", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Draw the load there."
+    "--svg",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write a chart of the load to this file.",
 )
 @_VIA
 @_JSON
@@ -209,10 +211,10 @@ def uniformity(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Ask for NAME... again and again, and test that answers are spread evenly over the pool (chi-square).
+    """Query NAME... repeatedly, and test that answers are spread evenly over the pool (chi-square).
 
-    Several names are asked by turns; name such as are answered from the same pool. Exit status 1 when a
-    datagram was lost, an answer was none or outside of the pool, or p is below 1e-6.
+    Several names, which must share a pool, are queried in turn. The exit status is 1 if a datagram was lost,
+    an answer had no address or one outside of the pool, or p is below 1e-6.
     """
     numbered = read_pool(read_prefixes(pool, "--pool"), kind)
     questions = [question(name, kind) for name in names]
@@ -223,18 +225,18 @@ def uniformity(
         closing(DnsClient(servers, port, mark=mark)) as client,
         progress("uniformity", queries, quiet=quiet) as show,
     ):
-        spread = spreading.ask(client, questions, queries, show, stop)
-    verdict = spreading.judge(spread, numbered)
+        spread = uniformity_probe.ask(client, questions, queries, show, stop)
+    verdict = uniformity_probe.judge(spread, numbered)
     loads = verdict.loads
     over = verdict.cells[0].over if verdict.cells else "addresses seen"
     if svg is not None and loads:
         subtitle = f"{spread.answered:,} answers to {kind} queries, over {len(loads):,} {over}"
         svg.write_text(chart.svg(loads, "DNS answers for each address, sorted", subtitle, over), "utf-8")
     if as_json:
-        _print(spreading.as_json(verdict))
+        _print(uniformity_probe.as_json(verdict))
     else:
         drawn = chart.terminal(loads, f"answers for each of {len(loads)} {over}, sorted") if loads else ()
-        _print("\n".join([*spreading.as_text(verdict), *drawn]))
+        _print("\n".join([*uniformity_probe.as_text(verdict), *drawn]))
     sys.exit(0 if verdict.passed else 1)
 
 
@@ -242,9 +244,9 @@ def uniformity(
 @click.argument("prefixes", metavar="PREFIX...", nargs=-1, required=True)
 @_connection_options
 @_server_options(required=False)
-@click.option("--name", "names", metavar="NAME", multiple=True, help="A hostname to ask for; repeatable.")
-@click.option("--seconds", type=click.FloatRange(0.1), help="Stop after this long.  [default: when told]")
-@click.option("--until-file", type=click.Path(path_type=Path), help="Stop when this file is there.")
+@click.option("--name", "names", metavar="NAME", multiple=True, help="A hostname to query; repeatable.")
+@click.option("--seconds", type=click.FloatRange(0.1), help="Stop after this time.  [default: on a signal]")
+@click.option("--until-file", type=click.Path(path_type=Path), help="Stop when this file exists.")
 @click.option(
     "--rate",
     type=click.FloatRange(0.1, 2000),
@@ -259,7 +261,7 @@ def uniformity(
     show_default=True,
     help="Queries per second.",
 )
-@click.option("--seed", metavar="TEXT", help="Choose the same addresses again.  [default: a new one]")
+@click.option("--seed", metavar="TEXT", help="Seed of the addresses, to repeat them.  [default: random]")
 @_VIA
 @_JSON
 def watch(
@@ -277,10 +279,10 @@ def watch(
     as_json: bool,
     **connection: Any,
 ) -> None:
-    """Keep connecting to random addresses of PREFIX..., asking DNS, and connecting to what is answered.
+    """Connect to random addresses of PREFIX..., query DNS, and connect to the answers, all the time.
 
-    Until --seconds are over, --until-file is there, or SIGINT or SIGTERM comes; then says what failed, and
-    when. Exit status 1 when anything failed.
+    Stop after --seconds, when --until-file exists, or on SIGINT or SIGTERM; then print each failure with its
+    time. The exit status is 1 if anything failed.
     """
     wanted = read_prefixes(prefixes)
     plain, tls, settings = _connection(connection)
@@ -298,9 +300,9 @@ def watch(
     until = monotonic() + seconds if seconds else inf
     with stop_signals() as stop, via(next_hops) as mark, ExitStack() as stack:
         client = stack.enter_context(closing(DnsClient(servers, port, mark=mark))) if servers else None
-        load = watching.Load(wanted, plain, tls, questions, rate, query_rate, 256, Random(seed))  # noqa: S311 - repeatable by its seed
+        load = watch_probe.Load(wanted, plain, tls, questions, rate, query_rate, 256, Random(seed))  # noqa: S311 - repeatable by its seed
         click.echo("watching", err=True)
-        watched = watching.run(
+        watched = watch_probe.run(
             load,
             replace(settings, mark=mark),
             client,
@@ -308,7 +310,7 @@ def watch(
                 stop.requested or monotonic() >= until or (until_file is not None and until_file.exists())
             ),
         )
-    _print(watching.as_json(watched) if as_json else "\n".join(watching.as_text(watched)))
+    _print(watch_probe.as_json(watched) if as_json else "\n".join(watch_probe.as_text(watched)))
     sys.exit(0 if watched.passed else 1)
 
 
@@ -329,7 +331,7 @@ def _print(shown: dict[str, object] | str) -> None:
 
 
 def _connection(options: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], Settings]:
-    """Plain ports, TLS ports and settings from the connection options. Raises InvalidInputError."""
+    """Return ports without TLS, ports with TLS, and settings. Raises InvalidInputError."""
     plain, tls = read_ports(options["tcp"], "--tcp"), read_ports(options["tls"], "--tls")
     problems = [
         Problem("", "--tls", str(port), "is also named by --tcp", "name each port once")
@@ -366,7 +368,7 @@ def _services(texts: Sequence[str]) -> dict[int, str]:
                             "",
                             "--service",
                             text,
-                            f"port {port} is {services[port]}'s already",
+                            f"port {port} belongs to {services[port]} already",
                             "name it once",
                         )
                     ]
@@ -375,7 +377,7 @@ def _services(texts: Sequence[str]) -> dict[int, str]:
 
 
 def _tls_context(name: str, authority: Path | None) -> ssl.SSLContext:
-    """Certificates are always verified; without a name to expect, their chain alone."""
+    """Return a context that verifies certificates; without `name`, it verifies only their chain."""
     context = ssl.create_default_context()
     if authority is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -383,7 +385,7 @@ def _tls_context(name: str, authority: Path | None) -> ssl.SSLContext:
             context.load_verify_locations(authority)
         except ssl.SSLError:
             raise UnmoorError(
-                f"--ca {authority}: holds no certificate in PEM form; name the authority's"
+                f"--ca {authority}: has no certificate in PEM form; name the authority's file"
             ) from None
     context.check_hostname = bool(name)
     return context

@@ -1,4 +1,4 @@
-"""`unmoor dns registry`: build, update and look at the file of hostnames."""
+"""`unmoor dns registry`: build, update and show the file of hostnames."""
 
 from __future__ import annotations
 
@@ -17,25 +17,23 @@ _skip_option = click.option("--skip-bad", is_flag=True, help="Leave bad lines ou
 _bad_option = click.option(
     "--bad",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write every bad line's number and fault here.",
+    help="Write the number and fault of every bad line to this file.",
 )
 _quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
 @click.group()
 def cli() -> None:
-    """The registry: millions of hostnames and their tags, in one file that all workers map."""
+    """Registries: millions of hostnames and their tags in one file, mapped by all workers."""
 
 
 @cli.command()
 @click.argument("file")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default="hostnames.registry",
-    show_default=True, help="What to write.",
+    show_default=True, help="The registry to write.",
 )  # fmt: skip
-@click.option(
-    "--zone", "zones", multiple=True, required=True, help="A zone that the names are in; one for each."
-)
+@click.option("--zone", "zones", multiple=True, required=True, help="A zone of the names; repeatable.")
 @_skip_option
 @_bad_option
 @_quiet_option
@@ -46,7 +44,7 @@ def build(
 
     CSV begins with its columns: name, and one for each tag. A JSON line is {"name": ..., "tags": {...}}.
     """
-    from unmoor.dns.hostnames import registry_build  # noqa: PLC0415 - the other commands need none of it
+    from unmoor.dns.hostnames import registry_build  # noqa: PLC0415 - the other commands do not need it
     from unmoor.dns.hostnames.registry_list import BadLines, count_lines, read_lines  # noqa: PLC0415 - as above
 
     apexes = [_name(zone, "--zone") for zone in zones]
@@ -63,17 +61,21 @@ def build(
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("changes")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="What to write."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The registry to write.",
 )
 @_skip_option
 @_bad_option
 @_quiet_option
 def update(old: Path, changes: str, output: Path, skip_bad: bool, bad: Path | None, quiet: bool) -> None:
-    """Write what the registry OLD becomes by CHANGES, a list as for build with a column `action`.
+    """Apply CHANGES to the registry OLD; CHANGES is a list as for build, with a column `action`.
 
     The action is add, change or remove. A few thousand changes take seconds, whatever the registry's size.
     """
-    from unmoor.dns.hostnames import registry_update  # noqa: PLC0415 - the other commands need none of it
+    from unmoor.dns.hostnames import registry_update  # noqa: PLC0415 - the other commands do not need it
     from unmoor.dns.hostnames.registry import open_registry  # noqa: PLC0415 - as above
     from unmoor.dns.hostnames.registry_list import BadLines, read_lines  # noqa: PLC0415 - as above
 
@@ -92,7 +94,7 @@ def update(old: Path, changes: str, output: Path, skip_bad: bool, bad: Path | No
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(file: Path, name: str | None, as_json: bool) -> None:
-    """Show what the registry FILE holds, or what it knows of NAME (exit status 1: nothing)."""
+    """Show a summary of the registry FILE, or its entry for NAME (exit status 1 if there is none)."""
     from unmoor.dns.hostnames.registry import open_registry  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     registry = open_registry(file)
@@ -202,7 +204,7 @@ def _record(path: Path | None) -> Iterator[IO[str] | None]:
 
 @contextmanager
 def _phases(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Show how far each phase is, one bar after the other."""
+    """Show the progress of each phase, one bar after the other."""
     from unmoor.probe.progress import Show, progress  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     current: tuple[str, Show] | None = None

@@ -1,4 +1,4 @@
-"""`unmoor schema`: the JSON Schema of what an edge is told."""
+"""`unmoor schema`: the JSON Schema of the documents and of the inventory's variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import click
 
 from unmoor.model import DnsDocument, Document, EdgeDocument
-from unmoor.model.inventory import Variables
+from unmoor.model.variables import Variables
 
 DOCUMENTS: dict[str, type[Document]] = {"edge": EdgeDocument, "dns": DnsDocument}
 SCHEMAS = DOCUMENTS | {"inventory": Variables}
@@ -18,7 +18,7 @@ SCHEMAS = DOCUMENTS | {"inventory": Variables}
 def cli(document: str | None) -> None:
     """Print the JSON Schema of DOCUMENT (edge.json, dns.json, or the inventory's variables), or of all.
 
-    The variables of an inventory begin with `unmoor_`, which the schema leaves out.
+    The schema omits the prefix `unmoor_` of the variables.
     """
     schemas = {name: kind.model_json_schema() for name, kind in SCHEMAS.items()}
     click.echo(json.dumps(schemas[document] if document else schemas, indent=2))

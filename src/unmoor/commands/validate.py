@@ -1,4 +1,4 @@
-"""`unmoor validate`: is a document well-formed? Programs that use it check more."""
+"""`unmoor validate`: check a document against its schema. The programs that read it check more."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ from unmoor.model import load
 @click.argument("document", type=click.Choice(sorted(DOCUMENTS)))
 @click.argument("file", type=click.Path(path_type=Path))
 def cli(document: str, file: Path) -> None:
-    """Check FILE against the schema of DOCUMENT; every problem is said, exit status 2."""
+    """Check FILE against the schema of DOCUMENT. With problems, print all and exit with status 2."""
     load(DOCUMENTS[document], file)

@@ -1,7 +1,7 @@
 """Control groups: one tree for each host in every mounted hierarchy (version 1, 2 or both).
 
-Without a tree of its own a guest's systemd would share one with every other guest; and a tree knows every
-process of a host, so that all of them can be ended whatever happened before.
+The trees separate the systemd instances of guests, and list every process of a host, so that all can be
+killed whatever state the lab is in.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _TIMEOUT = 60.0  # seconds for killed processes to be gone
 
 @cache
 def hierarchies() -> tuple[Path, ...]:
-    """Mount points of every hierarchy of this computer."""
+    """Return the mount points of all hierarchies."""
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     fields = (line.split() for line in mounts)
     return tuple(dict.fromkeys(Path(field[1]) for field in fields if field[2] in ("cgroup", "cgroup2")))
 
 
 def create(group: Path) -> None:
-    """Make a host's group and its leaves everywhere, with every controller passed down."""
+    """Create a host's group and its leaves in every hierarchy, with all controllers enabled."""
     for root in hierarchies():
         for leaf in (GUEST, SUPERVISOR, EXEC):
             parent = root
@@ -50,7 +50,7 @@ def enter(group: Path) -> None:
 
 
 def processes(group: Path) -> set[int]:
-    """Process ids anywhere below `group`, in any hierarchy."""
+    """Return the ids of all processes below `group`, in any hierarchy."""
     found: set[int] = set()
     for directory in _tree(group):
         with contextlib.suppress(OSError):
@@ -59,7 +59,7 @@ def processes(group: Path) -> set[int]:
 
 
 def kill(group: Path) -> None:
-    """End every process below `group`, and wait until they are gone. Raises UnmoorError if one stays."""
+    """Kill every process below `group`, and wait until they are gone. Raises UnmoorError on a timeout."""
     deadline = time.monotonic() + _TIMEOUT
     while pids := _kill(group):
         if time.monotonic() > deadline:
@@ -68,15 +68,15 @@ def kill(group: Path) -> None:
 
 
 def remove(group: Path) -> None:
-    """End what still is in `group` and remove it everywhere, and its parent when nothing else is there.
+    """Kill the processes of `group`, and remove it in every hierarchy, with its parent if that is empty.
 
-    Raises UnmoorError if a process stays.
+    Raises UnmoorError on a timeout.
     """
     deadline = time.monotonic() + _TIMEOUT
     while left := list(_tree(group)):
         _kill(group)
         for directory in left:
-            # Busy for a moment after its last process ended; the next round tries again.
+            # EBUSY for a moment after the last process ended; the next iteration tries again.
             with contextlib.suppress(OSError):
                 directory.rmdir()
         if time.monotonic() > deadline:
@@ -96,14 +96,14 @@ def _kill(group: Path) -> set[int]:
 
 
 def _tree(group: Path) -> Iterator[Path]:
-    """Every directory of `group` in every hierarchy, the deepest first."""
+    """Yield every directory of `group` in every hierarchy, the deepest first."""
     for root in hierarchies():
         for directory, _, _ in os.walk(root / group, topdown=False):
             yield Path(directory)
 
 
 def _pass_down(parent: Path) -> None:
-    """Version 2: let children of `parent` use its controllers, as far as they allow it."""
+    """Version 2: enable the controllers of `parent` for its children, where possible."""
     control = parent / "cgroup.subtree_control"
     if control.exists():
         for name in (parent / "cgroup.controllers").read_text(encoding="ascii").split():
@@ -112,7 +112,7 @@ def _pass_down(parent: Path) -> None:
 
 
 def _fill_cpuset(parent: Path, child: Path) -> None:
-    """Version 1: a new cpuset is empty, and no process may enter it until it has CPUs and memory."""
+    """Version 1: give a new cpuset CPUs and memory nodes, without which no process can enter it."""
     for name in ("cpuset.cpus", "cpuset.mems"):
         if (child / name).exists() and not (child / "cgroup.controllers").exists():
             value = (parent / name).read_text(encoding="ascii")

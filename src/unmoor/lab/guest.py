@@ -1,4 +1,4 @@
-"""One host of a lab: what is its own on its disk, and how to run a command in it."""
+"""One host of a lab: the files that differ from the image, and commands run in the host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def prepare(layout: Layout, topology: Topology, host: str) -> None:
-    """Write what is the host's own into its writable layer: names, machine id, keys, ssh."""
+    """Write the host's own files into its writable layer: names, machine id, keys, ssh."""
     upper = layout.disks / host / "upper"
     for directory in (upper, upper.with_name("work"), layout.host(host) / "root"):
         directory.mkdir(parents=True)
@@ -41,7 +41,7 @@ def prepare(layout: Layout, topology: Topology, host: str) -> None:
 
 
 def _write(root: Path, name: Path, text: str, mode: int) -> None:
-    """Write a file of the guest; directories get the usual mode whatever the caller's umask."""
+    """Write a file of the guest; its directories get mode 755, independent of the umask."""
     for directory in reversed((root / name).relative_to(root).parents):
         (root / directory).mkdir(exist_ok=True)
         (root / directory).chmod(0o755)
@@ -61,26 +61,26 @@ def _hosts(topology: Topology) -> str:
 
 
 def command(leader: int, args: Sequence[str]) -> list[str]:
-    """Arguments that run `args` inside the guest whose first process is `leader`."""
+    """Return arguments that run `args` inside the guest whose init process is `leader`."""
     enter = ["nsenter", f"--target={leader}", "--all", "--root", "--wdns=/root", "--no-fork", "--"]
-    # A guest that shuts down stops its processes, ends them and waits until all are reaped. An nsenter that
-    # had forked would stop itself together with its child, and never reap it; a shell does not.
+    # At shutdown a guest stops its processes, kills them and waits until all are reaped. A forking nsenter
+    # stops itself with its child, and so would never reap it; a shell does not.
     shell = ["sh", "-c", '"$@"; exit "$?"', "sh"]
-    # Otherwise the command would live on when the shell in front of it is ended.
+    # So that the command ends with the shell that started it.
     return [*enter, *shell, "setpriv", "--pdeathsig", "TERM", "--", *args]
 
 
 def environment(outside: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a command in a guest: root's, and the terminal's type from outside."""
+    """Return the environment of a command in a guest: that of root, with the terminal of `outside`."""
     kept = {name: outside[name] for name in ("TERM", "COLUMNS", "LINES") if name in outside}
     names = {"HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash"}
     return {"PATH": _PATH, "LANG": "C.UTF-8", **names, **kept}
 
 
 def execute(layout: Layout, host: str, args: Sequence[str]) -> None:
-    """Become `args` inside the host: input, output and exit status are its own.
+    """Replace this process by `args` inside the host.
 
-    Raises UnmoorError when the host does not run.
+    Raises UnmoorError if the host is not running.
     """
     now = read(layout, host)
     if not now.leader:

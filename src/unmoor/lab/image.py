@@ -1,8 +1,8 @@
-"""The cached image: what hosts boot from, built once for each set of inputs.
+"""The images that hosts boot from, built once for each set of inputs and cached.
 
 An image is a directory with three parts. `base` is the root of a fresh Debian machine; `golden` is an overlay
 on top of it with the packages that the roles install; `debs` is an apt repository of those packages, the only
-one that a guest knows, so that roles can install them on a bare host without a network.
+apt source of a guest, so that roles can install them on a bare host without a network.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from unmoor.lab.layout import GUEST_DEBS
 from unmoor.lab.run import run
 from unmoor.lab.topology import Image
 
-#: Counted up by whoever changes what this module builds: images of another builder are not used.
+#: Increment this when the result of this module changes: images of another builder are not used.
 BUILDER = 3
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SOURCE = f"deb [trusted=yes] file:{GUEST_DEBS} ./\n"
 
-# Mounts and processes of a build end with it, however it ends: nothing is left mounted below a directory that
+# The kernel ends the mounts and processes of a build with it: nothing stays mounted below a directory that
 # the next build removes.
 _SANDBOX = (
     *("setpriv", "--pdeathsig", "KILL", "--"),
     *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
 )
 
-# What makes no sense in a guest, or would reach through to the computer below it.
+# Units that are useless in a guest, or that would change the computer.
 _MASKED_UNITS = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -47,7 +47,7 @@ _MASKED_UNITS = (
     "e2scrub_reap.service",
     "fstrim.timer",
     "getty.target",
-    # Resolvers run where a test starts them, and not on every host.
+    # Resolvers run only where a test starts them.
     "kres-cache-gc.service",
     "kresd@.service",
     "modprobe@.service",
@@ -68,12 +68,12 @@ _MASKED_UNITS = (
     "unbound.service",
     "unbound-resolvconf.service",
 )
-# `kernel.*` and `fs.*` settings are the computer's, not the guest's.
+# `kernel.*` and `fs.*` settings are global to the computer.
 _MASKED_SYSCTLS = ("50-default.conf", "50-pid-max.conf", "99-protect-links.conf")
 
 
 def key(image: Image) -> str:
-    """Name of the image that these inputs make: a hash of all of them."""
+    """Return the name of the image of these inputs: a hash of all of them."""
     inputs = {
         "builder": BUILDER,
         "machine": os.uname().machine,
@@ -86,9 +86,9 @@ def key(image: Image) -> str:
 
 @contextlib.contextmanager
 def ready(image: Image) -> Iterator[Path]:
-    """Build the image unless it is there, and yield its directory; nobody removes it meanwhile.
+    """Build the image if it does not exist, and yield its directory, locked against removal.
 
-    A lab that goes on using it says so in its record before this ends. Raises UnmoorError.
+    A lab that keeps using it must write its record inside the context. Raises UnmoorError.
     """
     cache = layout.cache()
     cache.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -102,12 +102,12 @@ def ready(image: Image) -> Iterator[Path]:
 
 
 def lower_layers(path: Path, kind: str) -> tuple[Path, ...]:
-    """Read-only layers of a `golden` or `bare` host, the topmost first."""
+    """Return the read-only layers of a `golden` or `bare` host, the topmost first."""
     return (path / "golden", path / "base") if kind == "golden" else (path / "base",)
 
 
 def _prune(cache: Path, keep: Path) -> None:
-    """Remove images that are neither wanted nor in use, and what an interrupted build left."""
+    """Remove unused images and the remains of interrupted builds."""
     used = {keep}
     for record in layout.STATE.glob("*/lab.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -118,28 +118,28 @@ def _prune(cache: Path, keep: Path) -> None:
 
 
 def _build(image: Image, path: Path) -> None:
-    """Build beside the final place, then rename: an image is there as a whole or not at all."""
-    making = path.with_suffix(".new")
+    """Build in a temporary directory, then rename it, so that an image is never incomplete."""
+    temporary = path.with_suffix(".new")
     umask = os.umask(0o022)
     try:
-        _make(image, making)
-        making.rename(path)
+        _build_parts(image, temporary)
+        temporary.rename(path)
     finally:
         os.umask(umask)
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _make(image: Image, making: Path) -> None:
-    base, golden, debs = making / "base", making / "golden", making / "debs"
-    for directory in (making, golden, debs):
+def _build_parts(image: Image, temporary: Path) -> None:
+    base, golden, debs = temporary / "base", temporary / "golden", temporary / "debs"
+    for directory in (temporary, golden, debs):
         directory.mkdir()
     sources = apt_sources(image.suite)
     _bootstrap(image, base, sources)
-    _download(image, base, making / "apt", sources, debs)
+    _download(image, base, temporary / "apt", sources, debs)
     _customise(base)
-    _inside(("base",), making, "apt-get", "update")
+    _inside(("base",), temporary, "apt-get", "update")
     if image.packages.golden:
-        _install(image, making)
+        _install(image, temporary)
 
 
 def _bootstrap(image: Image, base: Path, sources: list[str]) -> None:
@@ -153,7 +153,7 @@ def _bootstrap(image: Image, base: Path, sources: list[str]) -> None:
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")),
             *(f"--aptopt={option}" for option in _apt_options()),
-            # The next step downloads from the same lists.
+            # _download uses the same lists.
             "--skip=cleanup/apt/lists",
             f"--include={','.join(image.packages.base)}",
             image.suite,
@@ -164,7 +164,7 @@ def _bootstrap(image: Image, base: Path, sources: list[str]) -> None:
 
 
 def _download(image: Image, base: Path, work: Path, sources: list[str], debs: Path) -> None:
-    """Fetch the golden packages and all they need beyond `base`, and make an apt repository of them."""
+    """Download the golden packages with their dependencies, and make an apt repository of them."""
     for directory in (work / "archives/partial", work / "state"):
         directory.mkdir(parents=True)
     (work / "sources.list").write_text("\n".join(sources) + "\n", encoding="utf-8")
@@ -197,7 +197,7 @@ def _index(debs: Path) -> None:
 
 
 def _customise(base: Path) -> None:
-    """Make the fresh machine a guest: its apt source, and nothing that reaches the computer below."""
+    """Configure the guest: its apt source, masked units and settings."""
     shutil.rmtree(base / "var/lib/apt/lists")
     (base / "var/lib/apt/lists/partial").mkdir(parents=True)
     (base / GUEST_DEBS.lstrip("/")).mkdir(parents=True)
@@ -207,7 +207,7 @@ def _customise(base: Path) -> None:
         _link(base / "etc/systemd/system" / unit)
     for name in _MASKED_SYSCTLS:
         _link(base / "etc/sysctl.d" / name)
-    # Each host gets its own; a shared one would be everybody's.
+    # Each host gets its own.
     for path in base.glob("etc/ssh/ssh_host_*"):
         path.unlink()
 
@@ -217,29 +217,29 @@ def _link(path: Path) -> None:
     path.symlink_to("/dev/null")
 
 
-def _install(image: Image, making: Path) -> None:
+def _install(image: Image, temporary: Path) -> None:
     """Install the golden packages as a guest would: from the repository alone, without a network."""
     # 101: 'action forbidden by policy'. Nothing is started while the image is made.
-    policy = making / "golden/usr/sbin/policy-rc.d"
+    policy = temporary / "golden/usr/sbin/policy-rc.d"
     policy.parent.mkdir(parents=True)
     policy.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
     policy.chmod(0o755)
     install = ("apt-get", "--yes", "--no-install-recommends", "install", *image.packages.golden)
-    _inside(("base", "golden"), making, "env", "DEBIAN_FRONTEND=noninteractive", *install)
-    _inside(("base", "golden"), making, "apt-get", "clean")
+    _inside(("base", "golden"), temporary, "env", "DEBIAN_FRONTEND=noninteractive", *install)
+    _inside(("base", "golden"), temporary, "apt-get", "clean")
     policy.unlink()
 
 
-def _inside(layers: tuple[str, ...], making: Path, *command: str) -> None:
+def _inside(layers: tuple[str, ...], temporary: Path, *command: str) -> None:
     """Run a command in the image; changes go to the last of `layers`."""
-    work, root = making / "work", making / "root"
+    work, root = temporary / "work", temporary / "root"
     for directory in (work, root):
         directory.mkdir()
     if len(layers) == 1:
-        mount = f"mount --bind {making / layers[0]} {root}"
+        mount = f"mount --bind {temporary / layers[0]} {root}"
     else:
-        lower = ":".join(str(making / name) for name in reversed(layers[:-1]))
-        upper = making / layers[-1]
+        lower = ":".join(str(temporary / name) for name in reversed(layers[:-1]))
+        upper = temporary / layers[-1]
         mount = (
             f"mount -t overlay overlay -o lowerdir={lower},upperdir={upper},workdir={work},volatile {root}"
         )
@@ -252,7 +252,7 @@ def _inside(layers: tuple[str, ...], making: Path, *command: str) -> None:
         "--console=pipe",
         "--resolv-conf=off",
         "--timezone=off",
-        f"--bind-ro={making / 'debs'}:{GUEST_DEBS}",
+        f"--bind-ro={temporary / 'debs'}:{GUEST_DEBS}",
         f"--directory={root}",
         *command,
     ]
@@ -267,7 +267,7 @@ def _inside(layers: tuple[str, ...], making: Path, *command: str) -> None:
 
 
 def apt_sources(suite: str) -> list[str]:
-    """Apt sources of the suite: this machine's own (so that its mirror is used), or Debian's."""
+    """Return apt sources of the suite: those of this computer, to use its mirror, or Debian's."""
     shown = run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
     )
@@ -286,6 +286,6 @@ def apt_sources(suite: str) -> list[str]:
 
 
 def _apt_options() -> list[str]:
-    """Settings of this machine's apt that a mirror or a proxy may need."""
+    """Return settings of this computer's apt that a mirror or proxy may need."""
     shown = run(["apt-config", "dump", "--format", '%f "%v";%n', "Acquire"]).stdout.splitlines()
     return [line for line in shown if "::Proxy" in line or line.startswith("Acquire::Check-")]

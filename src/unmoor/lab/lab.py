@@ -1,4 +1,4 @@
-"""A lab as a whole: bring it up, take it down, say how it is."""
+"""A whole lab: build, remove and report its state."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from unmoor.lab.topology import Topology
 Kind = Literal["golden", "bare"]
 Report = Callable[[str], None]
 
-_START_TIMEOUT = 60.0  # seconds until a supervisor has begun
+_START_TIMEOUT = 60.0  # seconds until a supervisor has started
 _BOOT_TIMEOUT = 300.0  # seconds until a host has booted
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What was built under a lab's name."""
+    """The record of a complete lab: topology, kind of host, image."""
 
     topology: Topology
     kind: Kind
     image: Path
 
     def write(self, path: Path) -> None:
-        """Write to `path` in one step: its being there says that the lab was built to the end."""
+        """Write to `path` atomically. The file exists only if the lab is complete."""
         data = {
             "kind": self.kind,
             "image": str(self.image),
@@ -52,7 +52,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """How one host is: its phase, what its systemd says of itself, and where ssh finds it."""
+    """The state of one host: phase, state of its systemd, and addresses."""
 
     host: str
     phase: Phase
@@ -64,13 +64,13 @@ class HostStatus:
 
 
 def record(place: Layout) -> Record:
-    """Read what was built. Raises UnmoorError when the lab is not up."""
+    """Read the lab's record. Raises UnmoorError if the lab is not up."""
     try:
         data = json.loads(place.record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UnmoorError(f"lab {place.name} is not up: run 'unmoor lab up --name {place.name}'") from None
     except PermissionError:
-        raise UnmoorError("a lab belongs to root: run this as root") from None
+        raise UnmoorError("a lab needs root: run this as root") from None
     try:
         return Record(Topology.model_validate(data["topology"]), data["kind"], Path(data["image"]))
     except (KeyError, ValidationError):
@@ -81,15 +81,15 @@ def record(place: Layout) -> Record:
 
 
 def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
-    """Build the lab unless it is there, start the hosts that do not run, wait until all have booted.
+    """Build the lab if it does not exist, start hosts that are off, and wait until all have booted.
 
-    Raises UnmoorError, also when a lab of this name was built from another topology.
+    Raises UnmoorError, also if the lab was built from another topology.
     """
     require_root()
     require_programs()
     with _locked(place):
         if not place.record.exists():
-            # What a broken `up` may have left would be in the way.
+            # Remains of a failed `up` would break the build.
             _remove(place)
             _build(place, topology, kind, report)
         built = record(place)
@@ -108,7 +108,7 @@ def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
 
 
 def down(place: Layout) -> None:
-    """Remove all that belongs to the lab's name, whatever state it is in. Doing it again changes nothing."""
+    """Remove the lab, whatever state it is in. Idempotent."""
     require_root()
     with _locked(place):
         _remove(place)
@@ -119,7 +119,7 @@ def down(place: Layout) -> None:
 
 
 def names() -> list[str]:
-    """Names of the labs of which anything is there."""
+    """Return the names of all labs, including incomplete ones."""
     found = {path.name for path in layout.STATE.glob("*")}
     found |= {path.name for path in (layout.cache() / "disks").glob("*")}
     for root in cgroup.hierarchies():
@@ -128,7 +128,7 @@ def names() -> list[str]:
 
 
 def status(place: Layout) -> list[HostStatus]:
-    """How every host is. Raises UnmoorError when the lab is not up."""
+    """Return the state of every host. Raises UnmoorError if the lab is not up."""
     topology = record(place).topology
     return [_host_status(place, topology, host) for host in topology.hosts]
 
@@ -166,7 +166,7 @@ def _build(place: Layout, topology: Topology, kind: Kind, report: Report) -> Non
 
 
 def _wait(place: Layout, topology: Topology) -> None:
-    """Wait until every host has booted. Raises UnmoorError for the first that does not."""
+    """Wait until every host has booted. Raises UnmoorError for the first that fails."""
     begun = time.monotonic()
     booting: set[str] = set()
     while True:
@@ -188,8 +188,8 @@ def _wait(place: Layout, topology: Topology) -> None:
 def _failure(place: Layout, host: str, now: State) -> str:
     log = place.host(host) / "log"
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-    said = "\n    ".join(tail)
-    return f"host {host} did not boot ({now.phase}, status {now.status}); the end of {log}:\n    {said}"
+    lines = "\n    ".join(tail)
+    return f"host {host} did not boot ({now.phase}, status {now.status}); the end of {log}:\n    {lines}"
 
 
 def _warn_of_failed_units(place: Layout, host: str, report: Report) -> None:
@@ -209,7 +209,7 @@ def _pairs(environment: Mapping[str, str]) -> list[str]:
 
 
 def _remove(place: Layout) -> None:
-    """Take away everything but the state directory itself, which is the lock."""
+    """Remove everything but the state directory, which is the lock."""
     ssh.end_masters(place)
     cgroup.kill(place.cgroup())
     for pid in network.processes(place):
@@ -229,13 +229,13 @@ def _remove(place: Layout) -> None:
 
 @contextlib.contextmanager
 def _locked(place: Layout) -> Iterator[None]:
-    """Hold the lab's state directory: one `up` or `down` of a lab at a time."""
+    """Lock the lab's state directory: one `up` or `down` at a time."""
     while True:
         place.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(place.state, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Whoever held it before may have removed it: then this is not the one that others see.
+            # The previous holder may have removed the directory: then lock the new one.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), place.state.stat()):
                     yield

@@ -1,4 +1,4 @@
-"""Where a lab's things are: names of namespaces and cgroups, and paths, all derived from the lab's name."""
+"""Paths and names of a lab: files, namespaces and cgroups, all derived from the lab's name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from unmoor.errors import UnmoorError
 
-#: What running labs need; it goes with a reboot of the computer.
+#: State of running labs; on a tmpfs, so it ends with a reboot of the computer.
 STATE = Path("/run/unmoor-lab")
-#: Names the lab's own management namespace and every host's management interface; no host may be called so.
+#: Name of the management namespace and of each host's management interface; no host may have it.
 MANAGEMENT = "mgmt"
-#: Marks the lab's own routes (a protocol number of `ip route`), so that a guest's can be told from them.
+#: Protocol number (`ip route`) of the lab's routes, which distinguishes them from those of a guest.
 ROUTE_PROTOCOL = "85"
-#: Where guests see the image's apt repository.
+#: Path of the image's apt repository in a guest.
 GUEST_DEBS = "/srv/unmoor-debs"
 
 # No '-': the first one in a namespace's name ends the lab's name.
@@ -23,18 +23,18 @@ _NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
 
 
 def cache() -> Path:
-    """Where images and the hosts' writable layers are kept (environment: UNMOOR_LAB_CACHE)."""
+    """Return the directory of images and writable layers (environment: UNMOOR_LAB_CACHE)."""
     return Path(os.environ.get("UNMOOR_LAB_CACHE") or "/var/cache/unmoor-lab")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Names and paths of one lab. Raises UnmoorError for a name that cannot be one."""
+    """Names and paths of one lab. Raises UnmoorError for an invalid name."""
 
     name: str
 
     def __post_init__(self) -> None:
-        """Refuse names that would not be unambiguous in the name of a namespace."""
+        """Refuse names that would be ambiguous in the name of a namespace."""
         if not _NAME.fullmatch(self.name):
             raise UnmoorError(
                 f"'{self.name}' cannot be the name of a lab: use a lower case letter,"
@@ -43,27 +43,27 @@ class Layout:
 
     @property
     def state(self) -> Path:
-        """Directory of everything small: records, keys, logs, process ids."""
+        """Directory of records, keys, logs and process ids."""
         return STATE / self.name
 
     @property
     def disks(self) -> Path:
-        """Link to the directory of the hosts' writable layers, which is on a real disk: they may grow."""
+        """Link to the directory of the hosts' writable layers, which is on disk."""
         return self.state / "disks"
 
     @property
     def record(self) -> Path:
-        """What was built: the topology and the image in use. Written last of the building steps."""
+        """File with the topology and the image in use, written when the lab is complete."""
         return self.state / "lab.json"
 
     @property
     def ssh_config(self) -> Path:
-        """Reaches every host by its name: `ssh -F FILE HOST`."""
+        """SSH configuration with every host: `ssh -F FILE HOST`."""
         return self.state / "ssh_config"
 
     @property
     def masters(self) -> Path:
-        """Control sockets of shared ssh connections."""
+        """Directory of the control sockets of shared ssh connections."""
         return self.state / "cm"
 
     def host(self, host: str) -> Path:
@@ -71,7 +71,7 @@ class Layout:
         return self.state / "hosts" / host
 
     def routes(self, host: str, version: int) -> Path:
-        """The host's routes of one family, as lines for `ip -batch`: set when it is made and at each boot."""
+        """File of the host's routes of one family, for `ip -batch`; applied at each boot."""
         return self.host(host) / f"routes.ipv{version}"
 
     def namespace(self, host: str) -> str:

@@ -11,10 +11,10 @@ from unmoor.lab.layout import MANAGEMENT, ROUTE_PROTOCOL, Layout
 from unmoor.lab.run import run
 
 if TYPE_CHECKING:
-    # Supervisors import this module too, one for each host: without pydantic they take half the memory.
+    # Each host's supervisor imports this module, and needs half the memory without pydantic.
     from unmoor.lab.topology import Topology
 
-# No duplicate address detection: every address is usable at once. No routes but those of the topology.
+# No duplicate address detection, so that addresses are usable at once; no routes from advertisements.
 _SYSCTLS = {
     "net.ipv6.conf.all.accept_dad": 0,
     "net.ipv6.conf.default.accept_dad": 0,
@@ -24,11 +24,11 @@ _SYSCTLS = {
 
 
 def build(layout: Layout, topology: Topology) -> None:
-    """Make every namespace, link, address, setting and route of the topology. Raises UnmoorError."""
+    """Create every namespace, link, address, setting and route of the topology. Raises UnmoorError."""
     names = [layout.namespace(name) for name in (*topology.hosts, MANAGEMENT)]
     _batch(f"netns add {name}" for name in names)
     for host, spec in topology.hosts.items():
-        # Before any link exists: settings of 'default' are inherited by the links made after them.
+        # Before any link exists, because links inherit the settings of 'default' when they are created.
         _sysctl(layout.namespace(host), _SYSCTLS | spec.sysctls)
     _batch(_links(layout, topology))
     _batch(_management_lines(topology), layout.namespace(MANAGEMENT))
@@ -42,7 +42,7 @@ def build(layout: Layout, topology: Topology) -> None:
 
 
 def reset(layout: Layout, host: str) -> None:
-    """Take away what a guest did to its routes and addresses, as a reboot of a real machine does."""
+    """Remove routes and addresses that the guest added, as a reboot of a real machine does."""
     namespace = layout.namespace(host)
     for family in ("-4", "-6"):
         shown = run(["ip", "-n", namespace, "-json", family, "route", "show", "table", "all"]).stdout
@@ -54,31 +54,31 @@ def reset(layout: Layout, host: str) -> None:
 
 
 def _set_routes(layout: Layout, host: str) -> None:
-    """Set the host's routes as the topology says, in place of others to the same prefixes."""
+    """Set the host's routes of the topology, replacing others to the same prefixes."""
     for version in (4, 6):
         batch = str(layout.routes(host, version))
         run(["ip", "-n", layout.namespace(host), f"-{version}", "-batch", batch])
 
 
 def destroy(layout: Layout) -> None:
-    """Remove every namespace of the lab, also of a half-made one."""
+    """Remove every namespace of the lab, also of an incomplete one."""
     _batch(f"netns delete {name}" for name in namespaces(layout))
 
 
 def namespaces(layout: Layout) -> list[str]:
-    """Names of the lab's network namespaces that exist."""
+    """Return the names of the lab's existing network namespaces."""
     prefix = layout.namespace("")
     return [path.name for path in Path("/run/netns").glob(f"{prefix}*")]
 
 
 def processes(layout: Layout) -> list[int]:
-    """Process ids in any of the lab's network namespaces."""
+    """Return the ids of processes in the lab's network namespaces."""
     found = (run(["ip", "netns", "pids", name]).stdout.split() for name in namespaces(layout))
     return [int(pid) for pids in found for pid in pids]
 
 
 def _links(layout: Layout, topology: Topology) -> Iterator[str]:
-    """Bridges, and a veth pair for every other host of each network and for management."""
+    """Yield `ip` commands for the bridges, and for veth pairs of hosts and management."""
     management = layout.namespace(MANAGEMENT)
     bridges = [(name, layout.namespace(lan.switch)) for name, lan in topology.networks.items()]
     for name, namespace in (*bridges, (MANAGEMENT, management)):
@@ -119,7 +119,7 @@ def _host_lines(topology: Topology, host: str) -> Iterator[str]:
 
 
 def _ports(topology: Topology, host: str) -> Iterator[str]:
-    """Ports of the bridges that this host's namespace holds."""
+    """Yield the ports of the bridges in this host's namespace."""
     for name, lan in topology.networks.items():
         if lan.switch == host:
             members = (other for other, spec in topology.hosts.items() if name in spec.addresses)

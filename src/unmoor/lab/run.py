@@ -1,4 +1,4 @@
-"""The one door to other programs: list arguments, errors that name the program and the fix."""
+"""Run other programs for the lab; errors name the program and the Debian package to install."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, NoReturn
 
 from unmoor.errors import UnmoorError
 
-#: The Debian package of each program the lab calls, for the error that says what to install.
+#: The Debian package of each program that the lab runs.
 PACKAGES = {
     "apt-ftparchive": "apt-utils",
     "apt-get": "apt",
@@ -36,7 +36,7 @@ def require_root() -> None:
 
 
 def require_programs() -> None:
-    """Raise UnmoorError, naming the packages to install, unless every program the lab calls is there."""
+    """Raise UnmoorError with the packages to install if a program is missing."""
     missing = {package for program, package in PACKAGES.items() if not shutil.which(program)}
     if missing:
         raise UnmoorError(f"the lab needs more Debian packages: apt-get install {' '.join(sorted(missing))}")
@@ -49,10 +49,10 @@ def run(
     check: bool = True,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end and return what it printed; `env` is added to the environment.
+    """Run a program and return its output; `env` is added to the environment.
 
-    Raises UnmoorError when the program is missing, or (with `check`) fails; the message carries the end of
-    what it said.
+    Raises UnmoorError if the program is missing or, with `check`, fails; the message has the end of its
+    output.
     """
     try:
         done = subprocess.run(
@@ -66,9 +66,9 @@ def run(
     except FileNotFoundError:
         raise _missing(args[0]) from None
     if check and done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-15:]
+        output = (done.stderr.strip() or done.stdout.strip()).splitlines()[-15:]
         raise UnmoorError(
-            f"'{' '.join(args)}' failed with status {done.returncode}:\n    " + "\n    ".join(said)
+            f"'{' '.join(args)}' failed with status {done.returncode}:\n    " + "\n    ".join(output)
         )
     return done
 
@@ -88,7 +88,7 @@ def start(args: Sequence[str], *, env: Mapping[str, str], output: IO[bytes]) -> 
 
 
 def become(args: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Replace this process by a program with exactly the environment `env`. Raises UnmoorError."""
+    """Replace this process by a program with the environment `env`. Raises UnmoorError."""
     try:
         os.execvpe(args[0], list(args), dict(env))  # noqa: S606 - no shell is wanted: list arguments
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Ssh to a lab's hosts: keys made for this lab, host keys known beforehand, one ready configuration."""
+"""SSH access to a lab's hosts: keys, known hosts, and a client configuration."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ Host *
 
 
 def make_keys(layout: Layout, topology: Topology) -> None:
-    """Make the lab's key pair and one for each host, in the lab's state directory. Raises UnmoorError."""
+    """Generate key pairs of the lab and of each host in the state directory. Raises UnmoorError."""
     _keygen(layout.state / "id_ed25519", "lab")
     for host in topology.hosts:
         _keygen(layout.host(host) / "ssh_host_ed25519_key", host)
 
 
 def public_key(layout: Layout) -> str:
-    """The line for a guest's authorized_keys."""
+    """Return the line for a guest's authorized_keys."""
     return _public(layout.state / "id_ed25519")
 
 
@@ -64,7 +64,7 @@ def write_config(layout: Layout, topology: Topology) -> None:
 
 
 def config(layout: Layout, topology: Topology) -> str:
-    """Text of a configuration that reaches every host by its name alone."""
+    """Return an ssh configuration with every host by its name."""
     hosts = "".join(
         f"Host {host}\n    HostName {spec.management}\n\n" for host, spec in topology.hosts.items()
     )
@@ -73,9 +73,9 @@ def config(layout: Layout, topology: Topology) -> str:
 
 
 def end_masters(layout: Layout) -> None:
-    """End the shared connections, which would outlive their hosts."""
+    """Close the shared connections, which would outlive their hosts."""
     for path in layout.masters.glob("*"):
-        # One that has died leaves its socket; there is nothing to end then.
+        # Fails if the master is dead and only its socket is left.
         run(["ssh", "-o", f"ControlPath={path}", "-O", "exit", "any"], check=False)
         path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""How a host is doing: written by its supervisor, read by everything else."""
+"""The state of a host, written by its supervisor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Phase = Literal["booting", "ready", "off"]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the supervisor of a host last wrote: process ids (0: none), boots so far, last exit status."""
+    """The state of a host: process ids (0: none), number of boots, last exit status."""
 
     phase: Phase = "off"
     supervisor: int = 0
@@ -24,14 +24,14 @@ class State:
     status: int = 0
 
     def write(self, directory: Path) -> None:
-        """Put this in place of the previous state in one step."""
+        """Replace the previous state atomically."""
         new = directory / "state.json.new"
         new.write_text(json.dumps(asdict(self)), encoding="utf-8")
         new.rename(directory / "state.json")
 
 
 def read(layout: Layout, host: str) -> State:
-    """How the host is doing; one whose supervisor was killed is off, and the next `up` boots it again."""
+    """Read the state of a host. It is off if its supervisor was killed; the next `up` boots it."""
     try:
         written = State(**json.loads((layout.host(host) / "state.json").read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The process that keeps one host running: mounts its root, boots it, boots it again when it reboots.
+"""The supervisor process of one host: it mounts the root, boots the host, and boots it again on a reboot.
 
-It runs in a mount namespace of its own, so the host's mounts are seen by nobody else and go with it.
+It has its own mount namespace: the host's mounts are private, and end with the supervisor.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from unmoor.lab.layout import GUEST_DEBS, Layout
 from unmoor.lab.run import run, start
 from unmoor.lab.state import State, read
 
-#: Exit status of nspawn when the guest asked for a reboot.
+#: Exit status of nspawn when the guest reboots.
 _REBOOT = 133
 
 
 def launch(layout: Layout, host: str, lower: tuple[Path, ...], debs: Path) -> None:
-    """Start the supervisor of a host in the background, with no tie to this process or its terminal."""
+    """Start the supervisor of a host in the background, detached from this process and its terminal."""
     args = ["setsid", "--fork", "unshare", "--mount", "--propagation", "slave", "--"]
     module = [sys.executable, "-P", "-m", __name__, layout.name, host, ":".join(map(str, lower)), str(debs)]
     with (layout.host(host) / "log").open("ab") as log:
@@ -32,7 +32,7 @@ def launch(layout: Layout, host: str, lower: tuple[Path, ...], debs: Path) -> No
 
 
 def supervise(layout: Layout, host: str, lower: str, debs: str) -> None:
-    """Boot the host until it powers off; return at once if another supervisor does."""
+    """Boot the host until it powers off; return at once if it has another supervisor."""
     os.chdir("/")
     cgroup.enter(layout.cgroup(host) / cgroup.SUPERVISOR)
     directory = layout.host(host)
@@ -40,7 +40,7 @@ def supervise(layout: Layout, host: str, lower: str, debs: str) -> None:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        # An `up` that was killed had launched it, and the next `up` launched it again.
+        # A killed `up` had started one, and the next `up` started this one.
         return
     now = State("booting", supervisor=os.getpid(), boots=read(layout, host).boots)
     now.write(directory)
@@ -55,19 +55,19 @@ def supervise(layout: Layout, host: str, lower: str, debs: str) -> None:
 
 def _mount(layout: Layout, host: str, lower: str) -> None:
     disk = layout.disks / host
-    # A volatile overlay (nothing is synced: the host lives no longer than the computer) leaves a mark
-    # against being mounted again, which is for crashes of the computer only.
+    # A volatile overlay syncs nothing, and leaves a mark in the work directory that prevents another mount
+    # after a crash of the computer.
     shutil.rmtree(disk / "work")
     (disk / "work").mkdir()
     options = f"lowerdir={lower},upperdir={disk / 'upper'},workdir={disk / 'work'},volatile"
     run(["mount", "-t", "overlay", "overlay", "-o", options, str(layout.host(host) / "root")])
-    # nspawn keeps notes here, which it leaves behind when it is killed.
+    # nspawn keeps state here, which would outlive it if it is killed.
     Path("/run/systemd/nspawn").mkdir(parents=True, exist_ok=True)
     run(["mount", "-t", "tmpfs", "tmpfs", "/run/systemd/nspawn"])
 
 
 def _boot(layout: Layout, host: str, debs: str, now: State) -> State:
-    """Boot the guest once and follow it to its end; returns the state with nspawn's exit status."""
+    """Boot the guest once and wait for its end; return the state with nspawn's exit status."""
     directory, group = layout.host(host), layout.cgroup(host)
     address = directory / "notify"
     address.unlink(missing_ok=True)
@@ -79,11 +79,11 @@ def _boot(layout: Layout, host: str, debs: str, now: State) -> State:
             "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "yes",
             "SYSTEMD_NSPAWN_LOCK": "0",
         }
-        # A guest outlives an nspawn or a supervisor that was killed; and what is left of the groups of the
-        # boot before would keep processes out (cgroup v2).
+        # A guest outlives a killed nspawn or supervisor; and cgroups left by the previous boot would refuse
+        # processes (cgroup v2).
         cgroup.remove(group / cgroup.GUEST)
         cgroup.create(group)
-        # A child starts where its parent is.
+        # A child process starts in the cgroup of its parent.
         cgroup.enter(group / cgroup.GUEST)
         nspawn = start(_nspawn(layout, host, debs), env=env, output=log)
         cgroup.enter(group / cgroup.SUPERVISOR)
@@ -94,7 +94,7 @@ def _boot(layout: Layout, host: str, debs: str, now: State) -> State:
             readable, _, _ = select.select([notify.fileno(), pidfd], [], [])
             if pidfd in readable:
                 break
-            now = _heard(now, notify.recv(4096).decode(errors="replace"))
+            now = _notified(now, notify.recv(4096).decode(errors="replace"))
             now.write(directory)
         os.close(pidfd)
     cgroup.kill(group / cgroup.GUEST)
@@ -122,8 +122,8 @@ def _nspawn(layout: Layout, host: str, debs: str) -> list[str]:
     ]
 
 
-def _heard(now: State, message: str) -> State:
-    """Take in what nspawn says (sd_notify): the guest's first process, and that it has booted."""
+def _notified(now: State, message: str) -> State:
+    """Return the state after a message of nspawn (sd_notify): the guest's init process, or readiness."""
     for line in message.splitlines():
         name, _, value = line.partition("=")
         if name == "X_NSPAWN_LEADER_PID":

@@ -1,4 +1,4 @@
-"""What a lab is made of: the declarative file, typed and checked, every problem at once."""
+"""The topology file of a lab: types and checks, which report every problem at once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from unmoor.model.common import Document, Prefix4, Prefix6, validate
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-#: Where the topology is looked for, in the current directory and then upward.
+#: Default path of the topology, relative to the current directory or one above it.
 DEFAULT = Path("inventories/lab/topology.yml")
 
-# A port of a bridge is called NETWORK-HOST, and the kernel's names have 15 characters (IFNAMSIZ).
+# The name of a bridge port is NETWORK-HOST; the kernel allows 15 characters (IFNAMSIZ).
 _INTERFACE_LENGTH = 15
 
-# No '-' in a network's name: the first one ends it in the name of a port.
+# No '-' in a network's name: in the name of a port, the first one ends it.
 NetworkName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,12}$")]
 HostName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,11}[a-z0-9])?$")]
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
@@ -33,9 +33,11 @@ Sysctl = Annotated[str, Field(pattern=r"^net\.[a-z0-9_./-]+$")]
 class Packages(Document):
     """Debian packages of the image's two layers."""
 
-    base: tuple[Package, ...] = Field(min_length=1, description="What a machine has before any role runs.")
+    base: tuple[Package, ...] = Field(
+        min_length=1, description="Packages of a fresh machine, before any role."
+    )
     golden: tuple[Package, ...] = Field(
-        description="What the roles install, baked in; offered to bare hosts."
+        description="Packages that the roles install: part of golden hosts, available to bare ones."
     )
 
 
@@ -55,26 +57,26 @@ class Lan(Document):
 
 
 class Management(Document):
-    """The network that ssh uses, apart from all others."""
+    """The network for ssh, separate from all others."""
 
     ipv4: Prefix4
-    controller: IPv4Address = Field(description="The address that ssh comes from.")
+    controller: IPv4Address = Field(description="Address of the computer on this network.")
 
 
 class Host(Document):
-    """A machine: its addresses on each network, its routes and what its kernel is told."""
+    """A host: its addresses on each network, its routes and its kernel settings."""
 
     management: IPv4Address = Field(description="Its address for ssh.")
     addresses: dict[NetworkName, tuple[Address, ...]] = Field(min_length=1, description="By network.")
     nameservers: tuple[Address, ...] = Field((), max_length=3, description="For /etc/resolv.conf.")
     sysctls: dict[Sysctl, int] = Field(default_factory=dict, description="Network settings (net.*).")
     routes: dict[str, tuple[HostName, ...]] = Field(
-        default_factory=dict, description="Prefix or 'default' to the hosts it goes over; several share it."
+        default_factory=dict, description="Next hops by prefix or 'default'; several hosts are used by ECMP."
     )
 
 
 class Topology(Document):
-    """Everything `unmoor lab up` builds."""
+    """A whole topology file."""
 
     image: Image
     networks: dict[NetworkName, Lan] = Field(min_length=1)
@@ -82,7 +84,7 @@ class Topology(Document):
     hosts: dict[HostName, Host] = Field(min_length=1)
 
     def next_hops(self, host: str, via: str) -> Iterator[tuple[Address, str]]:
-        """Addresses of `via` that `host` shares a network with, and that network: one for each family."""
+        """Yield one address per family of `via` on a network shared with `host`, and that network."""
         seen: set[int] = set()
         for network in self.hosts[host].addresses:
             for address in self.hosts[via].addresses.get(network, ()):
@@ -113,10 +115,12 @@ def load(path: Path) -> Topology:
 
 def _read(path: Path) -> Any:
     try:
-        # Here and not above: only a controller has PyYAML (ansible-core brings it), and only this reads YAML.
+        # Imported here, because only a controller has PyYAML (a dependency of ansible-core).
         import yaml  # noqa: PLC0415 - see above
     except ModuleNotFoundError:
-        raise UnmoorError("the lab needs PyYAML, which ansible-core brings: run it on a controller") from None
+        raise UnmoorError(
+            "the lab needs PyYAML, which comes with ansible-core: run it on a controller"
+        ) from None
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -141,7 +145,7 @@ def _names(topology: Topology) -> _Found:
     for kind, names in (("hosts", topology.hosts), ("networks", topology.networks)):
         for name in names:
             if name in (MANAGEMENT, "lo"):
-                yield f"{kind}.{name}", "", "is a name of the lab's own", "choose another name"
+                yield f"{kind}.{name}", "", "is a name that the lab uses itself", "choose another name"
     for host in topology.hosts:
         for network in topology.hosts[host].addresses:
             if len(f"{network}-{host}") > _INTERFACE_LENGTH:
@@ -160,7 +164,7 @@ def _lans(topology: Topology) -> _Found:
                 f"networks.{name}.switch",
                 lan.switch,
                 "is not a host with an address on this network",
-                "name the host, usually the router, whose namespace is to hold the bridge",
+                "name the host, usually the router, in whose namespace the bridge is built",
             )
     prefixes: list[tuple[str, Network]] = [
         (f"networks.{name}.ipv{prefix.version}", prefix)
@@ -216,7 +220,7 @@ def _routes(topology: Topology) -> _Found:
                 yield key, "", "is not an IP prefix or 'default'", "write it as in 198.18.0.0/20"
                 continue
             if not hops:
-                yield key, "", "goes over no host", "name at least one host"
+                yield key, "", "has no next hop", "name at least one host"
             for via in hops:
                 found = via in topology.hosts and list(topology.next_hops(host, via))
                 if not found or (version and version not in {address.version for address, _ in found}):
@@ -230,7 +234,7 @@ def _routes(topology: Topology) -> _Found:
 
 
 def _version(target: str) -> int | None:
-    """Family of a route's target: 4, 6, 0 for 'default' (both), None for what is neither."""
+    """Return the family of a route's target: 4, 6, 0 for 'default' (both), or None if it is invalid."""
     if target == "default":
         return 0
     try:

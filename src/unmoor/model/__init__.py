@@ -1,4 +1,4 @@
-"""What an inventory says: typed, validated, and the only place that knows the documents."""
+"""Types of the inventory and of the two documents, with their validation and compilation."""
 
 from unmoor.model.common import Document, Prefix, Protocol, load, parse, parse_ports, read, validate
 from unmoor.model.dns import Answer, DnsDocument, Hostnames, Match, Policy, Pool, RegistryFile, Zone

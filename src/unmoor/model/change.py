@@ -1,27 +1,31 @@
-"""What lies between the documents in force on an edge and those that the inventory asks for."""
+"""The differences of documents, one line each; no line shows a secret.
+
+`describe_change` serves a reload of the DNS server, `compare` the plan of a rollout.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from unmoor.model.common import Document
-from unmoor.model.dns import DnsDocument
+from unmoor.model.dns import DnsDocument, Policy, Pool, Primary, Zone
+from unmoor.model.documents import Documents
 from unmoor.model.edge import EdgeDocument
-from unmoor.model.inventory import Documents
 from unmoor.model.secrets import secret_fields
 
-#: What a pool change may touch: the addresses in use, and who uses them.
-POOL_CHANGE = ("pools", "policies")
+#: Fields of a DNS document with lines of their own; each other field is one setting.
+_PARTS = ("pools", "policies", "zones", "catalogs")
+#: Characters of a line of a plan; a service may have a hundred thousand prefixes.
+MAX_PLAN_LINE = 200
 
 
 @dataclass(frozen=True)
 class Change:
-    """The difference, and why pool.yml must not make it.
+    """The differences of an edge's documents.
 
-    `lines` say what differs; `not_dns_alone` are the reasons why it is more than a change of the addresses in
-    use.
+    `lines` has all of them, `not_dns_alone` those that pool.yml refuses: it changes pools and policies only.
     """
 
     lines: tuple[str, ...]
@@ -29,71 +33,178 @@ class Change:
 
 
 def compare(current: Documents | None, desired: Documents) -> Change:
-    """Compare what is in force on an edge (None: nothing yet) with what is asked for."""
+    """Compare the documents in force on an edge (None: nothing is rolled out yet) with the desired ones."""
     if current is None:
         why = "nothing is rolled out here yet: run playbooks/site.yml first"
         return Change(("everything is new",), (why,))
-    edge = tuple(_edge_lines(current.edge, desired.edge))
-    other = tuple(_other_dns_lines(current.dns, desired.dns))
-    pools = tuple(_pool_lines(current.dns, desired.dns))
-    refused = tuple(
-        f"{line}: not a change of DNS pools alone; run playbooks/site.yml" for line in edge + other
+    old, new = current.dns, desired.dns
+    other = (
+        *_edge(current.edge, desired.edge),
+        *(f"DNS {line}" for line in _settings(old, new, ignored=("pop", "edge"))),
+        *_zones(old, new),
+        *_catalogs(old, new),
     )
-    return Change(edge + other + pools, refused)
+    lines = [_cut(line) for line in (*other, *_pools(old, new), *_policies(old, new))]
+    refused = [
+        f"{line}: not a change of DNS pools alone; run playbooks/site.yml" for line in lines[: len(other)]
+    ]
+    return Change(tuple(lines), tuple(refused))
 
 
-def _edge_lines(old: EdgeDocument, new: EdgeDocument) -> Iterator[str]:
+def describe_change(old: DnsDocument, new: DnsDocument) -> list[str]:
+    """Describe each difference of two DNS documents in a line; the list is empty for equal documents."""
+    return [
+        *_settings(old, new),
+        *_pools(old, new),
+        *_policies(old, new),
+        *_zones(old, new),
+        *_catalogs(old, new),
+    ]
+
+
+def _edge(old: EdgeDocument, new: EdgeDocument) -> Iterator[str]:
     for word, name in (("prefix", "prefixes"), ("address", "addresses")):
         before, after = getattr(old, name), getattr(new, name)
-        yield from (f"{word} {prefix}: new" for prefix in after if prefix not in before)
-        yield from (f"{word} {prefix}: gone" for prefix in before if prefix not in after)
-    yield from _named("service", _by(old.services, "label"), _by(new.services, "label"))
+        yield from (f"{word} {prefix}: added" for prefix in after if prefix not in before)
+        yield from (f"{word} {prefix}: removed" for prefix in before if prefix not in after)
+    services = _by(old.services, "label"), _by(new.services, "label")
+    for label in _union(*services):
+        yield from (f"service {label}{line}" for line in _service(*(each.get(label) for each in services)))
     if (old.pop, old.edge) != (new.pop, new.edge):
         yield f"edge {old.pop}/{old.edge} -> {new.pop}/{new.edge}"
 
 
-def _other_dns_lines(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    yield from _named("zone", _by(old.zones, "name"), _by(new.zones, "name"))
+def _service(old: Document | None, new: Document | None) -> Iterator[str]:
+    if old is None or new is None:
+        yield ": added" if old is None else ": removed"
+        return
     for name in type(new).model_fields:
-        if name not in (*POOL_CHANGE, "zones", "pop", "edge") and getattr(old, name) != getattr(new, name):
-            secret = name in secret_fields(type(new))
-            shown = "changed" if secret else f"{_short(getattr(old, name))} -> {_short(getattr(new, name))}"
-            yield f"DNS {name}: {shown}"
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            yield f" {name}: {_shown(before)} -> {_shown(after)}"
 
 
-def _pool_lines(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    yield from _named("pool", old.pools, new.pools)
+def _settings(old: DnsDocument, new: DnsDocument, ignored: tuple[str, ...] = ()) -> Iterator[str]:
+    secret = secret_fields(DnsDocument)
+    for name in DnsDocument.model_fields:
+        before, after = getattr(old, name), getattr(new, name)
+        if name in _PARTS or name in ignored or before == after:
+            continue
+        yield f"{name}: changed" if name in secret else f"{name}: {_shown(before)} -> {_shown(after)}"
+
+
+def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
+    for name in _union(old.pools, new.pools):
+        before, after = old.pools.get(name, Pool()), new.pools.get(name, Pool())
+        if name not in new.pools:
+            yield f"pool {name}: removed (was {_row(before.ipv4 + before.ipv6)})"
+            continue
+        # A line for each family, so that it shows only what changed.
+        for one, two in ((before.ipv4, after.ipv4), (before.ipv6, after.ipv6)):
+            if one != two:
+                yield f"pool {name}: {_row(one)} -> {_row(two)}"
+        if before.ptr != after.ptr:
+            yield f"pool {name}: ptr {before.ptr or 'nothing'} -> {after.ptr or 'nothing'}"
+        if before.exclude != after.exclude:
+            yield f"pool {name}: exclude {_row(before.exclude)} -> {_row(after.exclude)}"
+
+
+def _policies(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
     before, after = _by(old.policies, "name"), _by(new.policies, "name")
-    yield from _named("policy", before, after)
-    if list(before) != list(after) and set(before) == set(after):
-        yield f"policies: order {', '.join(before)} -> {', '.join(after)}"
+    for name in _union(before, after):
+        if name not in after:
+            yield f"policy {name}: removed"
+        elif name not in before:
+            answer = after[name].answer
+            yield f"policy {name}: added (pool {answer.pool}, ttl {answer.ttl})"
+        else:
+            yield from (f"policy {name}: {line}" for line in _policy(before[name], after[name]))
+    kept_before = [name for name in before if name in after]
+    kept_after = [name for name in after if name in before]
+    if kept_before != kept_after:
+        yield f"policies: order {_row(kept_before)} -> {_row(kept_after)}"
 
 
-def _by(items: tuple[Any, ...], key: str) -> dict[str, Document]:
+def _policy(old: Policy, new: Policy) -> Iterator[str]:
+    if old.exclusive != new.exclusive:
+        yield "exclusive now" if new.exclusive else "no longer exclusive"
+    for part in ("match", "answer"):
+        before, after = getattr(old, part).model_dump(mode="json"), getattr(new, part).model_dump(mode="json")
+        for key in _union(before, after):
+            if before[key] != after[key]:
+                yield f"{key} {_value(before[key])} -> {_value(after[key])}"
+
+
+def _zones(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
+    before, after = _by(old.zones, "name"), _by(new.zones, "name")
+    for name in _union(before, after):
+        if name not in after:
+            yield f"zone {name}: removed"
+        elif name not in before:
+            yield f"zone {name}: added, hostnames {len(_hostnames(after[name]))}"
+        elif before[name] != after[name]:
+            # 'changed' for what has no words: another grouping of the same hostnames, for example.
+            lines = list(_zone(before[name], after[name])) or ["changed"]
+            yield from (f"zone {name}: {line}" for line in lines)
+
+
+def _zone(old: Zone, new: Zone) -> Iterator[str]:
+    if old.records != new.records:
+        before, after = set(old.records.splitlines()), set(new.records.splitlines())
+        yield f"records +{len(after - before)} -{len(before - after)} lines"
+    if old.primaries != new.primaries:
+        yield f"primaries {_primaries(old.primaries)} -> {_primaries(new.primaries)}"
+    one, two = _hostnames(old), _hostnames(new)
+    added, removed = two.keys() - one.keys(), one.keys() - two.keys()
+    if added or removed:
+        yield f"hostnames +{len(added)} -{len(removed)}"
+    if changed := sum(one[name] != two[name] for name in one.keys() & two.keys()):
+        yield f"tags of {changed} hostname{'s' * (changed != 1)} changed"
+
+
+def _catalogs(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
+    before, after = _by(old.catalogs, "name"), _by(new.catalogs, "name")
+    for name in _union(before, after):
+        if name not in after:
+            yield f"catalog {name}: removed, and its member zones"
+        elif name not in before:
+            yield f"catalog {name}: added, from {_primaries(after[name].primaries)}"
+        elif before[name] != after[name]:
+            yield f"catalog {name}: changed"
+
+
+def _primaries(primaries: Iterable[Primary]) -> str:
+    return _row(f"{each.address} port {each.port}" for each in primaries)
+
+
+def _hostnames(zone: Zone) -> dict[str, dict[str, str]]:
+    return {name: group.tags for group in zone.hostnames for name in group.names}
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= MAX_PLAN_LINE else f"{line[:MAX_PLAN_LINE]}... (long; see --diff)"
+
+
+def _by(items: Iterable[Any], key: str) -> dict[str, Any]:
     return {getattr(item, key): item for item in items}
 
 
-def _named(word: str, old: Mapping[str, Document], new: Mapping[str, Document]) -> Iterator[str]:
-    for name in [*old, *(name for name in new if name not in old)]:
-        if name not in new:
-            yield f"{word} {name}: gone"
-        elif name not in old:
-            yield f"{word} {name}: new"
-        elif old[name] != new[name]:
-            yield from _fields(f"{word} {name}", old[name], new[name])
+def _union(old: Mapping[str, object], new: Mapping[str, object]) -> Iterable[str]:
+    """The keys of both, the new order first."""
+    return dict.fromkeys([*new, *old])
 
 
-def _fields(what: str, old: Document, new: Document) -> Iterator[str]:
-    for name in type(new).model_fields:
-        before, after = getattr(old, name), getattr(new, name)
-        if before == after:
-            continue
-        if isinstance(after, Document):
-            yield from _fields(f"{what} {name}", before, after)
-        else:
-            yield f"{what} {name}: {_short(before)} -> {_short(after)}"
+def _row(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values)) or "nothing"
 
 
-def _short(value: object) -> str:
-    text = (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 100 and "\n" not in text else "(long; see --diff)"
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return _row(f"{key}={each}" for key, each in value.items())
+    return _row(value) if isinstance(value, list) else "any" if value is None else str(value)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    return _row(value) if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""Types that both documents share, and the one way to read a document from disk."""
+"""Types that both documents share, and functions that read and validate a document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unmoor.model.secrets import secret_fields
 
 
 def parse_prefix(value: Any) -> IPv4Network | IPv6Network:
-    """Read an IP prefix of either family. Raises ValueError, saying what to write, for anything else."""
+    """Read an IP prefix of either family. Raises ValueError with what is wrong and the fix."""
     if isinstance(value, IPv4Network | IPv6Network):
         return value
     text = value if isinstance(value, str) else ""
@@ -33,9 +33,9 @@ def parse_prefix(value: Any) -> IPv4Network | IPv6Network:
 
 
 def _parse_plain_prefix(text: str) -> IPv4Network | IPv6Network | None:
-    """A prefix as it is usually written; None of anything else.
+    """Read a prefix in its usual form; return None for any other.
 
-    A document may have a hundred thousand of them, and the ipaddress module takes its time over text.
+    A document may have a hundred thousand prefixes, and the ipaddress module is slow at parsing text.
     """
     address, _, length = text.partition("/")
     if not (length.isascii() and length.isdecimal()):
@@ -53,7 +53,7 @@ def parse_address(value: Any) -> IPv4Address | IPv6Address:
     if isinstance(value, IPv4Address | IPv6Address):
         return value
     if isinstance(value, int):
-        # YAML 1.1 reads 1:2 as a number to the base 60, and ipaddress takes any number for an address.
+        # YAML 1.1 reads 1:2 as a base 60 number, and ipaddress accepts any number as an address.
         raise ValueError("is a number, not an IP address: write it in quotes, as in '2001:db8::1'")  # noqa: TRY004 - pydantic collects ValueError only
     try:
         return ip_address(value)
@@ -70,15 +70,15 @@ Label = Annotated[
     str, Field(pattern=LABEL, description="A name: lower case letters, digits, '-' and '_', at most 63.")
 ]
 
-#: How much of a wrong value an error shows, characters.
-LONGEST_SHOWN = 60
+#: Characters of a wrong value that an error shows.
+MAX_SHOWN = 60
 
-#: Every port number; what the port specification `any` stands for.
+#: The range of the port specification `any`: every port number.
 ANY_PORT = (0, 65535)
 
 
 class Document(BaseModel):
-    """Base of every part of a document: unknown keys are refused, values never change."""
+    """Base of every part of a document. It refuses unknown keys and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -123,7 +123,7 @@ def _family(version: int) -> Any:
     return AfterValidator(check)
 
 
-# Read as either family first, so that the error says 'v4 in a v6 field' and not 'not a prefix'.
+# Parsed as either family first, so that the error is 'IPv4 prefix in an IPv6 field', not 'not a prefix'.
 Prefix4 = Annotated[Prefix, _family(4)]
 Prefix6 = Annotated[Prefix, _family(6)]
 
@@ -133,15 +133,15 @@ D = TypeVar("D", bound=Document)
 def load(kind: type[D], path: Path) -> D:
     """Read and validate the JSON document at `path`.
 
-    Raises InvalidInputError, naming file, key, value and fix, for each thing that is wrong.
+    Raises InvalidInputError with file, key, value and fix of each problem.
     """
     return parse(kind, read(path), str(path))
 
 
 def read(path: Path) -> str:
-    """Read the text of a document, exactly. Raises InvalidInputError."""
+    """Read the text of a document without translating line ends. Raises InvalidInputError."""
     try:
-        return path.read_bytes().decode()  # a text file's line ends would be translated
+        return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise InvalidInputError(
@@ -150,25 +150,25 @@ def read(path: Path) -> str:
 
 
 def parse(kind: type[D], text: str, place: str) -> D:
-    """Validate the text of a document; `place` is what errors call it. Raises InvalidInputError."""
+    """Validate the text of a document; errors give `place` as its file. Raises InvalidInputError."""
     try:
         data = jsontext.parse(text)
     except ValueError as error:
         raise InvalidInputError(
-            [Problem(place, "", "", f"is not JSON: {error}", "run the playbook again to write it anew")]
+            [Problem(place, "", "", f"is not JSON: {error}", "run the playbook again, which rewrites it")]
         ) from None
     return validate(kind, data, place)
 
 
 def validate(kind: type[D], data: Any, place: str) -> D:
-    """Validate `data` as a document; `place` is what errors call it. Raises InvalidInputError."""
+    """Validate `data` as a document; errors give `place` as its file. Raises InvalidInputError."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         raise InvalidInputError(problems_of(error, kind, lambda _path: place)) from None
 
 
-_WHYS = {"extra_forbidden": "is not a known key", "missing": "is missing"}
+_WHYS = {"extra_forbidden": "is not a known key", "missing": "is missing", "too_short": "is empty"}
 _FIXES = {
     "extra_forbidden": "remove the key, or correct its spelling",
     "missing": "add the key",
@@ -181,10 +181,10 @@ _FIXES = {
 def problems_of(
     error: ValidationError, kind: type[Document], locate: Callable[[tuple[int | str, ...]], str]
 ) -> Iterator[Problem]:
-    """Turn what pydantic found in a document of `kind` into problems: one for each place, with its fix.
+    """Yield the errors of pydantic in a document of `kind` as problems: one for each key, with its fix.
 
-    `locate` gives the file (and line, where known) of a path of keys. No value is shown that is a secret,
-    that stands where one belongs, or whose key is not known: it may be that of a secret, misspelt.
+    `locate` returns the file (and line, where known) of a path of keys. Values of secret fields and of
+    unknown keys are not shown: an unknown key may be the misspelt name of a secret.
     """
     errors = error.errors(include_url=False, include_context=False)
     # A union reports each member that did not match; the place is the value, not the member.
@@ -192,12 +192,12 @@ def problems_of(
     for number, (item, path) in enumerate(zip(errors, paths, strict=True)):
         inside = any(other[: len(path)] == path and len(other) > len(path) for other in paths)
         if path in paths[:number] or (item["type"] == "too_short" and inside):
-            continue  # the entries are wrong, so pydantic counts them as not there
+            continue  # pydantic does not count wrong entries, which are reported themselves
         message = _WHYS.get(item["type"], item["msg"].removeprefix("Value error, "))
         why, colon, hint = message.partition(": ")
         fix = hint if colon else _FIXES.get(item["type"], "correct the value")
         hidden = item["type"] in ("missing", "extra_forbidden") or not path or path[0] in secret_fields(kind)
         shown = "" if hidden else jsontext.shown(item["input"])
-        if len(shown) > LONGEST_SHOWN:
-            shown = shown[: LONGEST_SHOWN - 3] + "..."
+        if len(shown) > MAX_SHOWN:
+            shown = shown[: MAX_SHOWN - 3] + "..."
         yield Problem(locate(path), ".".join(map(str, path)), shown, why, fix)

@@ -1,4 +1,4 @@
-"""What the DNS half of one edge is told: `/etc/unmoor/dns.json`."""
+"""The document of an edge's DNS half: `/etc/unmoor/dns.json`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CookieSecret = Annotated[
 
 
 class Pool(Document):
-    """The addresses in use by DNS: parts of prefixes, per family. An address counts once for each prefix."""
+    """A pool: prefixes of each family whose addresses DNS answers with. Overlapping prefixes add weight."""
 
     ipv4: tuple[Prefix4, ...] = Field((), description="IPv4 prefixes; A answers are drawn from them.")
     ipv6: tuple[Prefix6, ...] = Field((), description="IPv6 prefixes; AAAA answers are drawn from them.")
     ptr: str = Field(
         "",
-        description="Name that PTR queries for its addresses get, as in 'ip-{address}.example.com'; "
+        description="Answer to PTR queries for its addresses, as in 'ip-{address}.example.com'; "
         "the reverse zones must be among the zones.",
     )
     exclude: tuple[Prefix, ...] = Field(
@@ -44,7 +44,7 @@ class Pool(Document):
 
 
 class Match(Document):
-    """When a policy applies: every condition given must hold; no condition matches everything."""
+    """The conditions of a policy. All must hold; without any, the policy matches every query."""
 
     pops: tuple[Label, ...] | None = Field(None, min_length=1, description="PoPs that answer.")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags that the hostname must carry.")
@@ -55,58 +55,57 @@ class Match(Document):
     clients: tuple[Prefix, ...] | None = Field(
         None,
         min_length=1,
-        description="Networks of clients: as the resolver names them (EDNS client subnet, RFC 7871), "
-        "otherwise the resolver's own address.",
+        description="Networks of clients: the EDNS client subnet of the query (RFC 7871), or else the "
+        "resolver's own address.",
     )
     types: tuple[Literal["A", "AAAA"], ...] | None = Field(None, min_length=1, description="Query types.")
 
 
 class ServiceBinding(Document):
-    """What HTTPS and SVCB records (RFC 9460) for the hostname itself say: how its service is reached."""
+    """Parameters of the HTTPS and SVCB records (RFC 9460) of a hostname."""
 
     alpn: tuple[str, ...] = Field(("h2",), min_length=1, description="Protocols offered, as in 'h3', 'h2'.")
-    port: int | None = Field(None, ge=1, le=65535, description="Port, where it is not the protocol's own.")
+    port: int | None = Field(
+        None, ge=1, le=65535, description="Port, if it is not the default of the protocol."
+    )
     priority: int = Field(1, ge=1, le=65535, description="Rank among several records: the lowest first.")
-    hints: bool = Field(True, description="Give addresses too, chosen as for A and AAAA.")
+    hints: bool = Field(True, description="Add address hints, chosen as for A and AAAA.")
 
 
 class Answer(Document):
-    """What a policy answers: addresses of the pool, with this TTL."""
+    """The answer of a policy: addresses of a pool, with their TTL."""
 
     pool: Label = Field(description="The pool to draw from.")
-    weight: int = Field(1, ge=1, le=2**31, description="The pool's share, against those in `also`.")
+    weight: int = Field(1, ge=1, le=2**31, description="Weight of `pool` among the pools in `also`.")
     also: dict[Label, int] = Field(
-        default_factory=dict, description="Further pools and their shares: a query draws from one of all."
+        default_factory=dict,
+        description="Further pools with their weights; each query draws from one of all.",
     )
     records: int = Field(1, ge=1, le=32, description="Different addresses in one answer, at most.")
     ttl: int = Field(ge=0, le=2**31 - 1, description="Time to live, seconds (RFC 2181 section 8).")
     strategy: Literal["random", "sticky", "pinned"] = Field(
         "random",
-        description="random: anew for each query; sticky: by a keyed hash of what `sticky_by` says; "
-        "pinned: those of `addresses`, always.",
+        description="random: drawn for each query; sticky: by a keyed hash of `sticky_by`; "
+        "pinned: always those of `addresses`.",
     )
     sticky_by: Literal["name", "client"] = Field(
-        "name", description="What keeps its address: the name, or the client's network (IPv4 /24, IPv6 /56)."
+        "name", description="Input of the hash: the name, or the client's network (IPv4 /24, IPv6 /56)."
     )
-    https: ServiceBinding | None = Field(
-        None, description="What HTTPS queries get; without it, they get no data."
-    )
-    svcb: ServiceBinding | None = Field(
-        None, description="What SVCB queries get; without it, they get no data."
-    )
+    https: ServiceBinding | None = Field(None, description="Answer to HTTPS queries; without it, no data.")
+    svcb: ServiceBinding | None = Field(None, description="Answer to SVCB queries; without it, no data.")
     addresses: tuple[Address, ...] = Field(
         (), description="Addresses of the pool that a pinned policy answers, all of the query's family."
     )
 
 
 class Policy(Document):
-    """One line of the ordered list; the first policy whose match holds answers."""
+    """A policy. The first of the list that matches a query answers it."""
 
     name: Label
     match: Match = Match()
     answer: Answer
     exclusive: bool = Field(
-        False, description="Claims that no other policy matches what this one does; the check holds it to it."
+        False, description="No other policy may match a query that this one matches; the check verifies it."
     )
 
 
@@ -131,11 +130,11 @@ class Primary(Document):
 
     address: Address
     port: int = Field(53, ge=1, le=65535)
-    tsig_key: str = Field("", description="One of tsig_keys: what is not signed with it is refused.")
+    tsig_key: str = Field("", description="One of tsig_keys; messages not signed with it are refused.")
 
 
 class Zone(Document):
-    """SOA, NS and static records, and the hostnames answered by policy."""
+    """A zone: SOA, NS and static records, and the hostnames that policies answer."""
 
     name: str = Field(description="The zone's apex, as in 'example.com'.")
     records: str = Field(
@@ -152,11 +151,9 @@ class Zone(Document):
 class RegistryFile(Document):
     """A registry of hostnames, built by `unmoor dns registry build`."""
 
-    path: str = Field(min_length=1, description="Where the file lies on the edge.")
+    path: str = Field(min_length=1, description="Path of the file on the edge.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Its digest, as sha256sum prints it.")
-    names: int | None = Field(
-        None, ge=0, description="How many names it has, so that a change shows how many it removes."
-    )
+    names: int | None = Field(None, ge=0, description="Number of names, from which a plan counts removals.")
 
     def __str__(self) -> str:
         names = "" if self.names is None else f", {self.names} names"
@@ -164,7 +161,7 @@ class RegistryFile(Document):
 
 
 class Members(Document):
-    """How the member zones of a catalog are served."""
+    """Settings of the member zones of a catalog."""
 
     primaries: tuple[Primary, ...] = Field(
         (), description="Servers to transfer the zones from; without any, those of the catalog."
@@ -175,30 +172,30 @@ class Members(Document):
 
 
 class Catalog(Document):
-    """A catalog zone (RFC 9432): which further zones there are."""
+    """A catalog zone (RFC 9432), which lists further zones to serve."""
 
     name: str = Field(description="The catalog's own name, as in 'catalog.example'.")
     primaries: tuple[Primary, ...] = Field(min_length=1, description="Servers to transfer it from.")
     members: Members = Members()
     groups: dict[str, Members] = Field(
         default_factory=dict,
-        description="For member zones whose property `group` is the key (RFC 9432 section 4.3.2), instead "
-        "of `members`. Of several groups the first that stands here counts.",
+        description="Settings, instead of `members`, of member zones whose property `group` is the key "
+        "(RFC 9432 section 4.3.2). If a zone has several groups, the first of this list counts.",
     )
 
 
 class QueryLog(Document):
-    """A sample of the queries, with their answers, told to a log as they come."""
+    """A log of a sample of the queries, with their answers."""
 
     sample: int = Field(
         0, ge=0, le=10**9, description="One query in so many is logged, chosen at random; 0: none, 1: all."
     )
-    to: Literal["journald", "dnstap"] = Field("journald", description="Who takes it.")
+    to: Literal["journald", "dnstap"] = Field("journald", description="Receiver of the log.")
     socket: str = Field(
-        "", description="The receiver's UNIX socket; journald's own without it. dnstap must have one."
+        "", description="The receiver's UNIX socket; required for dnstap, by default that of journald."
     )
     whole_addresses: bool = Field(
-        False, description="Log clients' addresses whole, not as networks (IPv4 /24, IPv6 /56)."
+        False, description="Log full client addresses, not networks (IPv4 /24, IPv6 /56)."
     )
 
     @model_validator(mode="after")
@@ -209,7 +206,7 @@ class QueryLog(Document):
 
 
 class DnsDocument(Document):
-    """Where the server listens, its zones, and the policies that choose addresses from pools."""
+    """The configuration of the DNS server: sockets, zones, pools and policies."""
 
     version: Literal[1] = 1
     pop: Label = Field(description="The PoP that answers.")
@@ -218,18 +215,20 @@ class DnsDocument(Document):
     port: int = Field(53, ge=1, le=65535, description="UDP and TCP port.")
     any_address: bool = Field(
         False,
-        description="Listen on loopback too, and reply from whichever address was dialled: a dispatch table "
-        "may hand these sockets all addresses of some prefixes (unmoor sockets register).",
+        description="Listen on loopback too, and reply from the address of the query: a dispatch table may "
+        "steer all addresses of some prefixes to these sockets (unmoor sockets register).",
     )
     workers: int = Field(0, ge=0, le=256, description="Worker processes; 0 means one for each core.")
     zones: tuple[Zone, ...] = ()
     registry: RegistryFile | None = Field(
-        None, description="Hostnames beside those of the zones; where both have a name, the zones' counts."
+        None, description="Hostnames in addition to those of the zones, which take precedence."
     )
     catalogs: tuple[Catalog, ...] = ()
     tsig_keys: dict[str, TsigKey] = Field(default_factory=dict, description="By name, as the primary has it.")
     transfer_limit: int = Field(
-        1_000_000, ge=1, description="Records that a transferred zone may have; a larger one is refused."
+        1_000_000,
+        ge=1,
+        description="Maximum number of records of a transferred zone; a larger one is refused.",
     )
     pools: dict[Label, Pool] = Field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
@@ -242,37 +241,40 @@ class DnsDocument(Document):
         4096,
         ge=16,
         le=65536,
-        description="TCP connections held at once, shared evenly by the workers; one more closes the idlest. "
+        description="TCP connections at once, split evenly among workers; a further one closes the idlest. "
         "Each takes a descriptor (LimitNOFILE= of the unit).",
     )
     tcp_per_client: int = Field(
         256,
         ge=1,
         le=65536,
-        description="Of these, what one client may hold (an IPv4 address, or an IPv6 /64), shared evenly by "
-        "the workers; one more is closed at once.",
+        description="TCP connections of one client (an IPv4 address, or an IPv6 /64), split evenly among the "
+        "workers; a further one is closed at once.",
     )
     tcp_idle: int = Field(
-        15, ge=1, le=3600, description="Seconds that a TCP connection may take to ask a whole question."
+        15, ge=1, le=3600, description="Seconds in which a TCP connection must send a complete query."
     )
     rate_limit: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="UDP replies a second that one client network (IPv4 /24, IPv6 /56) gets in full about "
-        "one name and type, one zone's missing names, or one error; beyond it half are truncated, and half "
+        description="Full UDP replies per second to one client network (IPv4 /24, IPv6 /56) for one name and "
+        "type, one zone's missing names, or one error; beyond it half of the replies are truncated and half "
         "are dropped. 0: no limit.",
     )
     tell_name: bool = Field(
-        False, description="Tell the edge's name to who asks: NSID (RFC 5001), id.server CH TXT (RFC 4892)."
+        False, description="Answer queries for the edge's name: NSID (RFC 5001), id.server CH TXT (RFC 4892)."
     )
-    tell_version: bool = Field(False, description="Tell the version to who asks: version.server CH TXT.")
+    tell_version: bool = Field(False, description="Answer queries for the version: version.server CH TXT.")
     sticky_key: Secret = Field(
         SecretStr(""),
-        description="Secret of sticky answers, the same on all edges: without it they can be predicted.",
+        description="Secret of sticky answers, the same on all edges; without it answers are predictable.",
     )
     journal_keep: int = Field(
-        400, ge=1, le=36500, description="Days that the journal of addresses is kept, at least."
+        400,
+        ge=1,
+        le=36500,
+        description="Minimum age in days at which records of the address journal are removed.",
     )
     query_log: QueryLog = QueryLog()
     count_addresses: bool = Field(True, description="Count answers by address.")

@@ -1,4 +1,4 @@
-"""What the sockets half of one edge is told: `/etc/unmoor/edge.json`."""
+"""The document of an edge's sockets half: `/etc/unmoor/edge.json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unmoor.model.common import Document, Label, Ports, Prefix, Protocol, parse_
 
 
 class ServiceBody(Document):
-    """What a service is bound to and who may register its sockets; the inventory keys these by label."""
+    """A service without its label: ports and prefixes it is bound to, and users that register its sockets."""
 
     protocols: tuple[Protocol, ...] = Field(("tcp",), min_length=1, description="Transport protocols.")
     ports: tuple[Ports, ...] = Field(
@@ -20,29 +20,29 @@ class ServiceBody(Document):
     prefixes: tuple[Prefix, ...] | None = Field(
         None, min_length=1, description="Prefixes the service is bound to; without it, all of the edge's."
     )
-    interface: str = Field("", max_length=15, description="Only packets that came in by this interface.")
+    interface: str = Field("", max_length=15, description="Only packets received on this interface.")
     users: tuple[str, ...] = Field(
         ("root",), description="Users that may register this service's sockets (SO_PEERCRED)."
     )
     groups: tuple[str, ...] = Field((), description="Groups whose members may register as well.")
     check: Literal["http", "https", "banner", "connect", "none"] = Field(
         "connect",
-        description="How a probe sees that the service answers: an HTTP response (over TLS), a line on "
-        "connect, or the connection alone. All but the last must name the service and the address dialled.",
+        description="What a probe accepts as an answer: an HTTP response (over TLS), a line on connect, or "
+        "the connection alone. All but the last must name the service and the address dialled.",
     )
 
 
 class Service(ServiceBody):
-    """What answers connections: a label, protocols, ports, and the prefixes it is bound to."""
+    """A service: its label, protocols, ports, and the prefixes it is bound to."""
 
     label: Label
 
 
 class Binding(NamedTuple):
-    """(protocol, prefix, first and last port) to a service: one line of the dispatch table.
+    """One line of the dispatch table: protocol, prefix, first and last port, and the service.
 
-    `interface` is the one that packets must come in by, or empty for any. (A named tuple, since an edge may
-    have a hundred thousand of them.)
+    `interface` is the interface that packets must arrive on, or empty for any. A named tuple, because an
+    edge may have a hundred thousand bindings.
     """
 
     protocol: Protocol
@@ -54,19 +54,19 @@ class Binding(NamedTuple):
 
 
 class EdgeDocument(Document):
-    """The prefixes bound on an edge and the services that answer there."""
+    """Prefixes bound on an edge, and the services that answer on them."""
 
     version: Literal[1] = 1
     pop: Label = Field(description="The PoP that the edge belongs to.")
     edge: str = Field(min_length=1, description="The edge's name in the inventory.")
     prefixes: tuple[Prefix, ...] = Field(min_length=1, description="Prefixes made local and bound.")
     addresses: tuple[Prefix, ...] = Field(
-        (), description="Made local beside the prefixes but bound to no service: the DNS servers' own."
+        (), description="Addresses made local but bound to no service: those of the DNS servers."
     )
     services: tuple[Service, ...] = ()
 
     def bindings(self) -> Iterator[Binding]:
-        """Every line of the dispatch table, in the document's order."""
+        """Yield every line of the dispatch table, in the order of the document."""
         for service in self.services:
             ranges = [parse_ports(ports) for ports in service.ports]
             for protocol in service.protocols:

@@ -1,4 +1,4 @@
-"""What a rollout removes: counted against what is in force, and refused unless the operator expects it."""
+"""Removals of a rollout: counted, and refused unless the operator expects them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Iterator, Mapping
 
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model.dns import DnsDocument
+from unmoor.model.documents import Documents
 from unmoor.model.edge import EdgeDocument
-from unmoor.model.inventory import REMOVABLE, Documents
+from unmoor.model.variables import REMOVABLE
 
-#: How an operator expects removals; a variable of site.yml and pool.yml.
+#: The variable of site.yml and pool.yml that allows removals.
 EXPECTED = "expect_removed"
 
-#: Names of what is removed that a line shows.
+#: Removed names that a line shows.
 _SHOWN = 3
 
 
 def removed(old: Documents, new: Documents) -> dict[str, list[str]]:
-    """What `old` has and `new` has not, by kind.
+    """Return the names that are in `old` and not in `new`, by kind.
 
-    Hostnames of a registry are counted, not compared: a smaller registry removes as many as it is smaller.
+    Hostnames of a registry are counted, not compared: only a smaller registry counts as a removal.
     """
     gone = {
         "prefixes": _gone(map(str, old.edge.prefixes), map(str, new.edge.prefixes)),
@@ -33,12 +34,12 @@ def removed(old: Documents, new: Documents) -> dict[str, list[str]]:
 
 
 def parse_expected(text: str) -> dict[str, int]:
-    """Read what the operator expects to go, as in `prefixes:1,hostnames:12`. Raises InvalidInputError."""
+    """Parse expected removals, as in `prefixes:1,hostnames:12`. Raises InvalidInputError."""
     expected: dict[str, int] = {}
     for part in filter(None, (each.strip() for each in str(text).split(","))):
         kind, _, number = part.partition(":")
         if kind not in REMOVABLE or not number.isdecimal() or kind in expected:
-            why = "is not a kind and how many of it go" if kind not in expected else "is there twice"
+            why = "is not KIND:NUMBER" if kind not in expected else "is given twice"
             fix = f"write -e {EXPECTED}=hostnames:12, or several with commas; kinds: {', '.join(REMOVABLE)}"
             raise InvalidInputError([Problem("", EXPECTED, part, why, fix)])
         expected[kind] = int(number)
@@ -48,7 +49,7 @@ def parse_expected(text: str) -> dict[str, int]:
 def unexpected(
     old: Documents, new: Documents, expected: Mapping[str, int], unasked: Mapping[str, int]
 ) -> Iterator[str]:
-    """Why `new` must not replace `old`: more of a kind goes than `unasked`, and not the number `expected`."""
+    """Yield each kind of which `new` removes more than `unasked` allows and not the number `expected`."""
     gone = removed(old, new)
     asked = {kind: names for kind, names in gone.items() if len(names) > unasked.get(kind, 0)}
     option = f"-e {EXPECTED}=" + ",".join(f"{kind}:{len(names)}" for kind, names in asked.items())
@@ -56,8 +57,8 @@ def unexpected(
         if len(names) == expected.get(kind):
             continue
         some = ", ".join(list(dict.fromkeys(names))[:_SHOWN]) + ("..." if len(names) > _SHOWN else "")
-        said = f", and {EXPECTED} has {expected[kind]}" if kind in expected else ""
-        count = f"{kind}: {len(names)} that are in force would be removed{said}"
+        other = f", and {EXPECTED} has {expected[kind]}" if kind in expected else ""
+        count = f"{kind}: {len(names)} that are in force would be removed{other}"
         yield f"{count}: {some}; if that is right: {option}"
 
 
@@ -76,7 +77,7 @@ def _zones(dns: DnsDocument) -> Iterator[str]:
 
 
 def _hostnames(dns: DnsDocument) -> Iterator[str]:
-    """Every hostname of the zones, whole, however it is written."""
+    """Yield every hostname of the zones as an absolute name."""
     for zone in dns.zones:
         apex = zone.name.lower().rstrip(".")
         for group in zone.hostnames:

@@ -1,4 +1,4 @@
-"""What an inventory sets of roles' variables: names that no role has, and services without a listener."""
+"""Checks of roles' variables in an inventory: unknown names, and services without a listener."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from unmoor.errors import Problem
 
-#: Variables of role listener that name the service it serves; empty for none.
+#: Variables of role listener with the label of a service that it serves, or empty.
 LISTENERS = ("listener_http_service", "listener_https_service", "listener_whoami_service")
 
 
 def unknown_variables(
     given: Mapping[str, Any], roles: Mapping[str, Collection[str]], place_of: Callable[[Any], str]
 ) -> Iterator[Problem]:
-    """Report variables that begin with a role's name and that the role does not have; `roles` has theirs.
+    """Report variables with a role's prefix that the role does not have. `roles` has the variables of each.
 
-    Ansible takes such a variable in silence, and the role goes on with its default.
+    Ansible ignores such a variable without a warning, and the role uses its default.
     """
     known = [name for names in roles.values() for name in names]
     for name, value in given.items():
@@ -25,7 +25,11 @@ def unknown_variables(
         if role is None or name in known:
             continue
         near = get_close_matches(name, known, 1)
-        fix = f"did you mean {near[0]}?" if near else "remove it, or give it a name that begins otherwise"
+        fix = (
+            f"did you mean {near[0]}?"
+            if near
+            else "remove it, or rename it so that it does not begin with the role's name"
+        )
         yield Problem(place_of(value), name, "", f"is not a variable of role {role}", fix)
 
 
@@ -36,10 +40,10 @@ def unserved(
     dns_service: str,
     place_of: Callable[[str], str],
 ) -> Iterator[Problem]:
-    """Report listeners of services that there are not, and services that no listener registers sockets for.
+    """Report listeners of unknown services, and services for which no listener registers sockets.
 
-    `listeners` are the variables of role listener with their values, `own` the labels of services that have
-    a listener of the operator's own. `place_of` gives the place of a variable, by its name.
+    `listeners` are the variables of role listener with their values, `own` the labels of services with the
+    operator's own listener. `place_of` returns the place of a variable, by its name.
     """
     known = ", ".join(services)
     for name, label in listeners.items():

@@ -1,7 +1,7 @@
-"""What is secret: fields of type Secret. Documents are shown and compared with these sealed.
+"""Fields of type Secret, and documents in which they are sealed.
 
-A sealed document has, in place of each secret, a digest of it under a key of the run. So a playbook can hold,
-compare and print documents; only what writes a file puts the secrets back, from a directory of the run's own.
+A sealed document has a digest of each secret in its place, keyed by the run. A playbook holds, compares and
+prints sealed documents; the module that writes a file unseals them, from a directory private to the run.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, PlainSerializer, SecretStr, SerializationInfo
 
-#: What a sealed secret begins with. No secret does: a document with sealed ones is not fit for use.
+#: Prefix of a sealed secret. No secret begins with it; servers refuse a document with sealed secrets.
 SEALED = "sealed:"
 
-#: Digits of a digest, hexadecimal; few enough to read, and too many to meet by chance.
+#: Hexadecimal digits of a digest: 128 bits, so that two secrets do not collide.
 _DIGITS = 32
-#: Secrets of fewer characters are not looked for in arbitrary text, where they could be parts of words.
+#: Shorter secrets are not replaced in arbitrary text, where they could be parts of words.
 _MIN_SCRUBBED = 8
 
 
@@ -35,26 +35,25 @@ def _serialize(value: SecretStr, info: SerializationInfo) -> str:
     return value.get_secret_value() if info.context == "with secrets" else str(value)
 
 
-#: A value that no output shows: not repr, not an error, not a difference, not a document as JSON, unless
-#: `dump_with_secrets` makes it.
+#: A value that is absent from repr, errors, differences and JSON, except from `dump_with_secrets`.
 Secret = Annotated[SecretStr, PlainSerializer(_serialize, when_used="json")]
 
 
 def dump_with_secrets(document: BaseModel, *, exclude_defaults: bool = False) -> dict[str, Any]:
-    """The document as data for JSON, secrets included: for a file or a process that must have them."""
+    """Return the document as data for JSON with its secrets, for a file or a process that needs them."""
     return document.model_dump(mode="json", exclude_defaults=exclude_defaults, context="with secrets")
 
 
 @cache
 def secret_fields(kind: type[BaseModel]) -> frozenset[str]:
-    """Fields of `kind` that are secret, or that have a secret somewhere below them."""
+    """Return the fields of `kind` that are secret or contain a secret."""
     annotations = {name: field.annotation for name, field in kind.model_fields.items()}
     return frozenset(name for name, annotation in annotations.items() if _secrets_in(name, annotation))
 
 
 @cache
 def secret_names(kind: type[BaseModel]) -> frozenset[str]:
-    """Names of the fields of type Secret in `kind`, at any depth."""
+    """Return the names of the fields of type Secret in `kind`, at any depth."""
     return frozenset(
         found for name, field in kind.model_fields.items() for found in _secrets_in(name, field.annotation)
     )
@@ -69,7 +68,7 @@ def _secrets_in(name: str, annotation: Any) -> frozenset[str]:
 
 
 def sealed_in(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The keys of every sealed secret of a document."""
+    """Yield the path of keys of each sealed secret of a document."""
     if isinstance(value, SecretStr):
         if value.get_secret_value().startswith(SEALED):
             yield path
@@ -85,9 +84,9 @@ def sealed_in(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
 
 
 class Sealer:
-    """Seals the secrets of documents of one kind; `directory` is one that the run alone can read.
+    """Seals the secrets of documents of one kind. Only the run can read `directory`.
 
-    All sealers of one directory share a key, so that equal secrets are equal when sealed.
+    All sealers of a directory share a key, so that equal secrets have equal digests.
     """
 
     def __init__(self, kind: type[BaseModel], directory: Path) -> None:
@@ -95,7 +94,7 @@ class Sealer:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._key = self._shared_key()
         names = "|".join(sorted(map(re.escape, secret_names(kind))))
-        # By text, since a file that was cut short is no JSON, and is shown all the same.
+        # In the text, because a truncated file is not valid JSON and is shown nevertheless.
         self._secrets = re.compile(rf'("(?:{names})"\s*:\s*")((?:[^"\\]|\\.)+)')
         self._digests = re.compile(rf"{SEALED}([0-9a-f]{{{_DIGITS}}})")
 
@@ -104,11 +103,11 @@ class Sealer:
         return self._secrets.sub(lambda match: match[1] + self._digest(match[2]), text)
 
     def unseal(self, text: str) -> str:
-        """Put back the secrets that were sealed in this run."""
+        """Replace each digest by the secret that was sealed in this run."""
         return self._digests.sub(lambda match: self._secret(match[1]) or match[0], text)
 
     def seal_all(self, value: Any) -> Any:
-        """Seal every text in a task's result; secrets known to the run are replaced wherever they are."""
+        """Seal every text in a task's result; the run's secrets are replaced wherever they occur."""
         stored = {path.read_text("utf-8"): path.name for path in self._stored()}
         known = {text: digest for text, digest in stored.items() if len(text) >= _MIN_SCRUBBED}
         return self._walk(value, known)
@@ -118,18 +117,20 @@ class Sealer:
             sealed = self.seal(value)
             for secret, digest in known.items():
                 sealed = sealed.replace(secret, SEALED + digest)
-            return value if sealed == value else sealed  # Ansible's texts carry their origin
+            return (
+                value if sealed == value else sealed
+            )  # unchanged texts keep the origin that Ansible tags them with
         if isinstance(value, dict):
             return {key: self._walk(each, known) for key, each in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(self._walk(each, known) for each in value)
-        if is_dataclass(value) and not isinstance(value, type):  # Ansible's errors, as results hold them
+        if is_dataclass(value) and not isinstance(value, type):  # errors in the results of Ansible
             parts = {each.name: getattr(value, each.name) for each in fields(value)}
             return replace(value, **self._walk(parts, known))
         return value
 
     def _digest(self, written: str) -> str:
-        """Seal one secret as it is written in JSON."""
+        """Seal one secret in its JSON form."""
         if written.startswith(SEALED):
             return written
         digest = hmac.new(self._key, written.encode(), hashlib.sha256).hexdigest()[:_DIGITS]
@@ -153,7 +154,7 @@ class Sealer:
         return path.read_bytes()
 
     def _store(self, name: str, content: bytes) -> None:
-        """Write a file of the directory whole; the first of several processes wins."""
+        """Write a file of the directory atomically; the first of several processes wins."""
         handle, new = tempfile.mkstemp(prefix=".new-", dir=self._directory)  # mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
@@ -165,5 +166,5 @@ class Sealer:
 
 
 def text_with_secrets(document: BaseModel) -> str:
-    """The document as its file holds it."""
+    """Return the text of the document's file, secrets included."""
     return json.dumps(dump_with_secrets(document, exclude_defaults=True), indent=1) + "\n"

@@ -1,1 +1,1 @@
-"""Looks from outside: does every address answer, and are DNS answers spread evenly?"""
+"""Probes from a vantage host: whether every address answers, and whether DNS answers are spread evenly."""

@@ -13,15 +13,15 @@ EVERY = 5.0
 
 
 class Show(Protocol):
-    """Shows how far a run is."""
+    """A function that shows the progress of a run."""
 
     def __call__(self, done: int, failed: int) -> None:
-        """Show that `done` are done, of which `failed` failed."""
+        """Show that `done` steps are done, of which `failed` failed."""
 
 
 @contextmanager
 def progress(what: str, total: int | None, *, quiet: bool) -> Iterator[Show]:
-    """Show how far a run of `total` is (None: nobody knows); `what` names it."""
+    """Show the progress of run `what` with `total` steps (None: unknown number)."""
     if quiet:
         yield lambda done, failed: None
     elif sys.stderr.isatty():
@@ -33,7 +33,7 @@ def progress(what: str, total: int | None, *, quiet: bool) -> Iterator[Show]:
 
 @contextmanager
 def _bar(what: str, total: int | None) -> Iterator[Show]:
-    from rich.console import Console  # noqa: PLC0415 - a quarter of a second that most runs need not wait
+    from rich.console import Console  # noqa: PLC0415 - it takes a quarter of a second, which most runs do not need
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - as above
 
     bar = Progress(

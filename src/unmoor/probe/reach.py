@@ -1,4 +1,4 @@
-"""`probe reach`: every pair, split over worker processes, each with an engine of its own."""
+"""`probe reach`: connect to every pair, split among worker processes with an engine each."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
 
-from unmoor.probe.engine import Engine, Settings
-from unmoor.probe.outcome import Fault, Outcome
+from unmoor.probe.clients.engine import Engine, Settings
+from unmoor.probe.clients.outcome import Fault, Outcome
+from unmoor.probe.clients.targets import Block, Target, pairs
 from unmoor.probe.progress import Show
+from unmoor.probe.results.tally import Tally
 from unmoor.probe.stop import Stop
-from unmoor.probe.tally import Tally
-from unmoor.probe.targets import Block, Target, pairs
 
-#: Seconds between a worker's reports, and between looks at a request to stop.
+#: Seconds between a worker's reports, and between checks for a stop request.
 _BEAT = 0.25
-#: Descriptors that a process needs beside its connections.
+#: File descriptors that a process needs besides its connections.
 _OTHER_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to connect to, and how much at once: `concurrency` connections over all `processes`."""
+    """Targets and limits: `concurrency` connections at once in all `processes` together."""
 
     blocks: Sequence[Block]
     plain: Sequence[int]
@@ -41,7 +41,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Beat:
-    """A worker's message: how much it has done so far; the last one carries all that it counted."""
+    """A worker's report of its progress; the last one has its counts."""
 
     done: int
     failed: int
@@ -55,9 +55,9 @@ class _Worker:
 
 
 def run(plan: Plan, show: Show, stop: Stop) -> Tally:
-    """Connect to every pair of `plan`; a stop ends early with what is known by then.
+    """Connect to every pair of `plan`; a stop request returns the counts so far.
 
-    A worker that dies is counted as a failure, so a run cannot pass without its part.
+    The death of a worker counts as a failure, because its part is unknown.
     """
     each = _connections_each(plan)
     workers: list[_Worker] = []
@@ -66,7 +66,7 @@ def run(plan: Plan, show: Show, stop: Stop) -> Tally:
             workers.append(_start(plan, part, each))
         return _collect(plan, workers, show, stop)
     finally:
-        # All links first: a later worker holds a copy of an earlier one's, from being forked after it.
+        # All links first: a worker inherits copies of the links of earlier ones.
         for worker in workers:
             worker.link.close()
         for worker in workers:
@@ -74,7 +74,7 @@ def run(plan: Plan, show: Show, stop: Stop) -> Tally:
 
 
 def _connections_each(plan: Plan) -> int:
-    """Connections of one worker at once: its part of the whole, within the files that it may open."""
+    """Return the connections at once of one worker, within its limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = -(-plan.concurrency // plan.processes)
     if hard == resource.RLIM_INFINITY or wanted + _OTHER_FILES <= hard:
@@ -87,18 +87,18 @@ def _connections_each(plan: Plan) -> int:
 
 def _start(plan: Plan, part: int, concurrency: int) -> _Worker:
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(plan, part, concurrency, ours, theirs), daemon=True)
+    parent, child = context.Pipe()
+    process = context.Process(target=_work, args=(plan, part, concurrency, parent, child), daemon=True)
     process.start()
-    theirs.close()
-    return _Worker(process, ours)
+    child.close()
+    return _Worker(process, parent)
 
 
 def _collect(plan: Plan, workers: Sequence[_Worker], show: Show, stop: Stop) -> Tally:
     total = Tally(plan.examples)
     latest = {worker.link: _Beat(0, 0) for worker in workers}
     waiting = dict.fromkeys(latest)
-    told = False
+    notified = False
     while waiting:
         for link in wait(list(waiting), _BEAT):
             assert isinstance(link, multiprocessing.connection.Connection)  # noqa: S101 - wait() returns what it was given
@@ -113,8 +113,8 @@ def _collect(plan: Plan, workers: Sequence[_Worker], show: Show, stop: Stop) -> 
                 del waiting[link]
                 total.merge(beat.tally if beat and beat.tally else Tally())
         show(sum(beat.done for beat in latest.values()), sum(beat.failed for beat in latest.values()))
-        if stop.requested and not told:
-            told = True
+        if stop.requested and not notified:
+            notified = True
             for link in waiting:
                 link.send(None)
     return total
@@ -135,8 +135,8 @@ def _work(
     link: Connection[_Beat, None],
 ) -> None:
     """Body of a worker process."""
-    others.close()  # or else this process would hold its own link open
-    # Ctrl-C reaches the whole process group; the parent decides, and says so over the link.
+    others.close()  # an inherited copy, which would keep the link open after the parent's death
+    # Ctrl-C reaches the whole process group; the parent requests a stop over the link.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -148,11 +148,11 @@ def _work(
                 break
         link.send(_Beat(tally.pairs, tally.failed, tally))
     except (BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone, so nobody wants to know
+        return  # the parent has exited
 
 
 def _phases(plan: Plan, share: tuple[int, int]) -> Iterator[Iterator[Target]]:
-    """Plain first, then TLS: apart, so that each has a rate of its own."""
+    """Yield the targets without TLS, then those with TLS, so that each phase has its own rate."""
     if plan.plain:
         yield pairs(plan.blocks, plan.plain, tls=False, share=share)
     if plan.tls:
@@ -166,7 +166,7 @@ def _run_phase(
     tally: Tally,
     link: Connection[_Beat, None],
 ) -> bool:
-    """Connect to all of `targets`; false when told to stop."""
+    """Connect to all of `targets`. Returns false on a stop request."""
 
     def report(outcome: Outcome) -> None:
         tally.add(outcome, monotonic())

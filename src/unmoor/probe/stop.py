@@ -1,4 +1,4 @@
-"""Stopping when asked to: signals raise a flag, so that clean-up is never cut in two."""
+"""A stop flag set by signals, so that a signal does not interrupt the clean-up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """Whether a signal asked to stop; loops look at it several times a second."""
+    """A flag that a signal sets; loops check it several times a second."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -22,7 +22,7 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Let SIGINT, SIGTERM and SIGHUP set `requested` of the value for the length of the block."""
+    """While the context is open, SIGINT, SIGTERM and SIGHUP set `requested` of its value."""
     stop = Stop()
     before = {number: signal.signal(number, stop._on_signal) for number in _SIGNALS}
     try:

@@ -1,4 +1,4 @@
-"""`probe uniformity`: many questions, and whether the answers are spread evenly over the pool."""
+"""`probe uniformity`: send many queries, and test that answers are spread evenly over the pool."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
-from unmoor.probe.dnsclient import DnsClient, Reply
-from unmoor.probe.dnswire import Question
-from unmoor.probe.outcome import Fault
-from unmoor.probe.pool import Cells, NumberedPool, divide
+from unmoor.probe.clients.dnsclient import DnsClient, Reply
+from unmoor.probe.clients.dnswire import Question
+from unmoor.probe.clients.outcome import Fault
 from unmoor.probe.progress import Show
-from unmoor.probe.report import failures
-from unmoor.probe.statistics import ChiSquare, expected_distinct
+from unmoor.probe.results.pool import Cells, NumberedPool, divide
+from unmoor.probe.results.report import failures
+from unmoor.probe.results.statistics import ChiSquare, expected_distinct
+from unmoor.probe.results.tally import Tally
 from unmoor.probe.stop import Stop
-from unmoor.probe.tally import Tally
 
-#: Questions in flight at once; a socket buffer holds that many answers.
+#: Questions in flight at once; a socket buffer holds as many replies.
 WINDOW = 128
 #: Even draws fail this test once in a million runs.
 P_MIN = 1e-6
@@ -25,7 +25,7 @@ P_MIN = 1e-6
 
 @dataclass(slots=True)
 class Spread:
-    """What was answered. `lost` counts datagrams, so also those whose question was answered in the end."""
+    """Counts of answers. `lost` counts datagrams, including those whose question was answered later."""
 
     asked: int = 0
     answered: int = 0
@@ -47,7 +47,7 @@ class Spread:
 
 
 def ask(client: DnsClient, questions: Sequence[Question], count: int, show: Show, stop: Stop) -> Spread:
-    """Ask `count` questions, by turns. Ends early when stopped, or when nothing at all is answered."""
+    """Send `count` questions in turn. Ends early on a stop request, or if there are only failures."""
     spread = Spread()
     waiting = islice(cycle(questions), count)
     while True:
@@ -66,7 +66,7 @@ def ask(client: DnsClient, questions: Sequence[Question], count: int, show: Show
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A spread judged against the pool it should come from; without a pool there is nothing to test."""
+    """A spread compared with the pool; without a pool there is no test."""
 
     spread: Spread
     pool: NumberedPool | None
@@ -81,20 +81,20 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Nothing lost, nothing failed, all inside of the pool, and not uneven beyond P_MIN."""
+        """Report whether nothing was lost or failed, all was inside the pool, and p is at least P_MIN."""
         spread = self.spread
         complete = spread.answered > 0 and not (spread.lost or spread.failures.failed or spread.interrupted)
         return complete and (self.p is None or self.p >= P_MIN)
 
     @property
     def loads(self) -> list[int]:
-        """Answers for each address of the pool, or for each bucket, or for each address seen; sorted."""
+        """Answers per address of the pool, per bucket, or per address seen, in descending order."""
         counts = self.cells[0].counts if self.cells else self.spread.loads.values()
         return sorted(counts, reverse=True)
 
 
 def judge(spread: Spread, pool: NumberedPool | None) -> Verdict:
-    """Test `spread` against `pool`; answers outside of it are failures."""
+    """Compare `spread` with `pool`; answers outside of it are failures."""
     if pool is None:
         return Verdict(spread, None)
     offsets: dict[int, int] = {}
@@ -112,7 +112,7 @@ def judge(spread: Spread, pool: NumberedPool | None) -> Verdict:
 
 
 def as_json(verdict: Verdict) -> dict[str, object]:
-    """Everything found; `p` is null without a pool."""
+    """Return all results; `p` is null without a pool."""
     spread, loads = verdict.spread, verdict.loads
     return {
         "queries": spread.asked,
@@ -145,11 +145,11 @@ def _expected(verdict: Verdict) -> float | None:
 
 
 def as_text(verdict: Verdict) -> Iterator[str]:
-    """The same in lines for a reader, without the chart."""
+    """Yield the results as lines of text, without the chart."""
     spread = verdict.spread
-    yield f"{spread.asked} queries asked, {spread.answered} answered, {spread.lost} datagrams lost"
+    yield f"{spread.asked} queries sent, {spread.answered} answered, {spread.lost} datagrams lost"
     if spread.interrupted:
-        yield "interrupted: judged by the answers so far"
+        yield "interrupted: tests of the answers so far"
     expected = _expected(verdict)
     yield f"{len(spread.loads)} distinct addresses seen" + (
         f", {expected:.0f} expected of even draws from {verdict.pool.size}"
@@ -162,9 +162,9 @@ def as_text(verdict: Verdict) -> Iterator[str]:
             f"({test.freedom} degrees of freedom), p = {test.p:.3g}"
         )
     if verdict.p is not None and verdict.p < P_MIN:
-        yield f"not even: draws at random are this uneven less than once in {1 / P_MIN:.0f} runs"
+        yield f"not even: random draws are this uneven less than once in {1 / P_MIN:.0f} runs"
     if any(test.freedom and test.p > 1 - P_MIN for test in verdict.tests):
-        yield "suspiciously even: draws at random are not; do the addresses take turns?"
+        yield "suspiciously even: random draws are less so; does the server rotate addresses?"
     loads = verdict.loads
     if loads:
         over = verdict.cells[0].over if verdict.cells else "addresses seen"

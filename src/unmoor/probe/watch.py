@@ -1,7 +1,7 @@
-"""`probe watch`: a client that keeps connecting and asking, so that a change under way can be judged.
+"""`probe watch`: connect and query continuously, to detect failures during a change.
 
-It connects to random addresses of the prefixes, asks for names, and connects to what is answered: what a
-user of the service does all the time, and what must not fail while pools change.
+It connects to random addresses of the prefixes, queries names, and connects to the addresses of answers, as
+clients of the service do.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from random import Random
 from time import monotonic, time
 
 from unmoor.model import Prefix
-from unmoor.probe.dnsclient import DnsClient, Reply
-from unmoor.probe.dnswire import Question
-from unmoor.probe.engine import Engine, Settings
-from unmoor.probe.outcome import Fault, Outcome
-from unmoor.probe.report import counts
-from unmoor.probe.tally import latency_ms
-from unmoor.probe.targets import Target, address_text
+from unmoor.probe.clients.dnsclient import DnsClient, Reply
+from unmoor.probe.clients.dnswire import Question
+from unmoor.probe.clients.engine import Engine, Settings
+from unmoor.probe.clients.outcome import Fault, Outcome
+from unmoor.probe.clients.targets import Target, address_text
+from unmoor.probe.results.report import counts
+from unmoor.probe.results.tally import latency_ms
 
-#: Seconds between looks at the time, the stop file and signals.
+#: Seconds between checks of the time, the stop file and signals.
 _BEAT = 0.05
-#: Failures and networks kept; a watch may run for hours.
+#: Maximum number of failures and of networks kept; a watch may run for hours.
 KEPT = 10_000
-#: What an answer is counted under: large enough to be few, small enough to see a pool move.
+#: Prefix lengths by which answers are counted: few enough networks, and a pool change is visible.
 NETWORK_BITS = {4: 24, 6: 48}
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Something that failed: when it was known (seconds since 1970), and what it was."""
+    """A failure: its time (seconds since 1970), the operation, and the fault."""
 
     when: float
     what: str
@@ -48,7 +48,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Answers:
-    """When a network was first and last answered by DNS (seconds since 1970), and how often."""
+    """Times of the first and last DNS answer with a network (seconds since 1970), and their number."""
 
     first: float
     last: float
@@ -57,7 +57,7 @@ class Answers:
 
 @dataclass(slots=True)
 class Watched:
-    """All that was seen. Connections count when they end, so that none is both started and forgotten."""
+    """Counts of a watch. A connection is counted when it ends."""
 
     began: float
     ended: float = 0.0
@@ -74,11 +74,11 @@ class Watched:
 
     @property
     def passed(self) -> bool:
-        """Something was tried, and nothing failed."""
+        """Report whether anything was tried and nothing failed."""
         return self.connections + self.queries > 0 and not self.causes
 
     def fail(self, what: str, fault: Fault) -> None:
-        """Count a failure and keep it with its time."""
+        """Count a failure, and keep it with its time."""
         self.causes[fault.cause] += 1
         if len(self.failures) < KEPT:
             self.failures.append(Failure(time(), what, fault))
@@ -95,7 +95,7 @@ class Watched:
             self.edges[outcome.identity.edge] += 1
 
     def reply(self, reply: Reply) -> None:
-        """Count what came of a question; a lost datagram is a failure, even when the next was answered."""
+        """Count a reply; a lost datagram is a failure, even if the next one was answered."""
         self.queries += 1
         self.lost += reply.lost
         what = f"ask {reply.question.name} {reply.question.type} @{reply.server}"
@@ -120,7 +120,7 @@ def _network(address: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is done, at which bounded rates (per second)."""
+    """Targets, questions, and their maximum rates (per second)."""
 
     prefixes: Sequence[Prefix]
     plain: Sequence[int]
@@ -132,25 +132,25 @@ class Load:
     random: Random
 
     def target(self, address: str) -> Target:
-        """A random port of `address`."""
+        """Return a random port of `address`."""
         place = self.random.randrange(len(self.plain) + len(self.tls))
         ports = (*self.plain, *self.tls)
         return Target(address, ports[place], place >= len(self.plain))
 
     def address(self) -> str:
-        """A random address of a random prefix."""
+        """Return a random address of a random prefix."""
         prefix = self.random.choice(self.prefixes)
         number = int(prefix.network_address) + self.random.randrange(prefix.num_addresses)
         return address_text(prefix.version, number)
 
     def inside(self, address: str) -> bool:
-        """Whether `address` belongs to the prefixes; only these are connected to."""
+        """Report whether `address` is in the prefixes; others are not connected to."""
         found = ip_address(address)
         return any(found in prefix for prefix in self.prefixes)
 
 
 class _Pace:
-    """Says when the next of `rate` things per second is due; after a pause it catches up by a beat only."""
+    """A limit of `rate` events per second; after a pause it catches up by one beat only."""
 
     def __init__(self, rate: float) -> None:
         self._gap = 1 / rate
@@ -165,7 +165,7 @@ class _Pace:
 
 
 def run(load: Load, settings: Settings, client: DnsClient | None, ended: Callable[[], bool]) -> Watched:
-    """Connect and ask until `ended` says so, then let what is in flight come to its end."""
+    """Connect and query until `ended` returns true, then wait for what is in flight."""
     watched = Watched(time())
     engine = Engine(settings, watched.connection)
     try:
@@ -185,18 +185,18 @@ class _Watch:
         self._connects = _Pace(load.rate)
         self._asks = _Pace(load.query_rate)
         self._questions = cycle(load.questions)
-        self._news = select.poll()
-        self._news.register(engine.fileno(), select.POLLIN)
+        self._poll = select.poll()
+        self._poll.register(engine.fileno(), select.POLLIN)
         if client is not None:
-            self._news.register(client.fileno(), select.POLLIN)
+            self._poll.register(client.fileno(), select.POLLIN)
 
     def run(self, ended: Callable[[], bool]) -> None:
-        look = 0.0
+        check = 0.0
         while True:
-            if monotonic() >= look:
+            if monotonic() >= check:
                 if ended():
                     break
-                look = monotonic() + _BEAT
+                check = monotonic() + _BEAT
             while self._connects.due():
                 self._connect(self._load.address())
             while self._client is not None and self._asks.due():
@@ -211,7 +211,7 @@ class _Watch:
 
     def _turn(self) -> None:
         # Short enough for rates up to some hundred per second.
-        self._news.poll(2)
+        self._poll.poll(2)
         self._engine.poll(0)
         for reply in self._client.poll(0) if self._client is not None else ():
             self._watched.reply(reply)
@@ -228,7 +228,7 @@ def _clock(when: float) -> str:
 
 
 def as_json(watched: Watched) -> dict[str, object]:
-    """Everything seen; times are UTC (RFC 3339), latency is in milliseconds."""
+    """Return all counts; times are UTC (RFC 3339), latencies are in milliseconds."""
     return {
         "began": _clock(watched.began),
         "ended": _clock(watched.ended),
@@ -258,7 +258,7 @@ def _by_first(item: tuple[str, Answers]) -> float:
 
 
 def as_text(watched: Watched) -> Iterator[str]:
-    """The same in lines for a reader: what failed comes last."""
+    """Yield the counts as lines of text, failures last."""
     yield f"watched for {watched.ended - watched.began:.1f} s"
     times = ", ".join(f"{name} {value:.1f}" for name, value in latency_ms(watched.latencies).items())
     yield f"{watched.connected} of {watched.connections} connections answered" + (

@@ -69,7 +69,7 @@ CASES: list[tuple[Change, str, str]] = [
     (host("edge1", management="198.19.1.99"), "hosts.edge1.management", "is not in management.ipv4"),
     (host("edge1", routes={"default": ["client"]}), "hosts.edge1.routes.default", "shares a network"),
     (host("edge1", routes={"default": ["edge9"]}), "hosts.edge1.routes.default", "shares a network"),
-    (host("edge1", routes={"default": []}), "hosts.edge1.routes.default", "goes over no host"),
+    (host("edge1", routes={"default": []}), "hosts.edge1.routes.default", "has no next hop"),
     (
         host("edge1", routes={"198.18.0.1/20": ["router"]}),
         "hosts.edge1.routes.198.18.0.1/20",
@@ -86,7 +86,7 @@ CASES: list[tuple[Change, str, str]] = [
         "hosts.a-long-name.addresses.fabric",
         "too long",
     ),
-    (lambda data: data["hosts"].update(mgmt=data["hosts"]["client"]), "hosts.mgmt", "the lab's own"),
+    (lambda data: data["hosts"].update(mgmt=data["hosts"]["client"]), "hosts.mgmt", "the lab uses itself"),
     (lambda data: data["image"]["packages"].update(base=["no spaces"]), "image.packages.base.0", "pattern"),
 ]
 

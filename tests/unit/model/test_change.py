@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmoor.model import DnsDocument, EdgeDocument
+import pytest
+
+from unmoor.model import DnsDocument, EdgeDocument, Zone
 from unmoor.model.change import compare
-from unmoor.model.inventory import Documents
+from unmoor.model.dns import Catalog, Primary
+from unmoor.model.documents import Documents
+
+#: A value of each field that is no number and differs from the one of `documents`.
+OTHER: dict[str, Any] = {
+    "zones": (Zone(name="example.com"),),
+    "catalogs": (Catalog(name="catalog.example", primaries=(Primary.model_validate({"address": "::1"}),)),),
+}
 
 
 def documents(
@@ -25,21 +34,21 @@ def documents(
 
 def test_a_smaller_pool_is_dns_alone() -> None:
     change = compare(documents(), documents(["198.18.0.0/24"]))
-    assert change.lines == ("pool free ipv4: 198.18.0.0/20 -> 198.18.0.0/24",)
+    assert change.lines == ("pool free: 198.18.0.0/20 -> 198.18.0.0/24",)
     assert change.not_dns_alone == ()
 
 
 def test_another_pool_for_a_policy_is_dns_alone() -> None:
     policies = [{"name": "all", "answer": {"pool": "spare", "ttl": 30}}]
     change = compare(documents(), documents(policies=policies))
-    assert change.lines == ("policy all answer pool: free -> spare",)
+    assert change.lines == ("policy all: pool free -> spare",)
     assert change.not_dns_alone == ()
 
 
 def test_a_new_prefix_is_more_than_dns() -> None:
     change = compare(documents(), documents(prefixes=("198.18.0.0/20", "198.18.32.0/20")))
     assert change.not_dns_alone == (
-        "prefix 198.18.32.0/20: new: not a change of DNS pools alone; run playbooks/site.yml",
+        "prefix 198.18.32.0/20: added: not a change of DNS pools alone; run playbooks/site.yml",
     )
 
 
@@ -56,3 +65,30 @@ def test_nothing_in_force_is_for_site() -> None:
 def test_no_difference() -> None:
     assert compare(documents(), documents()) == compare(documents(), documents())
     assert compare(documents(), documents()).lines == ()
+
+
+@pytest.mark.parametrize("name", DnsDocument.model_fields)
+def test_every_field_but_pools_and_policies_is_more_than_dns(name: str) -> None:
+    """A field that is added later must not slip past pool.yml."""
+    old = documents()
+    if name in ("version", "pop", "edge", "pools", "policies"):
+        return
+    new = Documents(old.edge, old.dns.model_copy(update={name: OTHER.get(name, 77)}))
+    assert compare(old, new).not_dns_alone
+
+
+def test_another_grouping_of_hostnames_is_shown() -> None:
+    one, two = (
+        documents(zones=[{"name": "example.com", "records": "x", "hostnames": groups}])
+        for groups in ([{"names": ["a", "b"]}], [{"names": ["a"]}, {"names": ["b"]}])
+    )
+    assert compare(one, two).lines == ("zone example.com: changed",)
+
+
+def test_a_long_line_of_a_plan_is_cut() -> None:
+    change = compare(documents(), documents([f"198.18.{n}.0/24" for n in range(16)]))
+    assert change.lines == (
+        "pool free: 198.18.0.0/20 -> "
+        + ", ".join(f"198.18.{n}.0/24" for n in range(16))[:172]
+        + "... (long; see --diff)",
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unmoor.errors import Problem
-from unmoor.model.inventory import Compiled, compile_inventory
+from unmoor.model.compile import Compiled, compile_inventory
 from unmoor.proof import unproved
 
 ZONE = "@ 60 IN SOA ns1 root 1 2 3 4 5\n@ 60 IN NS ns1\nns1 60 IN A 198.51.100.53\n"
@@ -216,8 +216,8 @@ def test_every_problem_is_said_at_once(directory: Path) -> None:
         ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_fra": []}, "group pop_fra", "has no hosts"),
         ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_fra": ["edge1"]}, "host edge1", "is in two PoPs"),
         ({"pop_ams": ["edge1"]}, "group edges", "is missing"),
-        ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_AMS": ["edge1"]}, "group pop_AMS", "a second PoP"),
-        ({"edges": ["edge1"], "pop_Ams!": ["edge1"]}, "group pop_Ams!", "is not a PoP's name"),
+        ({"edges": ["edge1"], "pop_ams": ["edge1"], "pop_AMS": ["edge1"]}, "group pop_AMS", "same PoP name"),
+        ({"edges": ["edge1"], "pop_Ams!": ["edge1"]}, "group pop_Ams!", "is not a valid PoP name"),
     ],
 )
 def test_wrong_groups(directory: Path, groups: dict[str, list[str]], key: str, said: str) -> None:
@@ -269,8 +269,8 @@ def test_a_name_that_contains_the_zone_elsewhere_is_no_whole_name(directory: Pat
 @pytest.mark.parametrize(
     ("prefix", "why"),
     [
-        ("0.0.0.0/0", "is every IPv4 address there is"),
-        ("::/0", "is every IPv6 address there is"),
+        ("0.0.0.0/0", "is the whole of IPv4"),
+        ("::/0", "is the whole of IPv6"),
         ("126.0.0.0/7", "has loopback addresses: 127.0.0.0/8"),
         ("127.0.0.0/8", "has loopback addresses"),
         ("224.0.0.0/4", "has multicast addresses"),
@@ -301,7 +301,7 @@ def test_a_prefix_that_is_no_pops(directory: Path, prefix: str, why: str) -> Non
         ("unmoor_vantage", "elsewhere", "unmoor_vantage", "is not in group vantage"),
         ("unmoor_gate_vantage", None, "unmoor_gate_vantage", "is missing"),
         ("unmoor_services/tls/ports/0", "any", "unmoor_services.tls.ports.0", "cannot be probed"),
-        ("unmoor_services/tls/protocols", ["udp"], "unmoor_services.tls", "is UDP alone"),
+        ("unmoor_services/tls/protocols", ["udp"], "unmoor_services.tls", "has UDP only"),
         ("unmoor_removals_unasked", {"zone": 1}, "unmoor_removals_unasked.zone.[key]", "Input should be"),
     ],
 )
@@ -325,7 +325,7 @@ def test_a_prefix_over_the_management_network(directory: Path) -> None:
         hosts, GROUPS, {"edge1": directory}, lambda _value: "", machines=machines
     ).problems
     assert [(problem.key, problem.why.split(":")[0]) for problem in found] == [
-        ("unmoor_prefixes.0", "has 198.18.3.1, the address by which edge1 is reached"),
+        ("unmoor_prefixes.0", "has 198.18.3.1, the address of host edge1"),
         ("unmoor_prefixes.1", "has 2001"),
     ]
 

@@ -8,7 +8,7 @@ import pytest
 
 from unmoor.errors import InvalidInputError
 from unmoor.model import DnsDocument, EdgeDocument
-from unmoor.model.inventory import Documents
+from unmoor.model.documents import Documents
 from unmoor.model.removals import parse_expected, removed, unexpected
 
 

@@ -308,7 +308,7 @@ def test_what_an_edge_would_fail_of_in_its_turn_is_said_at_once(inventory: Path)
     refused(
         inventory,
         6,
-        "host edge1: unmoor_dns_unicast: is missing: gates ask the edge's own DNS server there",
+        "host edge1: unmoor_dns_unicast: is missing: gates query the edge's own DNS server there",
         "unmoor_gate_vantage = ruoter: is not in group vantage",
         "fix: did you mean router?",
         "group_vars/edges.yml:61: sk_lookup_metrics_lisen: is not a variable of role sk_lookup",
@@ -344,9 +344,9 @@ def test_prefixes_and_addresses_that_would_cut_machines_off(inventory: Path) -> 
     refused(
         inventory,
         4,
-        "unmoor_prefixes.2 = 2001:db8:100::/44: has 2001:db8:100::2, the address by which edge2 is reached",
+        "unmoor_prefixes.2 = 2001:db8:100::/44: has 2001:db8:100::2, the address of host edge2",
         "unmoor_prefixes.1 = 127.0.0.0/8: has loopback addresses",
-        "unmoor_prefixes.0 = 198.18.0.0/20: has 198.18.1.1, the address by which router is reached",
+        "unmoor_prefixes.0 = 198.18.0.0/20: has 198.18.1.1, the address of host router",
         "unmoor_dns_unicast.0 = 198.18.2.11: is inside 198.18.0.0/20",
     )
 
@@ -357,10 +357,10 @@ def test_lists_of_names_that_were_cut_short(inventory: Path) -> None:
     refused(
         inventory,
         3,
-        "zones/unmoor.test.csv:1: has no names, only its first line",
+        "zones/unmoor.test.csv:1: has a header line and no names",
         "unmoor_dns_registry = zones/registry.csv: ",
         "ends in the middle of a line: it may have been cut short",
-        "expect_removed = names:3: is not a kind and how many of it go",
+        "expect_removed = names:3: is not KIND:NUMBER",
         options=("-e", "expect_removed=names:3"),
     )
     (inventory / NAMES).write_text("name,account\n")

@@ -50,7 +50,7 @@ def test_only_edges_that_the_newest_run_changed_go_back() -> None:
     }
     found = filters.unmoor_back(edges, list(edges))
     assert (found["edges"], found["refused"]) == (["e1"], [])
-    assert f"prefix {NEW}: gone" in found["plan"]["e1"]
+    assert f"prefix {NEW}: removed" in found["plan"]["e1"]
     assert found["plan"]["e2"] == ["stays: changed last by 2026-01-01"]
     assert found["plan"]["e3"] == ["nothing to go back to"]
 

@@ -17,12 +17,12 @@ import yaml
 
 from support.checkout import ROOT
 from unmoor.dns.check import check
-from unmoor.dns.check.change import describe_change
 from unmoor.errors import InvalidInputError
 from unmoor.model import DnsDocument, EdgeDocument, validate
-from unmoor.model.change import compare
-from unmoor.model.inventory import Documents, Variables
+from unmoor.model.change import compare, describe_change
+from unmoor.model.documents import Documents
 from unmoor.model.secrets import Sealer, dump_with_secrets, secret_fields, secret_names, text_with_secrets
+from unmoor.model.variables import Variables
 
 COOKIE, OTHER_COOKIE = "c00c1e5ec2e7" + "0f" * 10, "c00c1e5ec2e8" + "0f" * 10
 TSIG = base64.b64encode(b"tsig secret of this test").decode()

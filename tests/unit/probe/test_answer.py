@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.probe_servers import answer
-from unmoor.probe.answer import BadAnswerError, Expectation, read_banner, read_http
-from unmoor.probe.outcome import Fault, Identity
-from unmoor.probe.targets import Target
+from unmoor.probe.clients.answer import BadAnswerError, Expectation, read_banner, read_http
+from unmoor.probe.clients.outcome import Fault, Identity
+from unmoor.probe.clients.targets import Target
 
 TARGET = Target("198.18.0.1", 8080)
 RIGHT = Identity("edge1", "web-http", "198.18.0.1", "8080")

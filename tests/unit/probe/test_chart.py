@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmoor.probe.chart import svg, terminal
+from unmoor.probe.results.chart import svg, terminal
 
 LOADS = st.lists(st.integers(0, 10**6), min_size=1, max_size=300).map(
     lambda loads: sorted(loads, reverse=True)

@@ -186,8 +186,8 @@ def test_progress_goes_to_standard_error_only():
         (("reach", "127.0.0.0/8", "--tcp", "80"), "--sample"),
         (("reach", PREFIX, "--tcp", "80", "--via", "edge1"), "is not an IP address"),
         (("reach", PREFIX, "::1", "--tcp", "80", "--via", "127.0.0.1"), "names no IPv6 gateway"),
-        (("reach", PREFIX, "--tcp", "80", "--via", "127.0.0.1"), "this machine's own address"),
-        (("reach", PREFIX, "--tls", "443", "--ca", "/dev/null"), "holds no certificate"),
+        (("reach", PREFIX, "--tcp", "80", "--via", "127.0.0.1"), "is an address of this machine"),
+        (("reach", PREFIX, "--tls", "443", "--ca", "/dev/null"), "has no certificate in PEM form"),
         (("uniformity", "www.test", "--server", "ns1"), "is not an IP address"),
         (("uniformity", "a b", "--server", "127.0.0.1"), "is not a hostname"),
         (("uniformity", "www.test", "--server", "127.0.0.1", "--pool", "::/64"), "is no answer of type A"),
@@ -214,7 +214,7 @@ def test_even_answers_pass(tmp_path):
         svg = tmp_path / "load.svg"
         text = probe("uniformity", "www.test", *options, "--port", str(port), "--svg", str(svg))
         found = json.loads(probe("uniformity", "www.test", *options, "--port", str(port), "--json"))
-    assert "2000 queries asked, 2000 answered, 0 datagrams lost" in text
+    assert "2000 queries sent, 2000 answered, 0 datagrams lost" in text
     assert "16 distinct addresses seen, 16 expected" in text
     assert "█" in text
     assert svg.read_text().startswith("<svg")

@@ -10,10 +10,10 @@ from contextlib import closing
 import pytest
 
 from support.probe_servers import Handler, answer, listening, make_certificate, raw, read_request, reset, web
-from unmoor.probe.answer import Expectation
-from unmoor.probe.engine import Engine, Settings
-from unmoor.probe.outcome import Outcome
-from unmoor.probe.targets import Target
+from unmoor.probe.clients.answer import Expectation
+from unmoor.probe.clients.engine import Engine, Settings
+from unmoor.probe.clients.outcome import Outcome
+from unmoor.probe.clients.targets import Target
 
 NAME = "www.unmoor.test"
 

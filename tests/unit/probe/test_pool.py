@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmoor.errors import InvalidInputError
-from unmoor.probe.pool import DRAWS_PER_CELL, NumberedPool, divide, read_pool
+from unmoor.probe.results.pool import DRAWS_PER_CELL, NumberedPool, divide, read_pool
 
 
 def pool(*prefixes: str) -> NumberedPool:

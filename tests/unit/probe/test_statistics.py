@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmoor.probe.statistics import chi_square, expected_distinct, upper_gamma
+from unmoor.probe.results.statistics import chi_square, expected_distinct, upper_gamma
 
 
 # NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.6.7.4: upper critical values, three decimals.

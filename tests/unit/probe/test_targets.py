@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmoor.errors import InvalidInputError
-from unmoor.probe.targets import (
+from unmoor.probe.clients.targets import (
     Target,
     address_text,
     blocks,

@@ -26,7 +26,6 @@ import unmoor
 from unmoor import systemd
 from unmoor.dns.answer import rate_limit
 from unmoor.dns.answer.snapshot import ClashError, Snapshot, build
-from unmoor.dns.check.change import describe_change
 from unmoor.dns.check.check import NO_COPIES, Inspection
 from unmoor.dns.counters.address_counters import Tallies
 from unmoor.dns.counters.counters import Table
@@ -44,6 +43,7 @@ from unmoor.dns.zones.static_zone import Zone
 from unmoor.dns.zones.zone_store import Key, Store
 from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, parse, read
+from unmoor.model.change import describe_change
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from support.dns_document import document, model
-from unmoor.dns.check.change import describe_change
+from unmoor.model.change import describe_change
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from support.dns_document import Tags, document, in_registry, model
 from support.dns_local import Local, records
 from unmoor.commands.dns import cli
 from unmoor.dns.answer.export import Export
-from unmoor.dns.check.change import describe_change
 from unmoor.dns.check.check import problems
+from unmoor.model.change import describe_change
 
 SMALL = "$TTL 60\n@ SOA ns h 1 2 3 4 5\n@ NS ns\nns A 198.18.0.53\n"
 STATIC = SMALL + "txt.e TXT t\nsub NS ns\n*.w TXT w\nold DNAME new\nalias CNAME a\n"

@@ -225,6 +225,36 @@ def test_restarts(tmp_path: Path, clock: Clock) -> None:
     assert said[2] == "no policy answered with it then"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "intervals"),
+    [
+        (29.9, [("free", 0, 15)]),
+        (30, [("free", 0, 15)]),
+        (30.1, [("free", 0, 5), ("free", pytest.approx(5 + 30.1 / 60), 15)]),
+    ],
+)
+def test_a_restart_within_the_ttl_joins_intervals(
+    tmp_path: Path, clock: Clock, seconds: float, intervals: list[tuple[str, float, float]]
+) -> None:
+    for began, ended in ((0, 5), (5 + seconds / 60, 15)):
+        written = opened(tmp_path, clock)
+        clock.at(began)
+        written.start(model(document()), 1)  # its TTL is 30 s
+        clock.at(ended)
+        written.stop(model(document()), 1)
+        written.release()
+    assert spans(history.read(tmp_path), INSIDE_24) == intervals
+
+
+def test_an_interval_that_has_not_ended_takes_in_the_next(tmp_path: Path, clock: Clock) -> None:
+    written = opened(tmp_path, clock)
+    written.start(model(document()), 1)
+    clock.at(10)
+    written.change(narrow(), 2)  # not in force yet: both ranges are in use
+    assert spans(history.read(tmp_path), INSIDE_24) == [("free", 0, None)]
+    assert spans(history.read(tmp_path), OUTSIDE_24) == [("free", 0, None)]
+
+
 def test_an_end_without_a_record(tmp_path: Path, clock: Clock) -> None:
     first = opened(tmp_path, clock)
     first.start(model(document()), 1)

@@ -33,13 +33,13 @@ from support.dns_release import Release, Upgradable
 from support.dns_server import Running, answer, ask, free_port, running
 from support.waiting import wait_for
 from unmoor.commands.dns import cli
-from unmoor.dns.check.change import describe_change
 from unmoor.dns.counters.counters import Counts
 from unmoor.dns.protocol import message, names
 from unmoor.dns.transfer import transfer
 from unmoor.dns.transfer.notify import Notices
 from unmoor.dns.zones import static_zone
 from unmoor.dns.zones.zone_store import Key, Store, expire, refresh
+from unmoor.model.change import describe_change
 from unmoor.model.dns import Primary as PrimaryDocument
 from unmoor.model.dns import TsigKey
 

@@ -52,6 +52,16 @@ def test_members_with_their_properties() -> None:
 
 
 @pytest.mark.parametrize(
+    ("strings", "text"),
+    [('"foo"', "foo"), ('"f" "oo"', "foo"), ('"fo" "" "o" "bar"', "foobar"), ('""', ""), ('"" "f"', "f")],
+)
+def test_the_strings_of_a_txt_record_are_joined(strings: str, text: str) -> None:
+    assert entries("a.zones PTR one.example.", f"group.a.zones TXT {strings}")["one.example"].groups == (
+        text,
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         (zone_text(1, "a.zones PTR one.example."), "one TXT record 'version'"),

@@ -1,4 +1,4 @@
-"""Load per address, sorted: Figure 7 of the paper, drawn in a terminal and as SVG. Pure."""
+"""Charts of the sorted load per address (Figure 7 of the paper), as text and as SVG. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from itertools import pairwise
 from math import ceil, floor, log10
 
-#: From this ratio of the busiest to the idlest on, only a logarithmic axis shows both.
+#: Ratio of the largest to the smallest load from which the axis is logarithmic.
 _LOG_FROM = 50
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
@@ -28,21 +28,21 @@ class _Axis:
             self.ticks = [step * number for number in range(count + 1)]
 
     def height(self, load: float) -> float:
-        """Where `load` is between the bottom (0) and the top (1) of the axis."""
+        """Return the position of `load` between the bottom (0) and the top (1) of the axis."""
         if self.log:
-            # A decade below 1 is left out: what got nothing stands at the bottom.
+            # The axis begins at 1: a load of 0 is drawn at the bottom.
             return log10(load) / self._top if load > 1 else 0.0
         return load / self._top
 
 
 def _round_step(wanted: float) -> int:
-    """The next of 1, 2, 5, 10, 20, 50 ... that is at least `wanted`."""
+    """Return the smallest of 1, 2, 5, 10, 20, 50 ... that is at least `wanted`."""
     power = 10 ** floor(log10(max(wanted, 1)))
     return int(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= wanted))
 
 
 def _columns(loads: Sequence[int], width: int) -> list[float]:
-    """The mean of each of `width` equal parts of `loads`; fewer loads than that are stretched."""
+    """Return the means of `width` equal parts of `loads`; fewer loads are stretched."""
     count = len(loads)
     columns = []
     for column in range(width):
@@ -53,7 +53,7 @@ def _columns(loads: Sequence[int], width: int) -> list[float]:
 
 
 def terminal(loads: Sequence[int], title: str, width: int = 64, height: int = 10) -> Iterator[str]:
-    """Lines of a bar chart of `loads`, which are sorted, the greatest first."""
+    """Yield the lines of a bar chart of `loads`, sorted in descending order."""
     axis = _Axis(loads)
     heights = [axis.height(value) * height for value in _columns(loads, width)]
     labels = {round(axis.height(tick) * height): f"{tick:,}" for tick in axis.ticks}
@@ -80,7 +80,7 @@ _STYLE = """
 
 
 def svg(loads: Sequence[int], title: str, subtitle: str, unit: str) -> str:
-    """A picture of `loads`, which are sorted, the greatest first; `unit` names what the x axis counts."""
+    """Return a chart of `loads`, sorted in descending order; `unit` is the unit of the x axis."""
     axis = _Axis(loads)
     inner_width, inner_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     floor_y = _TOP + inner_height

@@ -1,4 +1,4 @@
-"""Many questions at once over UDP; what is lost is asked again and counted as lost all the same."""
+"""A DNS client with many UDP queries in flight. It repeats lost queries, and counts each loss."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from random import SystemRandom
 from time import monotonic
 
 from unmoor.errors import UnmoorError
-from unmoor.probe.dnswire import MalformedReplyError, Question, query, read_identifier, read_reply
-from unmoor.probe.outcome import Fault
-from unmoor.probe.targets import FAMILIES
+from unmoor.probe.clients.dnswire import MalformedReplyError, Question, query, read_identifier, read_reply
+from unmoor.probe.clients.outcome import Fault
+from unmoor.probe.clients.targets import FAMILIES
 
-#: Sockets for each server. Each has a source port of its own, and it is by ports that routers spread over
-#: edges and the kernel over a server's workers: one socket would ask one worker of one edge only.
+#: Sockets for each server. Routers spread load over edges by source port, and the kernel over a server's
+#: workers: one socket would reach one worker of one edge only.
 SOCKETS = 16
 _MAX_DATAGRAM = 65535
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of one question.
+    """The outcome of one question.
 
-    `addresses`: those answered, when `fault` is None. `lost`: how many datagrams had no answer in time.
+    `addresses`: those of the answer, when `fault` is None. `lost`: datagrams without an answer in time.
     """
 
     question: Question
@@ -48,7 +48,7 @@ class _Pending:
 
 @dataclass(slots=True)
 class _Channel:
-    """One connected socket and what was asked over it, by ID."""
+    """One connected socket and its pending queries, by ID."""
 
     sock: socket.socket
     server: str
@@ -68,10 +68,10 @@ def _connected(server: IPv4Address | IPv6Address, port: int, mark: int) -> socke
 
 
 class DnsClient:
-    """Questions in flight. `ask` adds one, `poll` returns the replies that came in.
+    """Sends questions with `ask`; `poll` returns the replies received.
 
-    `timeout`: seconds before a datagram counts as lost; `attempts`: datagrams for one question before it is
-    given up; `mark`: SO_MARK of each socket, 0 for none. Raises UnmoorError when a server has no route.
+    `timeout`: seconds until a datagram counts as lost. `attempts`: datagrams per question. `mark`: SO_MARK of
+    each socket, 0 for none. Raises UnmoorError when there is no route to a server.
     """
 
     def __init__(
@@ -97,25 +97,25 @@ class DnsClient:
             self._channels[sock.fileno()] = _Channel(sock, str(server))
             self._epoll.register(sock, select.EPOLLIN)
         self._turn = cycle(self._channels.values())
-        # In the order of sending: a question that is sent again moves to the end.
+        # In the order of sending: a repeated question moves to the end.
         self._waiting: dict[int, _Pending] = {}
 
     def __len__(self) -> int:
-        """How many questions are in flight."""
+        """Return the number of questions in flight."""
         return len(self._waiting)
 
     def fileno(self) -> int:
-        """A descriptor that is readable while `poll` has something to do."""
+        """Return a descriptor that is readable while `poll` has work."""
         return self._epoll.fileno()
 
     def close(self) -> None:
-        """Drop what is in flight, without replies."""
+        """Close all sockets; questions in flight get no reply."""
         for channel in self._channels.values():
             channel.sock.close()
         self._epoll.close()
 
     def ask(self, question: Question) -> None:
-        """Send `question`; the servers take turns."""
+        """Send `question` to the next server in turn."""
         self._send(question, lost=0)
 
     def _send(self, question: Question, lost: int) -> None:
@@ -130,16 +130,16 @@ class DnsClient:
         try:
             channel.sock.send(datagram)
         except ConnectionRefusedError:
-            # That was said of an earlier datagram, and this one did not go out.
+            # The error belongs to an earlier datagram; this one was not sent.
             with suppress(OSError):
                 channel.sock.send(datagram)
         except OSError:
-            return  # no room or no route: as good as lost, and so it will be counted
+            return  # no buffer or no route: counted as lost at its timeout
 
     def poll(self, timeout: float) -> list[Reply]:
-        """Wait at most `timeout` seconds and return what came in.
+        """Wait at most `timeout` seconds and return the replies received.
 
-        Questions beyond their time are asked again, or given up.
+        Overdue questions are sent again, or end with a fault after the last attempt.
         """
         replies: list[Reply] = []
         oldest = next(iter(self._waiting.values()), None)
@@ -164,7 +164,7 @@ class DnsClient:
             except BlockingIOError:
                 return
             except OSError as error:
-                # ICMP names no query, so that everything asked over this socket is taken as refused.
+                # The error names no query: all that are pending on this socket count as refused.
                 for pending in list(channel.pending.values()):
                     self._end(pending, replies, fault=Fault("refused", error.strerror or ""))
                 return
@@ -173,7 +173,7 @@ class DnsClient:
                 if pending_or_none is not None:
                     self._answer(pending_or_none, data, replies)
             except MalformedReplyError:
-                continue  # whose it is cannot be said; the question will be counted as lost
+                continue  # it has no ID to match; the question counts as lost at its timeout
 
     def _answer(self, pending: _Pending, data: bytes, replies: list[Reply]) -> None:
         try:

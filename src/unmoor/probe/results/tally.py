@@ -1,4 +1,4 @@
-"""Counting outcomes: answers, causes of failure with examples, edges, services, latency and rate."""
+"""Counts of outcomes: answers, causes of failures with examples, edges, services, latency and rate."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unmoor.probe.outcome import Fault, Outcome
+from unmoor.probe.clients.outcome import Fault, Outcome
 
-#: A SYN that was lost is sent again after this many seconds (RFC 6298 section 2, as Linux does).
+#: Seconds after which Linux repeats a lost SYN (RFC 6298 section 2).
 SYN_RETRY = 1.0
 
 
 @dataclass(slots=True)
 class Side:
-    """What came of one family, or of plain or TLS connections."""
+    """Counts of one address family, or of connections with or without TLS."""
 
     pairs: int = 0
     answered: int = 0
@@ -24,7 +24,7 @@ class Side:
     last: float = 0.0
 
     def add(self, outcome: Outcome, now: float) -> None:
-        """Count `outcome`, which came at `now` (monotonic seconds)."""
+        """Count `outcome`; `now` is its time in monotonic seconds."""
         self.pairs += 1
         self.first = min(self.first, now - outcome.seconds)
         self.last = max(self.last, now)
@@ -33,7 +33,7 @@ class Side:
             self.latencies.append(outcome.seconds)
 
     def merge(self, other: Side) -> None:
-        """Add what another process counted."""
+        """Add the counts of another process."""
         self.pairs += other.pairs
         self.answered += other.answered
         self.latencies.extend(other.latencies)
@@ -49,7 +49,7 @@ class Side:
 
 @dataclass(slots=True)
 class Tally:
-    """Outcomes counted; `merge` adds what another process counted."""
+    """Counts of outcomes."""
 
     examples_kept: int = 3
     families: dict[int, Side] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Tally:
     services: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome, now: float) -> None:
-        """Count `outcome`, which came at `now` (monotonic seconds)."""
+        """Count `outcome`; `now` is its time in monotonic seconds."""
         target = outcome.target
         self.kinds.setdefault("tls" if target.tls else "plain", Side()).add(outcome, now)
         family = self.families.setdefault(target.version, Side())
@@ -75,14 +75,14 @@ class Tally:
             self.services[outcome.identity.service] += 1
 
     def fail(self, fault: Fault, where: str, count: int = 1) -> None:
-        """Count a failure and keep it as an example while there are few."""
+        """Count a failure, and keep it if its cause has fewer than `examples_kept` examples."""
         self.causes[fault.cause] += count
         kept = self.examples.setdefault(fault.cause, [])
         if len(kept) < self.examples_kept:
             kept.append(f"{where}: {fault.detail or fault.cause}")
 
     def merge(self, other: Tally) -> None:
-        """Add what another process counted."""
+        """Add the counts of another process."""
         for version, side in other.families.items():
             self.families.setdefault(version, Side()).merge(side)
         for kind, side in other.kinds.items():
@@ -96,24 +96,24 @@ class Tally:
 
     @property
     def pairs(self) -> int:
-        """How many pairs were tried."""
+        """The number of pairs tried."""
         return sum(side.pairs for side in self.families.values())
 
     @property
     def answered(self) -> int:
-        """How many of them the right service answered."""
+        """The number of pairs answered by the right service."""
         return sum(side.answered for side in self.families.values())
 
     @property
     def failed(self) -> int:
-        """How many failures were counted."""
+        """The number of failures."""
         return sum(self.causes.values())
 
 
 def latency_ms(latencies: Sequence[float]) -> dict[str, float]:
-    """Median, 99th percentile (nearest rank) and maximum of `latencies` (seconds), in milliseconds.
+    """Return median, 99th percentile (nearest rank) and maximum of `latencies` (seconds) in milliseconds.
 
-    Empty when nothing answered.
+    Empty without latencies.
     """
     if not latencies:
         return {}

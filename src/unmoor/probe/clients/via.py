@@ -1,8 +1,9 @@
-"""Sending only this probe's packets through a chosen next hop, whatever the routing table says.
+"""Send the packets of one probe through a chosen next hop, independent of the main routing table.
 
-Sockets carry a mark (SO_MARK), a rule sends that mark to a routing table of its own, and that table knows
-the gateway alone. Rules, marks and tables belong to a network namespace, and so does the abstract UNIX socket
-that reserves them: the kernel frees its name when the holder dies, and the next probe cleans up after it.
+Sockets have a mark (SO_MARK); a rule directs packets with the mark to a table that has a route through the
+gateway only. Marks, rules and tables are per network namespace, and so is the abstract UNIX socket that
+reserves them: the kernel releases its name when the process dies, and the next probe removes the rules that
+are left.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from unmoor.model import Prefix
 #: Marks, and tables of the same number, are this plus a slot. 0x554d is 'UM'.
 FIRST_MARK = 0x554D0000
 SLOTS = 256
-#: Before the rules that a VPN or a VRF adds (1000 and later), after the table of local addresses (0).
+#: Priority of the rule: before those of a VPN or VRF (1000 and later), after the local table (0).
 PREFERENCE = 90
-#: Behind every other route of the table: a gateway whose interface goes away fails, it does not fall through.
+#: Metric of the table's unreachable route, its last: without it, packets would fall through to other tables.
 _LAST_METRIC = 4294967295
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A next hop: its address and, for a link-local one, the interface behind '%'."""
+    """A next hop: its address and, for a link-local one, the interface after '%'."""
 
     address: IPv4Address | IPv6Address
     device: str = ""
 
     @property
     def family(self) -> str:
-        """As `ip` writes it."""
+        """The option of `ip` for the address family."""
         return f"-{self.address.version}"
 
 
 def read_gateways(texts: Sequence[str], prefixes: Sequence[Prefix]) -> tuple[Gateway, ...]:
-    """Gateways from the command line, at most one for each family, one for each family of `prefixes`.
+    """Parse gateways: none, or one for each family of `prefixes`.
 
-    Raises InvalidInputError with all that is wrong.
+    Raises InvalidInputError with every problem.
     """
     found: dict[int, Gateway] = {}
     problems = []
@@ -87,10 +88,10 @@ def read_gateways(texts: Sequence[str], prefixes: Sequence[Prefix]) -> tuple[Gat
 
 @contextmanager
 def via(gateways: Sequence[Gateway]) -> Iterator[int]:
-    """Send marked packets through `gateways` for the length of the block; the value is the mark.
+    """Send marked packets through `gateways` while the context is open; its value is the mark.
 
-    Without gateways nothing is changed and the mark is 0. Nothing is left afterwards. Raises UnmoorError for
-    a gateway that is not on-link, and without root's rights.
+    Without gateways nothing is changed and the mark is 0. Rules and routes are removed at the end. Raises
+    UnmoorError for a gateway that is not on-link, and without CAP_NET_ADMIN.
     """
     if not gateways:
         yield 0
@@ -117,7 +118,7 @@ def _take_slot() -> tuple[socket.socket, int]:
 
 
 def _hold(slot: int) -> socket.socket | None:
-    """Reserve `slot` until the socket is closed, by this process or by its death; None when it is taken."""
+    """Reserve `slot` until the returned socket is closed; return None if the slot is in use."""
     holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         holder.bind(f"\0unmoor-probe-via-{slot}")
@@ -128,7 +129,7 @@ def _hold(slot: int) -> socket.socket | None:
 
 
 def _clean_dead() -> None:
-    """Remove what killed probes left behind: rules whose slot nobody holds."""
+    """Remove the rules of killed probes: those whose slot is not reserved."""
     for slot in _slots_in_use():
         holder = _hold(slot)
         if holder is not None:
@@ -149,7 +150,7 @@ def _slots_in_use() -> set[int]:
 def _add(gateway: Gateway, mark: int) -> None:
     device = gateway.device or _device_of(gateway)
     family, table = gateway.family, str(mark)
-    # The rule last: until then nothing looks at the table.
+    # The rule last: the table is complete when packets reach it.
     _ip(family, "route", "replace", "default", "via", str(gateway.address), "dev", device, "table", table)
     _ip(family, "route", "replace", *_last_route(mark))
     _ip(family, "rule", "add", "pref", str(PREFERENCE), "fwmark", hex(mark), "lookup", table)
@@ -160,11 +161,11 @@ def _last_route(mark: int) -> tuple[str, ...]:
 
 
 def _device_of(gateway: Gateway) -> str:
-    """The interface whose link `gateway` is on."""
+    """Return the interface on whose link `gateway` is."""
     name = str(gateway.address)
     route = json.loads(_ip(gateway.family, "-j", "route", "get", name))[0]
     if route.get("type") == "local":
-        raise UnmoorError(f"--via {name}: is this machine's own address; name the edge's")
+        raise UnmoorError(f"--via {name}: is an address of this machine; name the edge's")
     if "gateway" in route or "dev" not in route:
         raise UnmoorError(
             f"--via {name}: is not on a link of this machine but behind {route.get('gateway', 'nothing')}; "
@@ -174,26 +175,26 @@ def _device_of(gateway: Gateway) -> str:
 
 
 def _remove(mark: int) -> None:
-    """Remove rules and routes of `mark`, in both families; what is not there is no error."""
+    """Remove rules and routes of `mark` in both families; missing ones are no error."""
     for family in ("-4", "-6"):
         rule = (family, "rule", "del", "pref", str(PREFERENCE), "fwmark", hex(mark), "lookup", str(mark))
         with suppress(_IpError):
             while True:
                 _ip(*rule)
-        # Named, since flushing an IPv6 table leaves its unreachable route.
+        # By name, because flushing an IPv6 table leaves its unreachable route.
         _ip(family, "route", "del", *_last_route(mark), check=False)
         _ip(family, "route", "flush", "table", str(mark), check=False)
 
 
 class _IpError(UnmoorError):
-    """`ip` refused."""
+    """`ip` failed."""
 
 
 def _ip(*arguments: str, check: bool = True) -> str:
-    """Run `ip` and return what it printed; the only door to another program here.
+    """Run `ip` and return its output.
 
-    Raises UnmoorError with what `ip` said when it fails, unless told not to `check`. In
-    a session of its own, so that Ctrl-C on the terminal does not cut it short.
+    Raises UnmoorError with its error if it fails and `check` is set. It has its own session, so that Ctrl-C
+    on the terminal does not interrupt it.
     """
     try:
         done = subprocess.run(
@@ -208,7 +209,7 @@ def _ip(*arguments: str, check: bool = True) -> str:
     if done.returncode == 0:
         return done.stdout
     if check:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
-        hint = "; run as root" if "not permitted" in said else ""
-        raise _IpError(f"--via: ip {' '.join(arguments)}: {said}{hint}")
+        error = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+        hint = "; run as root" if "not permitted" in error else ""
+        raise _IpError(f"--via: ip {' '.join(arguments)}: {error}{hint}")
     return ""

@@ -1,4 +1,4 @@
-"""What came of one connection, and the names of the causes when nothing good did."""
+"""The outcome of one connection, and the causes of failures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import ssl
 from dataclasses import dataclass
 
-from unmoor.probe.targets import Target
+from unmoor.probe.clients.targets import Target
 
 _CAUSES = {
     errno.ECONNREFUSED: "refused",
@@ -18,23 +18,23 @@ _CAUSES = {
     errno.EHOSTDOWN: "unreachable",
     errno.ENETUNREACH: "unreachable",
     errno.ENETDOWN: "unreachable",
-    errno.EACCES: "unreachable",  # what a `prohibit` route answers
-    errno.EINVAL: "unreachable",  # what a `blackhole` route answers
+    errno.EACCES: "unreachable",  # from a `prohibit` route
+    errno.EINVAL: "unreachable",  # from a `blackhole` route
     errno.EMFILE: "local limit",
     errno.ENFILE: "local limit",
     errno.ENOBUFS: "local limit",
     errno.ENOMEM: "local limit",
-    errno.EADDRNOTAVAIL: "local limit",  # every local port to that pair is taken, or no source address
+    errno.EADDRNOTAVAIL: "local limit",  # no free local port for that pair, or no source address
     errno.EPERM: "local limit",  # SO_MARK without CAP_NET_ADMIN, or a local firewall
 }
 
-#: X509_V_ERR_* numbers whose text would name hosts and so split one cause into many.
+#: X509_V_ERR_* numbers whose text contains host names, which would split one cause into many.
 _CERTIFICATE = {62: "wrong name", 64: "wrong name", 10: "certificate has expired"}
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a connection did not do: a short cause that is counted, and a detail for the examples."""
+    """Why a connection failed: a short cause, which is counted, and a detail for examples."""
 
     cause: str
     detail: str = ""
@@ -45,7 +45,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who answered, in its own words; what it did not say is empty."""
+    """The identity in an answer; fields that the answer omits are empty."""
 
     edge: str = ""
     service: str = ""
@@ -55,9 +55,9 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one connection: `fault` is None when the right service answered.
+    """The outcome of one connection: `fault` is None if the right service answered.
 
-    `seconds` runs from connect() to the whole answer.
+    `seconds` is the time from connect() to the complete answer.
     """
 
     target: Target
@@ -67,13 +67,13 @@ class Outcome:
 
 
 def os_fault(error: OSError, doing: str) -> Fault:
-    """The fault that a failed system call stands for; `doing` is what the connection was at."""
+    """Return the fault of a failed system call; `doing` is the connection's phase."""
     reason = error.strerror or type(error).__name__
     return Fault(_CAUSES.get(error.errno or 0, "error"), f"{reason} while {doing}")
 
 
 def tls_fault(error: ssl.SSLError) -> Fault:
-    """The fault of a failed handshake, in OpenSSL's words; names differ by place, so they are a detail."""
+    """Return the fault of a failed handshake, with OpenSSL's text; host names are part of the detail."""
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = _CERTIFICATE.get(error.verify_code, error.verify_message)
         return Fault(f"tls: {reason}", error.verify_message)

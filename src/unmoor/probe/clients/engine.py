@@ -1,7 +1,7 @@
-"""Many connections at once from one thread: non-blocking sockets, edge-triggered epoll, nothing else.
+"""Many connections in one thread, with non-blocking sockets and edge-triggered epoll.
 
-Lean on purpose: a pair costs one socket, one epoll registration and about eight system calls; asyncio's
-streams cost several times that.
+A pair costs one socket, one epoll registration and about eight system calls; asyncio's streams cost several
+times that.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 
-from unmoor.probe.answer import READERS, BadAnswerError, Check, Expectation, http_request
-from unmoor.probe.outcome import Fault, Identity, Outcome, os_fault, tls_fault
-from unmoor.probe.targets import FAMILIES, Target
+from unmoor.probe.clients.answer import READERS, BadAnswerError, Check, Expectation, http_request
+from unmoor.probe.clients.outcome import Fault, Identity, Outcome, os_fault, tls_fault
+from unmoor.probe.clients.targets import FAMILIES, Target
 
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 _BROKEN = select.EPOLLERR | select.EPOLLHUP
 _READABLE = select.EPOLLIN | _BROKEN
 _CHUNK = 1 << 14
-_NOBODY = Identity()
+_NO_IDENTITY = Identity()
 
 
 def _raise_errno(number: int) -> None:
-    """Raise the OSError that `number` stands for; a connection under way is no error."""
+    """Raise the OSError of errno `number`; 0 and EINPROGRESS are no errors."""
     if number not in (0, errno.EINPROGRESS):
         raise OSError(number, os.strerror(number))
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What every connection of a run has in common.
+    """Settings of every connection of a run.
 
     `timeout`: seconds for the whole exchange. `mark`: SO_MARK of each socket, 0 for none. `tls`: the context
-    for targets that speak TLS; `name`: sent as SNI and as Host, and what certificates are verified for.
+    for TLS targets. `name`: the SNI and Host sent, and the name that certificates are verified for.
     """
 
     check: Check = "http"
@@ -49,7 +49,7 @@ class Settings:
 
 
 class _Connection:
-    """One connection: connecting, then (with TLS) shaking hands, then waiting for the answer."""
+    """One connection. Its phases: connecting, the TLS handshake if any, waiting for the answer."""
 
     __slots__ = ("_doing", "_received", "_request", "_settings", "seconds", "sock", "started", "target")
 
@@ -64,7 +64,7 @@ class _Connection:
         self._request = http_request(host) if settings.check == "http" else b""
 
     def on_event(self, events: int) -> Outcome | None:
-        """React to what epoll saw. Returns the outcome once there is one."""
+        """Handle epoll events. Returns the outcome when the connection has one."""
         try:
             return self._react(events)
         except ssl.SSLError as error:
@@ -83,7 +83,7 @@ class _Connection:
         return self._readable() if events & _READABLE else None
 
     def _connected(self) -> bool:
-        """Send the request; true when a connection is all that was asked for."""
+        """Send the request. Returns true if the check is complete with the connection."""
         if self._settings.check == "connect":
             return True
         self._doing = "waiting for the answer"
@@ -102,7 +102,7 @@ class _Connection:
                 return outcome
 
     def _take(self, data: bytes, *, closed: bool) -> Outcome | None:
-        """Add decrypted bytes to the answer and judge it when it is complete."""
+        """Append decrypted bytes to the answer, and check it when it is complete."""
         self._received = self._received + data if self._received else data
         identity = READERS[self._settings.check](self._received, closed)
         if identity is None:
@@ -110,11 +110,11 @@ class _Connection:
         return self.outcome(self._settings.expectation.fault(identity, self.target), identity)
 
     def _send(self, data: bytes) -> None:
-        # A request is far smaller than the buffer of a fresh socket, so it always fits.
+        # A request is far smaller than the send buffer of a new socket.
         if self.sock.send(data) != len(data):
             _raise_errno(errno.ENOBUFS)
 
-    def outcome(self, fault: Fault | None, identity: Identity = _NOBODY) -> Outcome:
+    def outcome(self, fault: Fault | None, identity: Identity = _NO_IDENTITY) -> Outcome:
         return Outcome(self.target, monotonic() - self.started, identity, fault)
 
     def timed_out(self) -> Outcome:
@@ -122,7 +122,7 @@ class _Connection:
 
 
 class _TlsConnection(_Connection):
-    """The same over TLS, through memory buffers: Python's SSLSocket makes four more system calls each."""
+    """A connection with TLS in memory buffers: SSLSocket makes four more system calls each."""
 
     __slots__ = ("_incoming", "_outgoing", "_shaken", "_tls")
 
@@ -140,14 +140,14 @@ class _TlsConnection(_Connection):
         return self._shake()
 
     def _shake(self) -> bool:
-        """Go on with the handshake; true when a handshake is all that was asked for and it is done."""
+        """Continue the handshake. Returns true if the check is complete with it."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
             return False
         except ssl.SSLError:
-            self._flush()  # the alert tells the server why
+            self._flush()  # sends the alert to the server
             raise
         self._shaken = True
         self._doing = "waiting for the answer"
@@ -184,36 +184,36 @@ class _TlsConnection(_Connection):
 
 
 class Engine:
-    """Connections in flight. `start` adds one, `poll` lets them go on; each outcome goes to `report`."""
+    """Runs connections. `start` adds one, `poll` handles events; each outcome is passed to `report`."""
 
     def __init__(self, settings: Settings, report: Callable[[Outcome], None]) -> None:
         self._settings = settings
         self._report = report
         self._epoll = select.epoll()
-        # In order of starting, since a finished one is removed and a new one is added at the end.
+        # In the order of starting: a new connection is added at the end.
         self._active: dict[int, _Connection] = {}
 
     def __len__(self) -> int:
-        """How many connections are in flight."""
+        """Return the number of connections in flight."""
         return len(self._active)
 
     def fileno(self) -> int:
-        """A descriptor that is readable while `poll` has something to do."""
+        """Return a descriptor that is readable while `poll` has work."""
         return self._epoll.fileno()
 
     def close(self) -> None:
-        """Drop what is in flight, without outcomes."""
+        """Close all connections; those in flight get no outcome."""
         for connection in self._active.values():
             connection.sock.close()
         self._active.clear()
         self._epoll.close()
 
     def start(self, target: Target) -> None:
-        """Begin to connect; the outcome may be reported at once."""
+        """Start a connection. An immediate failure is reported before this returns."""
         try:
             sock = socket.socket(FAMILIES[target.version], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
-            self._report(Outcome(target, 0.0, _NOBODY, os_fault(error, "making a socket")))
+            self._report(Outcome(target, 0.0, _NO_IDENTITY, os_fault(error, "making a socket")))
             return
         connection = self._connection(target, sock)
         try:
@@ -235,7 +235,7 @@ class Engine:
         return _TlsConnection(target, self._settings, sock, self._settings.tls)
 
     def poll(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for news and act on it; connections beyond their time are ended."""
+        """Wait at most `timeout` seconds for events and handle them; end overdue connections."""
         oldest = next(iter(self._active.values()), None)
         if oldest is not None:
             timeout = max(0.0, min(timeout, oldest.started + self._settings.timeout - monotonic()))

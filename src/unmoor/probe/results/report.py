@@ -1,16 +1,16 @@
-"""What `probe reach` found, as text and as one JSON object."""
+"""The result of `probe reach`, as text and as one JSON object."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from unmoor.probe.tally import SYN_RETRY, Tally, latency_ms
+from unmoor.probe.results.tally import SYN_RETRY, Tally, latency_ms
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A finished run: what was counted of `pairs` planned; `interrupted` when a signal ended it early."""
+    """A finished run: counts, the number of `pairs` planned, and whether a signal ended it early."""
 
     tally: Tally
     pairs: int
@@ -19,12 +19,12 @@ class Reached:
 
     @property
     def passed(self) -> bool:
-        """Whether every pair was tried and answered."""
+        """Report whether every pair was tried and answered."""
         return self.tally.answered == self.pairs and not self.tally.failed
 
 
 def as_json(reached: Reached) -> dict[str, object]:
-    """Everything counted; latencies in milliseconds, rates in connections per second."""
+    """Return all counts; latencies in milliseconds, rates in connections per second."""
     tally = reached.tally
     return {
         "pairs": reached.pairs,
@@ -47,7 +47,7 @@ def as_json(reached: Reached) -> dict[str, object]:
 
 
 def as_text(reached: Reached) -> Iterator[str]:
-    """The same in lines for a reader."""
+    """Yield the result as lines of text."""
     tally = reached.tally
     yield f"{tally.answered} of {reached.pairs} (address, port) pairs answered"
     for version, side in sorted(tally.families.items()):
@@ -75,12 +75,12 @@ def _kind_line(kind: str, rate: float, latency: Mapping[str, float]) -> str:
 
 
 def counts(counted: Mapping[str, int]) -> str:
-    """Names with their counts, in the order of names."""
+    """Format names with their counts, sorted by name."""
     return ", ".join(f"{name} {count}" for name, count in sorted(counted.items()))
 
 
 def failures(tally: Tally) -> Iterator[str]:
-    """Each cause with its count, the most frequent first, and examples below it."""
+    """Yield each cause with its count, the most frequent first, and its examples."""
     if not tally.failed:
         return
     yield f"{tally.failed} failed:"

@@ -1,4 +1,4 @@
-"""The little of the DNS wire format that a probe needs: ask a question, read the addresses answered."""
+"""The part of the DNS wire format that a probe needs: queries, and the addresses of replies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RCODES = ("NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED")
 
 
 class MalformedReplyError(Exception):
-    """The datagram is not a reply as RFC 1035 section 4 has it."""
+    """The datagram is not a well-formed reply (RFC 1035 section 4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a reply says: the code, whether it was cut off, and the addresses of its answer section."""
+    """A reply: response code, whether it is truncated, and the addresses of its answer section."""
 
     rcode: str
     truncated: bool
@@ -48,7 +48,7 @@ class Message:
 
 
 def question(name: str, kind: QueryType) -> Question:
-    """The question for `name`. Raises InvalidInputError when it is not a hostname."""
+    """Return the question for `name`. Raises InvalidInputError if it is not a hostname."""
     labels = name.rstrip(".").split(".")
     wire = b"".join(bytes([len(label)]) + label.encode() for label in labels if label.isascii()) + b"\0"
     fits = all(re.fullmatch(r"[A-Za-z0-9_*-]{1,63}", label) for label in labels) and len(wire) <= 255
@@ -60,19 +60,19 @@ def question(name: str, kind: QueryType) -> Question:
 
 
 def query(identifier: int, asked: Question) -> bytes:
-    """The query: one question, no recursion desired, since an authoritative server is asked."""
+    """Return the query: one question, without RD, since the server is authoritative."""
     return _HEADER.pack(identifier, 0, 1, 0, 0, 0) + asked.wire
 
 
 def read_identifier(data: bytes) -> int:
-    """The ID that says which query a reply is for. Raises MalformedReplyError without one."""
+    """Return the ID of a reply. Raises MalformedReplyError if it has none."""
     if len(data) < 2:
         raise MalformedReplyError(f"{len(data)} bytes")
     return int.from_bytes(data[:2], "big")
 
 
 def read_reply(data: bytes, asked: Question) -> Message:
-    """Read the reply to `asked`. Raises MalformedReplyError for whatever is none."""
+    """Parse the reply to `asked`. Raises MalformedReplyError for anything else."""
     try:
         return _read_reply(data, asked)
     except (struct.error, IndexError):
@@ -92,7 +92,7 @@ def _read_reply(data: bytes, asked: Question) -> Message:
     elif questions == 0 and rcode != "NOERROR":
         addresses = ()
     else:
-        raise MalformedReplyError("its question is another one")
+        raise MalformedReplyError("its question differs from the query's")
     return Message(rcode, bool(flags & _TC), addresses)
 
 
@@ -112,7 +112,7 @@ def _addresses(data: bytes, offset: int, count: int, kind: QueryType) -> Iterato
 
 
 def _after_name(data: bytes, offset: int) -> int:
-    """The offset behind a name; a compression pointer ends it (RFC 1035 section 4.1.4)."""
+    """Return the offset after a name; a compression pointer ends it (RFC 1035 section 4.1.4)."""
     while True:
         length = data[offset]
         if length >= 0xC0:

@@ -1,4 +1,4 @@
-"""Which (address, port) pairs are probed: prefixes and ports expanded, or sampled by a seed. Pure."""
+"""The (address, port) pairs to probe: prefixes and ports, expanded or sampled with a seed. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import Prefix, parse_ports
 
-#: From this many pairs on a run takes a quarter of an hour and more; most likely a sample was meant.
+#: So many pairs take a quarter of an hour and more; most likely a sample was intended.
 MAX_PAIRS = 1 << 22
 
 ADDRESS_BYTES = {4: 4, 6: 16}
@@ -20,7 +20,7 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One connection to make: address (as text), port, and whether TLS is spoken there."""
+    """One connection to make: address (as text), port, and whether it uses TLS."""
 
     address: str
     port: int
@@ -32,34 +32,34 @@ class Target:
         return 6 if ":" in self.address else 4
 
     def __str__(self) -> str:
-        """As in a URL: v6 addresses stand in brackets."""
+        """Format as in a URL: with brackets around an IPv6 address."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The addresses of one prefix that are probed, as integers; a range is never held in memory."""
+    """The addresses of one prefix to probe, as integers; all of a prefix are a range, not a list."""
 
     prefix: Prefix
     numbers: Sequence[int]
 
 
 def address_text(version: int, number: int) -> str:
-    """The address as the kernel and servers write it (RFC 5952 for v6); quicker than ipaddress."""
+    """Format an address as the kernel does (IPv6: RFC 5952); faster than ipaddress."""
     return socket.inet_ntop(FAMILIES[version], number.to_bytes(ADDRESS_BYTES[version], "big"))
 
 
 def every_address(prefix: Prefix) -> Sequence[int]:
-    """Each address of `prefix`, the first and the last included: all of a bound prefix is served."""
+    """Return each address of `prefix`, including the first and the last, which a bound prefix serves too."""
     first = int(prefix.network_address)
     return range(first, first + prefix.num_addresses)
 
 
 def sample(prefix: Prefix, count: int, seed: str) -> Sequence[int]:
-    """`count` random addresses of `prefix`, the same for the same seed, and the edges of its range.
+    """Return `count` random addresses of `prefix`, repeatable by `seed`, and the ends of its range.
 
-    The edges are the first and last address and the neighbour of each: off-by-one mistakes of a prefix match
-    show there. Fewer are returned only when the prefix has fewer.
+    The ends are the first two and the last two addresses, where off-by-one errors of a prefix match appear.
+    A prefix with fewer addresses is returned completely.
     """
     size = prefix.num_addresses
     if size <= count + 4:
@@ -73,9 +73,9 @@ def sample(prefix: Prefix, count: int, seed: str) -> Sequence[int]:
 
 
 def blocks(prefixes: Iterable[Prefix], *, sample4: int | None, sample6: int, seed: str) -> tuple[Block, ...]:
-    """What is probed of each prefix: v4 wholly unless `sample4` is given, v6 a sample of `sample6`.
+    """Return the addresses to probe: all IPv4 ones or `sample4` per prefix, and `sample6` per IPv6 prefix.
 
-    A prefix within another one of the list adds nothing and is left out.
+    A prefix inside another one of the list is left out.
     """
     kept = _outermost(prefixes)
     return tuple(
@@ -100,13 +100,13 @@ def _outermost(prefixes: Iterable[Prefix]) -> list[Prefix]:
 
 
 def size(block: Block) -> int:
-    """How many addresses are probed; `len()` refuses ranges beyond 2**63."""
+    """Return the number of addresses; `len()` fails for ranges beyond 2**63."""
     numbers = block.numbers
     return numbers.stop - numbers.start if isinstance(numbers, range) else len(numbers)
 
 
 def check_size(chosen: Sequence[Block], ports: int) -> int:
-    """How many pairs `chosen` makes with that many ports. Raises InvalidInputError when far too many."""
+    """Return the number of pairs with that many ports. Raises InvalidInputError from MAX_PAIRS on."""
     pairs = sum(size(block) for block in chosen) * ports
     if pairs >= MAX_PAIRS:
         names = " ".join(str(block.prefix) for block in chosen)
@@ -123,7 +123,7 @@ def check_size(chosen: Sequence[Block], ports: int) -> int:
 def pairs(
     chosen: Iterable[Block], ports: Sequence[int], *, tls: bool, share: tuple[int, int] = (0, 1)
 ) -> Iterator[Target]:
-    """The pairs of every chosen address with every port; `share` (i, n) is the i-th of n equal parts."""
+    """Yield every address with every port; `share` (i, n) selects the i-th of n equal parts."""
     part, parts = share
     for block in chosen:
         version = block.prefix.version
@@ -134,7 +134,7 @@ def pairs(
 
 
 def read_prefixes(texts: Iterable[str], key: str = "PREFIX") -> tuple[Prefix, ...]:
-    """Prefixes or single addresses from the command line. Raises InvalidInputError naming each bad one."""
+    """Parse prefixes or single addresses. Raises InvalidInputError with each bad one."""
     found: list[Prefix] = []
     problems = []
     for text in texts:
@@ -153,7 +153,7 @@ def _reason(error: ValueError) -> str:
 
 
 def read_ports(text: str, key: str) -> tuple[int, ...]:
-    """Ports from the command line: `80,8080,9000-9009`, in that order. Raises InvalidInputError."""
+    """Parse ports, as in `80,8080,9000-9009`, in that order. Raises InvalidInputError."""
     found: dict[int, None] = {}
     problems = []
     for part in filter(None, text.split(",")):

@@ -1,4 +1,4 @@
-"""Reading what a service answers, and judging whether it is the right one that did."""
+"""Parse the answer of a service, and check that the right service gave it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Literal
 
-from unmoor.probe.outcome import Fault, Identity
-from unmoor.probe.targets import Target
+from unmoor.probe.clients.outcome import Fault, Identity
+from unmoor.probe.clients.targets import Target
 
 Check = Literal["http", "connect", "banner"]
 
-#: No answer of a service that is probed comes near this size.
+#: Maximum size of an answer, octets; those of probed services are far smaller.
 MAX_ANSWER = 1 << 18
 MAX_BANNER = 512
 
@@ -23,24 +23,24 @@ class BadAnswerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a right answer says: the label for each port, and the edge if only one will do.
+    """The identity expected of answers: the service label of each port, and the edge if one is required.
 
-    An answer must also name the dialled address and port, which catches misdirection; with `anonymous` an
-    answer may leave out any of these, but what it says must be right.
+    An answer must also name the dialled address and port, which detects misdirected connections. With
+    `anonymous` an answer may omit any of these, but those it has must be right.
     """
 
     services: Mapping[int, str] = field(default_factory=dict)
     edge: str = ""
     anonymous: bool = False
 
-    def fault(self, said: Identity, target: Target) -> Fault | None:
-        """What is wrong with the answer that `target` gave, if anything."""
+    def fault(self, found: Identity, target: Target) -> Fault | None:
+        """Return what is wrong with the answer of `target`, or None."""
         service = self.services.get(target.port, "")
         wanted = (
-            ("service", said.service, service or said.service, service != ""),
-            ("edge", said.edge, self.edge or said.edge, self.edge != ""),
-            ("address", said.address, target.address, True),
-            ("port", said.port, str(target.port), True),
+            ("service", found.service, service or found.service, service != ""),
+            ("edge", found.edge, self.edge or found.edge, self.edge != ""),
+            ("address", found.address, target.address, True),
+            ("port", found.port, str(target.port), True),
         )
         for name, value, right, needed in wanted:
             if value == right:
@@ -54,7 +54,7 @@ class Expectation:
 
 
 def _same_address(one: str, other: str) -> bool:
-    """Whether both are the same address, whatever the spelling; a v4-mapped one stands for its v4 address."""
+    """Report whether both texts are the same address; an IPv4-mapped one equals its IPv4 address."""
     try:
         address = ip_address(one)
         return (getattr(address, "ipv4_mapped", None) or address) == ip_address(other)
@@ -63,7 +63,7 @@ def _same_address(one: str, other: str) -> bool:
 
 
 def http_request(host: str) -> bytes:
-    """The request sent (RFC 9112 section 3); the server closes, so that it keeps no idle connection."""
+    """Return the request (RFC 9112 section 3), with `Connection: close` to leave no idle connection."""
     return (
         f"GET / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: unmoor-probe\r\n"
         "Accept: */*\r\nConnection: close\r\n\r\n"
@@ -71,7 +71,7 @@ def http_request(host: str) -> bytes:
 
 
 def read_http(data: bytes, closed: bool) -> Identity | None:
-    """Who answered, from the header fields of a whole HTTP/1.1 response (RFC 9112 section 6).
+    """Return the identity in the header fields of a complete HTTP/1.1 response (RFC 9112 section 6).
 
     Returns None while bytes are missing. Raises BadAnswerError for anything but a complete success.
     """
@@ -92,13 +92,8 @@ def read_http(data: bytes, closed: bool) -> Identity | None:
         fields[name.lower()] = value.strip().decode("latin-1")
     if not _body_is_complete(fields, body, closed):
         return None
-    said = fields.get
-    return Identity(
-        said(b"unmoor-edge", ""),
-        said(b"unmoor-service", ""),
-        said(b"unmoor-address", ""),
-        said(b"unmoor-port", ""),
-    )
+    names = (b"unmoor-edge", b"unmoor-service", b"unmoor-address", b"unmoor-port")
+    return Identity(*(fields.get(name, "") for name in names))
 
 
 def _check_status(line: bytes) -> None:
@@ -127,7 +122,7 @@ def _body_is_complete(fields: Mapping[bytes, str], body: bytes, closed: bool) ->
 
 
 def read_banner(data: bytes, closed: bool) -> Identity | None:
-    """Who answered, from the line `LABEL EDGE ADDRESS PORT` that a banner service sends on connect.
+    """Return the identity in the line `LABEL EDGE ADDRESS PORT` that a banner service sends on connect.
 
     Returns None while bytes are missing. Raises BadAnswerError for anything else.
     """
@@ -149,7 +144,7 @@ def _excerpt(data: bytes) -> str:
     return repr(data[:40])[1:]
 
 
-#: How each check reads an answer; `connect` is satisfied before a byte is read.
+#: The parser of each check; `connect` is satisfied before a byte is read.
 READERS: Mapping[Check, Callable[[bytes, bool], Identity | None]] = {
     "http": read_http,
     "banner": read_banner,

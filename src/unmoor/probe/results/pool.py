@@ -1,4 +1,4 @@
-"""A pool as numbered addresses, and its division into cells of (nearly) equal size. Pure."""
+"""A pool as numbered addresses, and its division into cells of nearly equal size. Pure."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from itertools import pairwise
 
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import Prefix
-from unmoor.probe.dnswire import QueryType
-from unmoor.probe.statistics import ChiSquare, chi_square
+from unmoor.probe.clients.dnswire import QueryType
+from unmoor.probe.results.statistics import ChiSquare, chi_square
 
-#: A chi-square test wants at least this many draws expected for each cell.
+#: A chi-square test requires at least this many expected draws per cell.
 DRAWS_PER_CELL = 5
-#: More cells say nothing more about a range, and a chart has no room for them.
+#: More cells would add no information, and a chart could not show them.
 MAX_BUCKETS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class NumberedPool:
-    """The addresses of disjoint prefixes of one family, numbered from 0 in their order."""
+    """The addresses of disjoint prefixes of one family, numbered from 0 in ascending order."""
 
     prefixes: tuple[Prefix, ...]
 
     @property
     def size(self) -> int:
-        """How many addresses."""
+        """The number of addresses."""
         return sum(prefix.num_addresses for prefix in self.prefixes)
 
     def offset(self, address: str) -> int | None:
-        """The number of `address`, or None when it is outside."""
+        """Return the number of `address`, or None if it is outside of the pool."""
         number = int(ip_address(address))
         firsts = [int(prefix.network_address) for prefix in self.prefixes]
         place = bisect_right(firsts, number) - 1
@@ -42,7 +42,7 @@ class NumberedPool:
 
 
 def read_pool(prefixes: Sequence[Prefix], kind: QueryType) -> NumberedPool | None:
-    """The pool of these prefixes, None without any. Raises InvalidInputError: wrong family, or overlaps."""
+    """Return the pool of `prefixes`, or None without any. Raises InvalidInputError: wrong family, overlap."""
     if not prefixes:
         return None
     version = 4 if kind == "A" else 6
@@ -64,22 +64,23 @@ def read_pool(prefixes: Sequence[Prefix], kind: QueryType) -> NumberedPool | Non
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Draws counted by cell: each address of the pool, or buckets of it when it is too large for that."""
+    """Draws counted by cell: an address of the pool or, for a large pool, a bucket of addresses."""
 
     over: str
     counts: tuple[int, ...]
     shares: tuple[float, ...]
 
     def test(self) -> ChiSquare:
-        """Whether the counts fit the shares."""
+        """Test that the counts fit the shares."""
         return chi_square(self.over, self.counts, self.shares)
 
 
 def divide(offsets: dict[int, int], size: int, draws: int) -> tuple[Cells, ...]:
-    """Count draws (offset to how often) by cell.
+    """Count draws by cell; `offsets` has the number of draws of each address.
 
-    By address while at least DRAWS_PER_CELL draws are expected of each. A larger pool is cut into buckets
-    twice: by the first bits of an address and by the last, since a generator may be poor at either end.
+    Cells are addresses while at least DRAWS_PER_CELL draws are expected of each. A larger pool is divided
+    into buckets twice, by the first and by the last bits of an address, because a generator may be poor at
+    either end.
     """
     if size * DRAWS_PER_CELL <= max(draws, DRAWS_PER_CELL):
         counts = tuple(offsets.get(number, 0) for number in range(size))
@@ -107,5 +108,5 @@ def divide(offsets: dict[int, int], size: int, draws: int) -> tuple[Cells, ...]:
 
 
 def _having(size: int, modulus: int, residue: int) -> int:
-    """How many numbers below `size` leave `residue` when divided by `modulus`."""
+    """Return how many numbers below `size` are `residue` modulo `modulus`."""
     return (size - residue + modulus - 1) // modulus

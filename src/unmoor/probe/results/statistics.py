@@ -1,4 +1,4 @@
-"""Is it random and even? The chi-square test, and how many distinct addresses to expect."""
+"""The chi-square test of uniformity, and the expected number of distinct addresses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, expm1, lgamma, log, log1p
 
-#: When a series has converged; a p value is less exact than that, since lgamma of a large number is.
+#: Relative change at which a series has converged; p is less exact, because lgamma is for large arguments.
 _EPSILON = 1e-14
 _TINY = 1e-300
 _MAX_TERMS = 1_000_000
@@ -27,7 +27,7 @@ class ChiSquare:
 
 
 def upper_gamma(a: float, x: float) -> float:
-    """Q(a, x), the regularized upper incomplete gamma function (DLMF 8.2.4), for a > 0 and x >= 0.
+    """Return Q(a, x), the regularized upper incomplete gamma function (DLMF 8.2.4), for a > 0 and x >= 0.
 
     By the power series below x = a + 1 (DLMF 8.7.1), by the continued fraction above (DLMF 8.9.2, evaluated
     by Lentz's method). Relative error below 1e-9 for a up to 10**5 where Q is above 1e-300.
@@ -68,9 +68,9 @@ def _fraction(a: float, x: float) -> float:
 
 
 def chi_square(over: str, counts: Sequence[int], shares: Sequence[float]) -> ChiSquare:
-    """Pearson's test that draws fall into cells by `shares`, which add up to 1; `over` says what cells are.
+    """Return Pearson's test of `counts` against `shares`, which add up to 1; `over` names the cells.
 
-    With a single cell there is nothing to test: p is 1.
+    With a single cell p is 1.
     """
     total = sum(counts)
     statistic = 0.0
@@ -83,7 +83,7 @@ def chi_square(over: str, counts: Sequence[int], shares: Sequence[float]) -> Chi
 
 
 def expected_distinct(size: int, draws: int) -> float:
-    """How many distinct addresses `draws` even draws from `size` addresses hit on average."""
+    """Return the expected number of distinct addresses in `draws` even draws from `size` addresses."""
     if size == 1:
         return 1.0 if draws else 0.0
     return -size * expm1(draws * log1p(-1 / size))

@@ -1,0 +1,1 @@
+"""Results of a probe: counts, statistical tests, text, JSON and charts."""
