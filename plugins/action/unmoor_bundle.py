@@ -1,4 +1,4 @@
-"""Build Unmoor's program and what it depends on, once, for a host's Python and machine type."""
+"""Build Unmoor's program with its dependencies, once per Python version and machine type."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ EXAMPLES = """
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements" / "edge.txt"
-#: Wheels for these run on every Debian since 12 (glibc 2.36).
+#: Platform tags of wheels that run on Debian 12 (glibc 2.36) and later.
 GLIBC = ("manylinux_2_36", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
 LAUNCHER = """\
 #!/usr/bin/python3 -I
-# -I: what stands in the environment or in root's home does not change what runs here.
+# -I: ignore PYTHON* variables and packages of root's home.
 import sys
 from pathlib import Path
 
@@ -60,7 +60,7 @@ main()
 
 
 class ActionModule(ActionBase):
-    """See DOCUMENTATION."""
+    """Runs on the controller alone; see DOCUMENTATION of the module."""
 
     _requires_connection = False
     _supports_check_mode = True

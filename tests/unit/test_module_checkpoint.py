@@ -129,7 +129,7 @@ def test_a_release_that_is_gone_is_said_before_anything_changes(host: Host) -> N
     host.act("begun")
     host.change()
     (host.root / "releases/1").rmdir()
-    assert "releases/1, which is gone" in host.act("restored")["msg"]
+    assert "releases/1, which no longer exists" in host.act("restored")["msg"]
     assert host.state()["b.json"] == "b2"
 
 
