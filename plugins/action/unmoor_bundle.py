@@ -18,30 +18,6 @@ from ansible.plugins.action import ActionBase
 
 import unmoor
 
-DOCUMENTATION = """
-module: unmoor_bundle
-short_description: Build the archive that a host's release is unpacked from
-description:
-  - Runs on the controller. The archive holds the wheel and its dependencies unpacked (C(site)), and C(bin).
-  - Named by a hash of everything it is made of, so it is built once.
-options:
-  python:
-    description: The host's Python, such as C(3.11).
-    required: true
-  architecture:
-    description: The host's machine type, such as C(x86_64).
-    required: true
-"""
-
-EXAMPLES = """
-- name: Build the bundle
-  unmoor_bundle:
-    python: "3.11"
-    architecture: x86_64
-  delegate_to: localhost
-  register: bundle
-"""
-
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements" / "edge.txt"
 #: Platform tags of wheels that run on Debian 12 (glibc 2.36) and later.
@@ -60,7 +36,7 @@ main()
 
 
 class ActionModule(ActionBase):
-    """Runs on the controller alone; see DOCUMENTATION of the module."""
+    """Runs on the controller alone; plugins/modules/unmoor_bundle.py describes it."""
 
     _requires_connection = False
     _supports_check_mode = True

@@ -59,26 +59,9 @@ SET_BY_PLAYBOOKS = frozenset(
     )
 )
 
-DOCUMENTATION = """
-module: unmoor_preflight
-short_description: Validate the inventory and compile the documents of every edge
-description:
-  - Runs on the controller. Finds every problem of the inventory at once, with its file, line and fix.
-  - Returns, for each edge, the text of C(edge.json) and C(dns.json), and the file here of its registry of
-    hostnames, if it has one; a list of hostnames is built into C(.cache) first. And when this run began.
-  - Secrets in these texts are sealed, so that they can be printed and compared; C(unmoor_files) unseals them.
-options: {}
-"""
-
-EXAMPLES = """
-- name: Validate the inventory
-  unmoor_preflight:
-  register: preflight
-"""
-
 
 def place_of(value: Any) -> str:
-    """Return file and line where Ansible read `value`, relative to the working directory; empty if unknown."""
+    """Return file and line where Ansible read `value`, relative to the working directory; may be empty."""
     origin = Origin.get_tag(value) if Origin else None
     if origin is None or not origin.path:
         return ""
@@ -91,7 +74,7 @@ def _from_here(path: Path) -> str:
 
 
 class ActionModule(ActionBase):
-    """Runs on the controller alone; see DOCUMENTATION of the module."""
+    """Runs on the controller alone; plugins/modules/unmoor_preflight.py describes it."""
 
     _requires_connection = False
     _supports_check_mode = True
@@ -215,7 +198,7 @@ def _role_problems(
 
 
 def _resolved(variables: Mapping[str, Any], name: str) -> Any:
-    """Return a variable's value; None for a template that needs something that is not known yet, such as facts."""
+    """Return a variable's value; None for a template that needs what is not known yet, such as facts."""
     try:
         json.dumps(value := variables[name])  # every template inside is resolved here
     except (AnsibleError, TypeError):

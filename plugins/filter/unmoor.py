@@ -74,8 +74,8 @@ def unmoor_failures(results: list[dict[str, Any]]) -> list[str]:
 def unmoor_ran_before(started: dict[str, Any]) -> bool:
     """Whether a unit was running before a task of systemd_service started it.
 
-    If not, it started with all files that were installed by then and needs no reload. The module's `status` is
-    the unit's state before the task. Without one, the task was skipped, and the unit may be running.
+    If not, it started with all files that were installed by then and needs no reload. The module's `status`
+    is the unit's state before the task. Without one, the task was skipped, and the unit may be running.
     """
     return started.get("status", {}).get("ActiveState") not in ("inactive", "failed")
 
@@ -125,8 +125,9 @@ def unmoor_put_back(
 def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str, Any]:
     """Plan a rollback of the edges `going`, from what unmoor_checkpoint read on all edges.
 
-    Only the newest run among those of `going` is rolled back: `edges` of the result are those that it changed.
-    `plan` describes the differences on each; `refused` has the reasons against it, with what to do first.
+    Only the newest run among those of `going` is rolled back: `edges` of the result are those that it
+    changed. `plan` describes the differences on each; `refused` has the reasons against it, with what to do
+    first.
     """
     runs = {name: edges[name]["before"].get("run", "") for name in going}
     newest = max(runs.values(), default="")

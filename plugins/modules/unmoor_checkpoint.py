@@ -19,17 +19,17 @@ module: unmoor_checkpoint
 short_description: Save what is in force on a host, and restore it
 description:
   - A checkpoint is a directory below O(directory) with copies of all files that match O(parts), and a list of
-    them. C(turn) is created before a host is changed and exists until that turn ends; C(before) is the one from
-    before the last successful turn that changed anything.
+    them. C(turn) is created before a host is changed and exists until that turn ends; C(before) is the one
+    from before the last successful turn that changed anything.
   - Restoring a checkpoint puts back each file that differs and removes files that were created later. Then it
     runs the command of each part in which a file differed, in the order of O(parts).
 options:
   state:
     description:
-      - C(read) changes nothing. C(begun) creates C(turn). If it exists, the previous turn was interrupted, and
-        it is left as it is, since its content is older than any change.
-      - C(restored) restores O(name). C(kept) ends a successful turn, C(undone) one that was restored, and C(back)
-        one that was rolled back to C(before), which is then removed.
+      - C(read) changes nothing. C(begun) creates C(turn). If it exists, the previous turn was interrupted,
+        and it is left as it is, since its content is older than any change.
+      - C(restored) restores O(name). C(kept) ends a successful turn, C(undone) one that was restored, and
+        C(back) one that was rolled back to C(before), which is then removed.
     choices: [read, begun, restored, kept, undone, back]
     default: read
     type: str
@@ -44,7 +44,7 @@ options:
     type: str
   documents:
     description: >-
-      Paths of documents by name; their text is returned. A host where one of them is missing was never rolled out.
+      Paths of documents by name; their text is returned. A host without one of them was never rolled out.
     type: dict
     default: {}
   parts:
@@ -108,8 +108,8 @@ documents:
   type: dict
 before:
   description: >-
-    C(run) and C(documents) of the checkpoint C(before), or the reason why it is C(broken). Empty when there is
-    none, and when state is not read.
+    C(run) and C(documents) of the checkpoint C(before), or the reason why it is C(broken). Empty when there
+    is none, and when state is not read.
   returned: always
   type: dict
 """
@@ -217,14 +217,16 @@ class Checkpoint:
         sync(self.home)
 
     def about(self):
-        """Return the list of what was saved. Raises BrokenError if it cannot be read, or a copy is missing."""
+        """Return the list of what was saved. Raises BrokenError if that or a copy cannot be found."""
         try:
             with open(os.path.join(self.path, "about.json"), encoding="utf-8") as file:
                 about = json.load(file)
         except (OSError, ValueError) as error:
             raise BrokenError(f"{self.path}: about.json cannot be read: {error}") from None
         if about.get("format") != FORMAT:
-            raise BrokenError(f"{self.path} has format {about.get('format')}; this playbook supports {FORMAT}")
+            raise BrokenError(
+                f"{self.path} has format {about.get('format')}; this playbook supports {FORMAT}"
+            )
         missing = [path for path in about["kept"] if not os.path.lexists(self.copy_of(path))]
         if missing:
             raise BrokenError(f"{self.path}: the copy of {missing[0]} is missing")
@@ -242,7 +244,9 @@ class Checkpoint:
         for path in about["leads"]:
             target = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(self.copy_of(path))))
             if target not in about["kept"] and not os.path.lexists(target):
-                raise BrokenError(f"{path} pointed to {target}, which no longer exists: it cannot be restored")
+                raise BrokenError(
+                    f"{path} pointed to {target}, which no longer exists: it cannot be restored"
+                )
 
     def restore(self):
         """Restore every file; return the paths that differed."""

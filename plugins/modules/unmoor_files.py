@@ -19,13 +19,15 @@ DOCUMENTATION = """
 module: unmoor_files
 short_description: Install files, all validated before the first one is replaced
 description:
-  - Writes each file that differs to a temporary file in the same directory, validates all of them, and only then
-    renames them, one after the other, over one connection. Missing directories are created (C(0755), root).
-  - Temporary files are removed when a write fails. The next run removes those of a run that was killed, even when
-    no file differs.
-  - In check mode nothing is written, and the differences are the same, also on a host where nothing is installed.
-  - Secrets that C(unmoor_preflight) or C(unmoor_checkpoint) sealed in a text are unsealed on the way to the host.
-    They appear in no output and no log.
+  - Writes each file that differs to a temporary file in the same directory, validates all of them, and only
+    then renames them, one after the other, over one connection. Missing directories are created (C(0755),
+    root).
+  - Temporary files are removed when a write fails. The next run removes those of a run that was killed, even
+    when no file differs.
+  - In check mode nothing is written, and the differences are the same, also on a host where nothing is
+    installed.
+  - Secrets that C(unmoor_preflight) or C(unmoor_checkpoint) sealed in a text are unsealed on the way to the
+    host. They appear in no output and no log.
 options:
   files:
     description: The files, in the order in which they are installed.
@@ -50,7 +52,7 @@ options:
         default: root
         type: str
       validate:
-        description: Command that must accept the file first; C(%s) is replaced by the path of the temporary file.
+        description: Command that must accept the file first; C(%s) becomes the path of the temporary file.
         type: str
 """
 
@@ -90,8 +92,8 @@ FILE = {
 
 #: Prefix of temporary files. The dot keeps programs that read whole directories from reading them.
 TEMPORARY = ".unmoor-"
-#: Held while files are written, so that temporary files found by its holder are those of a killed run. It is in a
-#: directory of root's, since whoever can open a lock can hold it.
+#: Held while files are written, so that temporary files found by its holder are those of a killed run. It is
+#: in a directory of root's, since whoever can open a lock can hold it.
 LOCK = "/run/unmoor-files.lock"
 
 
@@ -118,7 +120,7 @@ def group_name(number):
 
 
 def difference(file):
-    """Return the difference between the installed file and the wanted one, for Ansible's diff; None if equal."""
+    """Return the difference of the installed file and the wanted one, as Ansible's diff; None if equal."""
     text, mode, group = current(file["path"])
     want = int(file["mode"], 8)
     if (text, mode, group) == (file["content"], want, file["group"]):

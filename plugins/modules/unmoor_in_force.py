@@ -12,8 +12,9 @@ DOCUMENTATION = """
 module: unmoor_in_force
 short_description: Read what an edge's services have in force
 description:
-  - Reads what the DNS server and the kernel have in force, over one connection, and compares it with the documents
-    on the edge. They differ when a run was interrupted after it wrote a document and before the reload.
+  - Reads what the DNS server and the kernel have in force, over one connection, and compares it with the
+    documents on the edge. They differ when a run was interrupted after it wrote a document and before the
+    reload.
   - Changes nothing.
 options:
   edge:
@@ -92,7 +93,7 @@ def in_force(documents, answers):
 
 
 def dns_in_force(file, status):
-    """Return how the DNS server with this `status` differs from its file, and the text that it answers from."""
+    """Return how the server with this `status` differs from its file, and the text that it answers from."""
     if "text" not in status:
         return [UNREPORTED.format(status["release"])], file
     lines = []
