@@ -112,20 +112,20 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     hostvars = variables["hostvars"]
     members = list(dict.fromkeys(host for hosts in groups.values() for host in hosts))
     problems = list(duplicate_pops([Path(path) for path in variables.get("ansible_inventory_sources") or ()]))
-    ours = {host: dict(_ours(hostvars[host], host, problems)) for host in members}
+    settings = {host: dict(_settings(hostvars[host], host, problems)) for host in members}
     directories = {host: Path(str(hostvars[host]["inventory_dir"])) for host in members}
     machines = {host: _reached_at(host, hostvars[host]) for host in members}
-    compiled = compile_inventory(ours, groups, directories, place_of, _registry, machines)
+    compiled = compile_inventory(settings, groups, directories, place_of, _registry, machines)
     problems += compiled.problems
     roles = read_roles(ROOT / "roles")
     for host in members:
         problems += _role_problems(host, hostvars[host], roles, edge=host in groups.get(EDGES_GROUP, ()))
     problems += _expected_problems(variables.get(EXPECTED, ""))
     for host, pair in compiled.documents.items():
-        source = Source(host, ours[host], directories[host], place_of)
+        source = Source(host, settings[host], directories[host], place_of)
         problems += [in_inventory(problem, source) for problem in dns_problems(pair.dns, "", pair.registry)]
     for host, draft in compiled.drafts.items():
-        source = Source(host, ours[host], directories[host], place_of)
+        source = Source(host, settings[host], directories[host], place_of)
         problems += [in_inventory(each, source) for each in zone_problems(draft.dns, "", draft.complete)]
     return compiled.documents, list(merged(problems))
 
@@ -235,7 +235,7 @@ def _registry(file: Path, zones: Sequence[str]) -> tuple[Path, str, int]:
     return registry_cache.prepare(file, zones, CACHE)
 
 
-def _ours(variables: Mapping[str, Any], host: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+def _settings(variables: Mapping[str, Any], host: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
     """Yield Unmoor's variables of one host; a template that fails is added to `problems`."""
     for key in variables:
         if not key.startswith(PREFIX):

@@ -1,4 +1,4 @@
-"""What stands on each edge: units, privileges, pins, routes."""
+"""The state of each edge after a rollout: units, privileges, pins, routes."""
 
 from __future__ import annotations
 
