@@ -21,7 +21,7 @@ pop: setup ## Build the lab's PoP, roll out to it and prove that every address a
 	unmoor lab up
 	ansible-playbook -i $(LAB_INVENTORY) playbooks/site.yml
 	ansible-playbook -i $(LAB_INVENTORY) playbooks/verify.yml
-	@cat docs/try.txt
+	@cat tools/pop-hints.txt
 
 .PHONY: pop-down
 pop-down: setup ## Remove the lab's PoP
@@ -70,8 +70,9 @@ bench-dns: setup peers ## Evenness, reloads, 20 million names, and other servers
 	python bench/dns/compare.py
 
 .PHONY: readmes
-readmes: setup ## Generate the READMEs of the roles
+readmes: setup ## Generate the READMEs of the roles and docs/terminal.svg
 	python tools/role_readmes.py
+	python tools/terminal_svg.py
 
 .PHONY: lock
 lock: setup ## Regenerate the lock files
