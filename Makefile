@@ -1,4 +1,4 @@
-# Unmoor. `make help` lists the targets; every one does its own set-up, and set-up is quick when nothing changed.
+# Unmoor. `make help` lists the targets. Each target does its own set-up, which is quick when nothing has changed.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 SCENARIO ?= all
 PYTHON := /usr/bin/python3
 BIN := .venv/bin
-# Tools that others call (molecule calls ansible-playbook) are found in the environment.
+# Tools that call each other, as molecule calls ansible-playbook, find each other in PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 LAB_INVENTORY := inventories/lab
@@ -24,14 +24,14 @@ pop: setup ## Build the lab's PoP, roll out to it and prove that every address a
 	@cat tools/pop-hints.txt
 
 .PHONY: pop-down
-pop-down: setup ## Take the lab's PoP away, all of it
+pop-down: setup ## Remove the lab's PoP
 	unmoor lab down
 
 .PHONY: test
 test: lint unit netns molecule ## All tests
 
 .PHONY: fresh
-fresh: ## make pop and make test of HEAD on a fresh Debian, in a root of its own; CACHE=0 downloads everything
+fresh: ## make pop and make test of HEAD on a fresh Debian in a private root; CACHE=0 downloads everything
 	tools/fresh $(if $(filter 0,$(CACHE)),--no-cache) -- make pop test
 
 .PHONY: lint
@@ -39,14 +39,14 @@ lint: setup ## Formatting, style, types, playbooks, shell and C
 	pytest -q tests/lint
 
 .PHONY: unit
-unit: setup peers ## Tests that need no namespaces of their own
+unit: setup peers ## Tests that need no private network namespace
 	pytest -q -n 2 tests/unit tests/fuzz
 
 .PHONY: netns
 netns: setup ## Tests on the real kernel, each in a fresh network namespace
 	pytest -q tests/netns
 
-# Not part of `test`: a virtual machine without KVM takes its time.
+# Not part of `test`: virtual machines are slow without KVM.
 .PHONY: kernels
 kernels: setup ## The sockets half on the kernels of Debian 12 and 13, in virtual machines
 	@tools/install requirements/debian-kernels.txt
@@ -57,12 +57,12 @@ molecule: setup ## Scenarios over the lab: SCENARIO=default, or all of them
 	tests/run-scenarios $(SCENARIO)
 
 .PHONY: bench bench-sockets bench-dns
-bench: bench-sockets bench-dns ## Speed beside a baseline, as ratios
+bench: bench-sockets bench-dns ## Speed relative to a baseline
 
 bench-sockets: setup ## Look-ups, floods, replacement and memory of the sockets half
 	python bench/sockets/run.py
 
-bench-dns: setup peers ## The DNS half: evenness, reloads, 20 million names, and beside other servers; half an hour
+bench-dns: setup peers ## Evenness, reloads, 20 million names, and other servers for comparison; half an hour
 	@tools/install requirements/debian-bench.txt
 	-python bench/dns/uniformity.py
 	-python bench/dns/reloads.py
@@ -75,7 +75,7 @@ readmes: setup ## Generate the READMEs of the roles and docs/terminal.svg
 	python tools/terminal_svg.py
 
 .PHONY: lock
-lock: setup ## Write the lock files anew
+lock: setup ## Regenerate the lock files
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	    pyproject.toml -o requirements/edge.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
@@ -89,7 +89,7 @@ debian:
 	@tools/install requirements/debian.txt
 
 .PHONY: peers
-peers: debian ## Other DNS servers to compare with, unpacked into .cache and not installed
+peers: debian ## Unpack other DNS servers for comparison into .cache
 	@tools/peers fetch
 
 .venv/.installed: requirements/dev.txt pyproject.toml | debian
@@ -102,5 +102,5 @@ peers: debian ## Other DNS servers to compare with, unpacked into .cache and not
 	    --no-index --editable . || $(call fail,pip cannot install this checkout,see its message above)
 	@touch $@
 
-# What a recipe prints, and how it ends, when a step of set-up failed: what failed, what to do.
+# Ends a recipe when a step of set-up failed: $(call fail,WHAT FAILED,FIX).
 fail = { printf 'make setup: %s\nfix: %s\n' "$(1)" "$(2)" >&2; exit 1; }

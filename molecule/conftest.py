@@ -50,7 +50,7 @@ def edge(request: pytest.FixtureRequest, hosts: dict[str, Host]) -> Host:
 
 
 def probe(host: Host, *arguments: str) -> dict[str, Any]:
-    """Run the probe on `host`; its JSON. Whether anything failed is for the test to look at."""
+    """Run the probe on `host` and return its JSON; the caller checks whether anything failed."""
     done = host.run(" ".join(["unmoor", "probe", *arguments, "--json"]))
     assert done.rc in (0, 1), done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
@@ -71,9 +71,9 @@ def sockets_status(edge: Host) -> dict[str, Any]:
 
 
 def eventually(what: Callable[[], bool], seconds: float = 300) -> bool:
-    """Whether `what` becomes true within a bound that is far above what it takes, also on a busy computer.
+    """Whether `what` becomes true within `seconds`, a bound far above what it takes on a busy computer.
 
-    A host that ssh does not reach, or whose connection breaks off, is one of which it is not true yet.
+    A host that ssh cannot reach, or whose connection breaks off, counts as not yet true.
     """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -96,7 +96,7 @@ def answered_only_from(client: Host, server: str, qtype: str, pool: str) -> None
 
 
 def every_address_reaches(client: Host) -> None:
-    """Each address of the bound /20 and a sample of the /44 reach the service, in use by DNS or not."""
+    """Each address of the bound /20 and a sample of the /44 reaches the service, in use by DNS or not."""
     ports = ["--tcp", "80,2095", "--service", "web-http=80,2095"]
     result = probe(client, "reach", PREFIX4, PREFIX6, *ports)
     assert result["pairs"] > 4096 * 2

@@ -1,4 +1,4 @@
-"""Writes each role's README.md from its meta/argument_specs.yml; with --check, says which are out of date."""
+"""Generates each role's README.md from its meta/argument_specs.yml; with --check, lists those out of date."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def readme(role: Path) -> str:
-    """The README of one role: what it does, and its variables as a table."""
+    """Return the README of one role: its description, and its variables as a table."""
     spec = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]
     lines = [f"# Role `{role.name}`", "", f"{spec['short_description']}.", ""]
     lines += [_plain(paragraph) + "\n" for paragraph in spec["description"]]
@@ -22,7 +22,7 @@ def readme(role: Path) -> str:
         lines += ["| variable | type | default | meaning |", "|---|---|---|---|"]
         lines += [_row(name, option) for name, option in options.items()]
     else:
-        lines += ["It has no variables of its own."]
+        lines += ["The role has no variables."]
     return "\n".join(lines) + "\n"
 
 
@@ -37,7 +37,7 @@ def _plain(text: str) -> str:
 
 
 def main() -> int:
-    """Write, or compare; the exit status is how many were out of date."""
+    """Write or compare the READMEs; with --check, return the number of those out of date."""
     stale = 0
     for role in sorted((ROOT / "roles").iterdir()):
         path, want = role / "README.md", readme(role)

@@ -1,4 +1,4 @@
-"""Build Unmoor's program and what it depends on, once, for a host's Python and machine type."""
+"""Build Unmoor's program with its dependencies, once per Python version and machine type."""
 
 from __future__ import annotations
 
@@ -18,37 +18,13 @@ from ansible.plugins.action import ActionBase
 
 import unmoor
 
-DOCUMENTATION = """
-module: unmoor_bundle
-short_description: Build the archive that a host's release is unpacked from
-description:
-  - Runs on the controller. The archive holds the wheel and its dependencies unpacked (C(site)), and C(bin).
-  - Named by a hash of everything it is made of, so it is built once.
-options:
-  python:
-    description: The host's Python, such as C(3.11).
-    required: true
-  architecture:
-    description: The host's machine type, such as C(x86_64).
-    required: true
-"""
-
-EXAMPLES = """
-- name: Build the bundle
-  unmoor_bundle:
-    python: "3.11"
-    architecture: x86_64
-  delegate_to: localhost
-  register: bundle
-"""
-
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements" / "edge.txt"
-#: Wheels for these run on every Debian since 12 (glibc 2.36).
+#: Platform tags of wheels that run on Debian 12 (glibc 2.36) and later.
 GLIBC = ("manylinux_2_36", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
 LAUNCHER = """\
 #!/usr/bin/python3 -I
-# -I: what stands in the environment or in root's home does not change what runs here.
+# -I: ignore PYTHON* variables and packages of root's home.
 import sys
 from pathlib import Path
 
@@ -60,7 +36,7 @@ main()
 
 
 class ActionModule(ActionBase):
-    """See DOCUMENTATION."""
+    """Runs on the controller alone; plugins/modules/unmoor_bundle.py describes it."""
 
     _requires_connection = False
     _supports_check_mode = True

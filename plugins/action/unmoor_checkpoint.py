@@ -1,6 +1,6 @@
-"""Run a module that returns documents, which may hold secrets, and seal what it returns.
+"""Run a module that returns documents, and seal the secrets in its result.
 
-The plugin is that of every module whose name it, or a link to it, has.
+Ansible uses this plugin for the module of the same name, and through a symbolic link for unmoor_in_force.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from unmoor.model.secrets import Sealer
 
 
 class ActionModule(Normal):
-    """The module's result, with the secrets of its documents sealed (unmoor.model.secrets)."""
+    """Seals the secrets of documents in the module's result (unmoor.model.secrets)."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module."""
-        # At -vvv the ssh connection prints what a module returns, before it can be sealed.
+        # At -vvv the ssh connection prints the module's result before it is sealed.
         self._connection._play_context.no_log = True
         sealer = Sealer(DnsDocument, Path(constants.DEFAULT_LOCAL_TMP) / "unmoor")
         result: dict[str, Any] = sealer.seal_all(super().run(tmp, task_vars))

@@ -1,4 +1,4 @@
-"""Run the module unmoor_files: sealed secrets are put back on the way, and its result is sealed."""
+"""Run the module unmoor_files with sealed secrets unsealed, and seal its result."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from unmoor.model.secrets import Sealer
 
 
 class ActionModule(Normal):
-    """The module, with the secrets of documents unsealed for it alone (unmoor.model.secrets)."""
+    """Unseals the secrets of documents for the module alone (unmoor.model.secrets)."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module."""
-        # At -vvv the ssh connection prints what a module returns, before it can be sealed.
+        # At -vvv the ssh connection prints the module's result before it is sealed.
         self._connection._play_context.no_log = True
         sealer = Sealer(DnsDocument, Path(constants.DEFAULT_LOCAL_TMP) / "unmoor")
         task = self._task.args
         if isinstance(task.get("files"), list):
             self._task.args = task | {"files": [_unsealed(sealer, file) for file in task["files"]]}
         try:
-            # The log of the host would get the text of the files.
+            # Otherwise the module logs its arguments, with the files' text, to the host's syslog.
             quiet = (task_vars or {}) | {"ansible_no_target_syslog": True}
             result: dict[str, Any] = sealer.seal_all(super().run(tmp, quiet))
         finally:
@@ -33,7 +33,7 @@ class ActionModule(Normal):
 
 
 def _unsealed(sealer: Sealer, file: Any) -> Any:
-    """One of the module's files; what is no file is for the module to refuse."""
+    """Unseal the content of one file; leave it to the module to refuse anything else."""
     if isinstance(file, dict) and isinstance(file.get("content"), str):
         return file | {"content": sealer.unseal(file["content"])}
     return file

@@ -1,4 +1,4 @@
-"""Validate the whole inventory on the controller and compile what each edge gets; no host is touched."""
+"""Validate the whole inventory on the controller and compile each edge's documents; contacts no host."""
 
 from __future__ import annotations
 
@@ -35,44 +35,27 @@ from unmoor.model.roles import LISTENERS, unknown_variables, unserved
 from unmoor.model.secrets import Sealer, text_with_secrets
 from unmoor.model.variables import HOST_PLACE, PREFIX, Source
 
-try:  # Where a value stands (file and line). Not public yet; without it, errors name the host only.
+try:  # File and line of a value. Not public yet; without it, errors name only the host.
     from ansible._internal._datatag._tags import Origin
 except ImportError:
     Origin = None
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Where registries lie that were built from lists.
+#: Directory of registries that were built from lists of hostnames.
 CACHE = ROOT / ".cache" / "registry"
-#: The oldest ansible-core whose templates and results the playbooks are written for.
-OLDEST_ANSIBLE = (2, 19)
-#: Variables of roles that the playbooks set, and an inventory does not.
-GIVEN_BY_PLAYBOOKS = frozenset(
+#: The oldest supported ansible-core, as its templates and results have changed.
+MIN_ANSIBLE = (2, 19)
+#: Variables of roles that the playbooks set, not the inventory.
+SET_BY_PLAYBOOKS = frozenset(
     (
         *("edge_base_document", "dns_randomizer_document"),
         *("dns_randomizer_service", "dns_randomizer_registry"),
     )
 )
 
-DOCUMENTATION = """
-module: unmoor_preflight
-short_description: Validate the inventory and compile the documents of every edge
-description:
-  - Runs on the controller. Finds every problem of the inventory at once, with its file, line and fix.
-  - Returns, for each edge, the text of C(edge.json) and C(dns.json), and the file here of its registry of
-    hostnames, if it has one; a list of hostnames is built into C(.cache) first. And when this run began.
-  - Secrets in these texts are sealed, so that they can be printed and compared; C(unmoor_files) unseals them.
-options: {}
-"""
-
-EXAMPLES = """
-- name: Validate the inventory
-  unmoor_preflight:
-  register: preflight
-"""
-
 
 def place_of(value: Any) -> str:
-    """File and line where Ansible read `value`, relative to here where it can be; empty when unknown."""
+    """Return file and line where Ansible read `value`, relative to the working directory; may be empty."""
     origin = Origin.get_tag(value) if Origin else None
     if origin is None or not origin.path:
         return ""
@@ -85,7 +68,7 @@ def _from_here(path: Path) -> str:
 
 
 class ActionModule(ActionBase):
-    """See DOCUMENTATION."""
+    """Runs on the controller alone; plugins/modules/unmoor_preflight.py describes it."""
 
     _requires_connection = False
     _supports_check_mode = True
@@ -123,26 +106,26 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     hostvars = variables["hostvars"]
     members = list(dict.fromkeys(host for hosts in groups.values() for host in hosts))
     problems = list(duplicate_pops([Path(path) for path in variables.get("ansible_inventory_sources") or ()]))
-    ours = {host: dict(_ours(hostvars[host], host, problems)) for host in members}
+    settings = {host: dict(_settings(hostvars[host], host, problems)) for host in members}
     directories = {host: Path(str(hostvars[host]["inventory_dir"])) for host in members}
     machines = {host: _reached_at(host, hostvars[host]) for host in members}
-    compiled = compile_inventory(ours, groups, directories, place_of, _registry, machines)
+    compiled = compile_inventory(settings, groups, directories, place_of, _registry, machines)
     problems += compiled.problems
     roles = read_roles(ROOT / "roles")
     for host in members:
         problems += _role_problems(host, hostvars[host], roles, edge=host in groups.get(EDGES_GROUP, ()))
     problems += _expected_problems(variables.get(EXPECTED, ""))
     for host, pair in compiled.documents.items():
-        source = Source(host, ours[host], directories[host], place_of)
+        source = Source(host, settings[host], directories[host], place_of)
         problems += [in_inventory(problem, source) for problem in dns_problems(pair.dns, "", pair.registry)]
     for host, draft in compiled.drafts.items():
-        source = Source(host, ours[host], directories[host], place_of)
+        source = Source(host, settings[host], directories[host], place_of)
         problems += [in_inventory(each, source) for each in zone_problems(draft.dns, "", draft.complete)]
     return compiled.documents, list(merged(problems))
 
 
 def _reached_at(host: str, variables: Mapping[str, Any]) -> str:
-    """The name or address by which ssh would reach a host, by its own configuration; no host is touched."""
+    """Return the name or address to which ssh would connect for a host, by ssh's configuration."""
     given = str(variables.get("ansible_host") or host)
     if variables.get("ansible_connection", "ssh") != "ssh":
         return given
@@ -152,29 +135,29 @@ def _reached_at(host: str, variables: Mapping[str, Any]) -> str:
         command = ["ssh", "-G", *options, given]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (AnsibleError, ValueError, OSError, subprocess.SubprocessError):
-        return given  # ssh itself says what is wrong, when a host is to be reached
+        return given  # ssh reports the fault when it connects
     found = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
     return found[1] if found else given
 
 
 def version_problems(version: str) -> Iterator[Problem]:
-    """Whether this is an ansible-core that the playbooks are not written for."""
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_ANSIBLE:
-        oldest = ".".join(map(str, OLDEST_ANSIBLE))
+    """Yield a problem if this version of ansible-core is too old for the playbooks."""
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MIN_ANSIBLE:
+        oldest = ".".join(map(str, MIN_ANSIBLE))
         fix = "run .venv/bin/ansible-playbook of this repository, which `make setup` installs"
         yield Problem("controller", "ansible-core", version, f"is older than {oldest}", fix)
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a role's argument specification says, and its defaults."""
+    """Options of a role's argument specification, and its defaults."""
 
     options: dict[str, Any]
     defaults: dict[str, Any]
 
 
 def read_roles(directory: Path) -> dict[str, Role]:
-    """The roles of this repository, by name."""
+    """Return the roles of this repository by name."""
     found = {}
     for path in sorted(directory.glob("*/meta/argument_specs.yml")):
         specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
@@ -189,7 +172,7 @@ def read_roles(directory: Path) -> dict[str, Role]:
 def _role_problems(
     host: str, variables: Mapping[str, Any], roles: Mapping[str, Role], *, edge: bool
 ) -> Iterator[Problem]:
-    """What a role would find wrong only when it is the host's turn."""
+    """Find problems that a role would report only during the host's turn."""
     prefixes = tuple(f"{role}_" for role in roles)
     given = {name: _resolved(variables, name) for name in variables if name.startswith(prefixes)}
 
@@ -198,7 +181,7 @@ def _role_problems(
 
     yield from unknown_variables(given, {name: tuple(role.options) for name, role in roles.items()}, place)
     for role in roles.values():
-        options = {name: each for name, each in role.options.items() if name not in GIVEN_BY_PLAYBOOKS}
+        options = {name: each for name, each in role.options.items() if name not in SET_BY_PLAYBOOKS}
         values = {name: given[name] for name in options if given.get(name) is not None}
         for message in ArgumentSpecValidator(options).validate(values).error_messages:
             name = next((name for name in values if name in message), "")
@@ -209,7 +192,7 @@ def _role_problems(
 
 
 def _resolved(variables: Mapping[str, Any], name: str) -> Any:
-    """A variable's value; None for a template that needs what only the host's turn brings, such as facts."""
+    """Return a variable's value; None for a template that needs what is not known yet, such as facts."""
     try:
         json.dumps(value := variables[name])  # every template inside is resolved here
     except (AnsibleError, TypeError):
@@ -246,8 +229,8 @@ def _registry(file: Path, zones: Sequence[str]) -> tuple[Path, str, int]:
     return registry_cache.prepare(file, zones, CACHE)
 
 
-def _ours(variables: Mapping[str, Any], host: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
-    """Our variables of one host; a template in them that fails is a problem like any other."""
+def _settings(variables: Mapping[str, Any], host: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+    """Yield Unmoor's variables of one host; a template that fails is added to `problems`."""
     for key in variables:
         if not key.startswith(PREFIX):
             continue
@@ -262,7 +245,7 @@ def _ours(variables: Mapping[str, Any], host: str, problems: list[Problem]) -> I
 
 
 def in_inventory(problem: Problem, source: Source) -> Problem:
-    """The same problem at the place in the inventory that `dns.json` was compiled from."""
+    """Return a problem of `dns.json` with the place in the inventory that it was compiled from."""
     path = tuple(int(part) if part.isdecimal() else part for part in problem.key.split("."))
     key = PREFIX + problem.key
     place = problem.place or source.place(path)
@@ -279,7 +262,7 @@ def in_inventory(problem: Problem, source: Source) -> Problem:
 
 
 def duplicate_pops(sources: Sequence[Path]) -> Iterator[Problem]:
-    """PoPs given hosts in more than one place: Ansible merges these in silence into one group."""
+    """Yield a problem for each PoP defined in several files, since Ansible silently merges their hosts."""
     places: dict[str, list[str]] = defaultdict(list)
     for source in sources:
         for file in _inventory_files(source):
@@ -291,7 +274,7 @@ def duplicate_pops(sources: Sequence[Path]) -> Iterator[Problem]:
                 files[1],
                 f"group {group}",
                 "",
-                f"is a second PoP of the same name; the first stands in {files[0]}",
+                f"is a second PoP of the same name; the first is in {files[0]}",
                 "give one PoP another name, or list all its hosts in one place",
             )
 

@@ -1,4 +1,4 @@
-"""Filters of the playbooks: what differs between documents, and how a host is proved from outside."""
+"""Filters of the playbooks: differences between documents, and runs of the probe with their results."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def unmoor_change(
 ) -> dict[str, list[str]]:
     """The difference from `current` to `desired`, each with the texts `edge` and `dns` (empty: none yet).
 
-    `lines` say what differs, `not_dns_alone` why pool.yml must not make it so, `takes_away` why site.yml must
-    not. Removals that are neither `expected` (see unmoor.model.removals) nor `unasked` are in both.
+    `lines` describe the differences, `not_dns_alone` the reasons why pool.yml refuses them, `takes_away` the
+    reasons why site.yml does. Removals that are neither `expected` (see unmoor.model.removals) nor within the
+    limits of `unasked` are in both.
     """
     before, after = _documents(current) if all(current.values()) else None, _documents(desired)
     change = compare(before, after)
@@ -39,21 +40,21 @@ def unmoor_change(
 def unmoor_proofs(
     texts: dict[str, str], via: list[str] | None = None, ca: str | None = None
 ) -> list[dict[str, Any]]:
-    """Runs of the probe that prove an edge alone, sent straight to its addresses `via`, or the whole PoP."""
+    """Return runs of the probe: for one edge alone, sent to its own addresses `via`, or for the whole PoP."""
     documents = _documents(texts)
     proofs = proof.of_pop(documents, ca) if via is None else proof.of_edge(documents, via, ca)
     return [{"title": each.title, "argv": ["unmoor", "probe", *each.arguments, "--json"]} for each in proofs]
 
 
 def unmoor_summary(results: list[dict[str, Any]]) -> list[str]:
-    """What the runs of unmoor_proofs printed, in a few lines each."""
+    """Summarize the output of the runs of unmoor_proofs, in a few lines each."""
     return [
         line for done in results for line in proof.summary(done["item"]["title"], json.loads(done["stdout"]))
     ]
 
 
 def unmoor_failures(results: list[dict[str, Any]]) -> list[str]:
-    """Why runs of unmoor_proofs failed, and where to look; empty when none did."""
+    """Return why runs of unmoor_proofs failed, and how to find out more; empty when none failed."""
     return [
         line
         for done in results
@@ -71,10 +72,10 @@ def unmoor_failures(results: list[dict[str, Any]]) -> list[str]:
 
 
 def unmoor_ran_before(started: dict[str, Any]) -> bool:
-    """Whether a unit ran already when a task of systemd_service was to start it.
+    """Whether a unit was running before a task of systemd_service started it.
 
-    If not, the task started it with all that had landed by then: to tell it anew would only cost time. The
-    module's C(status) is what systemd said before. Without one, the task was skipped, and the unit may run.
+    If not, it started with all files that were installed by then and needs no reload. The module's `status`
+    is the unit's state before the task. Without one, the task was skipped, and the unit may be running.
     """
     return started.get("status", {}).get("ActiveState") not in ("inactive", "failed")
 
@@ -87,7 +88,7 @@ def unmoor_put_back(
     why: str,
     others: dict[str, Any],
 ) -> str:
-    """Say how an edge's turn failed, at `task`, and how the edge is now.
+    """Report how an edge's turn failed, at `task`, and the edge's state after it was put back.
 
     `restored` is what unmoor_checkpoint returned, `gate` the runs of the probe after it. `others` has, of all
     edges of the run, those whose turn has `begun` and those whose turn has `ended` well.
@@ -105,7 +106,7 @@ def unmoor_put_back(
         lines[-1] += " playbooks/teardown.yml to make it as it was."
     elif "msg" in restored:
         lines.append(f"It could not be put back: {restored['msg']}")
-        lines.append("The next run of playbooks/site.yml brings everything into force anew.")
+        lines.append("The next run of playbooks/site.yml reloads everything.")
     else:
         lines.append(
             f"It was put back: what was in force before is in force again. Files: {len(restored['paths'])}."
@@ -122,10 +123,11 @@ def unmoor_put_back(
 
 
 def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str, Any]:
-    """What going back means, for all edges as unmoor_checkpoint reads them, of which some are `going` back.
+    """Plan a rollback of the edges `going`, from what unmoor_checkpoint read on all edges.
 
-    Only the newest run among those `going` is undone: `edges` of the answer are those that it changed. `plan`
-    says what will differ on each; `refused` is why it must not be, and what to do first.
+    Only the newest run among those of `going` is rolled back: `edges` of the result are those that it
+    changed. `plan` describes the differences on each; `refused` has the reasons against it, with what to do
+    first.
     """
     runs = {name: edges[name]["before"].get("run", "") for name in going}
     newest = max(runs.values(), default="")
@@ -138,7 +140,7 @@ def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str,
             plan[name] = [f"to before the run of {newest}", *(lines or ["the documents are the same"])]
         else:
             plan[name] = [
-                "nothing to go back to" if not runs[name] else f"stays: changed last by {runs[name]}"
+                "no checkpoint to restore" if not runs[name] else f"stays: changed last by {runs[name]}"
             ]
     olds = {name: _documents(edges[name]["before"]["documents"]) for name in back}
     news = {
@@ -158,7 +160,7 @@ def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str,
 
 
 def _unbound(dns: DnsDocument, answers: str, edge: EdgeDocument, takes: str) -> list[str]:
-    """Addresses that DNS on one edge answers with and that another would not take connections for."""
+    """Addresses that DNS on one edge answers with and that are not bound on another."""
     why = f"is in use by DNS on {answers} and would not be bound on {takes}: run playbooks/pool.yml first"
     return [f"{part} {why}" for part in not_bound(dns, edge)]
 
@@ -172,7 +174,7 @@ def _documents(texts: dict[str, str]) -> Documents:
 
 
 class FilterModule:
-    """The filters of this file."""
+    """The filters of this file. Each is documented in the YAML file of its name."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""

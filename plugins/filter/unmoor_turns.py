@@ -1,4 +1,4 @@
-"""Filters on what hosts have registered: whose turn has not ended, and what still arrives at an edge."""
+"""Filters on registered results: hosts whose turn has not ended, and the traffic of an edge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def unmoor_unfinished(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list
 
 
 def unmoor_stopped(hostvars: Mapping[str, Any], hosts: list[str]) -> str:
-    """Why a run must not go on, and what to do: for `hosts` of which one is unfinished."""
+    """Report why a run stops, and what to do: for `hosts` of which at least one is unfinished."""
     unfinished = unmoor_unfinished(hostvars, hosts)
     lines = ["The run stops: nothing more is changed."]
     lost = [host for host in unfinished if "__reported" not in hostvars[host]]
@@ -44,7 +44,7 @@ def _ended(variables: Mapping[str, Any]) -> bool:
 
 
 def unmoor_pops(groups: Mapping[str, Iterable[str]], hosts: Iterable[str]) -> list[str]:
-    """The PoPs that `hosts` are of, by the inventory's groups."""
+    """Return the PoPs that `hosts` belong to, by the inventory's groups."""
     wanted = set(hosts)
     return sorted(
         name.removeprefix(POP_GROUP)
@@ -54,7 +54,7 @@ def unmoor_pops(groups: Mapping[str, Iterable[str]], hosts: Iterable[str]) -> li
 
 
 def unmoor_arriving(answers: list[dict[str, Any]]) -> list[str]:
-    """What arrives at an edge, by the results of `dns status`, `sockets top` and `dns status` again."""
+    """Return an edge's traffic, from the results of `dns status`, `sockets top` and `dns status` again."""
     before, top, after = (None if each["rc"] else json.loads(each["stdout"]) for each in answers)
     lines = []
     if top is None:
@@ -78,7 +78,7 @@ def _last_line(answer: dict[str, Any]) -> str:
 
 
 class FilterModule:
-    """The filters of this file."""
+    """The filters of this file. Each is documented in the YAML file of its name."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""

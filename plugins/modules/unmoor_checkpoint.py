@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Keep what is in force on a host before it is changed, and put it back; what runs is told of it."""
+"""Save what is in force on a host before a change, and restore it; affected services are reloaded."""
 
 from __future__ import annotations
 
@@ -16,89 +16,100 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: unmoor_checkpoint
-short_description: Keep what is in force on a host, and put it back
+short_description: Save what is in force on a host, and restore it
 description:
   - A checkpoint is a directory below O(directory) with copies of all files that match O(parts), and a list of
-    them. C(turn) is made before a host is changed and stays until that turn has come to its end; C(before) is
-    the one from before the last turn that changed anything and ended well.
-  - To put back means that each file that differs from the checkpoint is as it was, files that came later are
-    gone, and then each part of which anything differed is told, in the order of O(parts).
+    them. C(turn) is created before a host is changed and exists until that turn ends; C(before) is the one
+    from before the last successful turn that changed anything.
+  - Restoring a checkpoint puts back each file that differs and removes files that were created later. Then it
+    runs the command of each part in which a file differed, in the order of O(parts).
 options:
   state:
     description:
-      - C(read) changes nothing. C(begun) makes C(turn), or finds it there when the turn before was cut short;
-        then it stays as it is, since what it holds is older than any change.
-      - C(restored) puts O(name) back. C(kept) ends a turn that went well, C(undone) one that was put back,
-        C(back) one that went back to C(before), which is then used up.
+      - C(read) changes nothing. C(begun) creates C(turn). If it exists, the previous turn was interrupted,
+        and it is left as it is, since its content is older than any change.
+      - C(restored) restores O(name). C(kept) ends a successful turn, C(undone) one that was restored, and
+        C(back) one that was rolled back to C(before), which is then removed.
     choices: [read, begun, restored, kept, undone, back]
     default: read
     type: str
   name:
-    description: Which checkpoint to put back.
+    description: Checkpoint to restore.
     choices: [turn, before]
     default: turn
     type: str
   run:
-    description: Which run this is, as people are told it; kept with the checkpoint.
+    description: Name of this run, for people; saved in the checkpoint.
     default: ""
     type: str
   documents:
-    description: Files by name, without which a host was never rolled out; their text is returned.
+    description: >-
+      Paths of documents by name; their text is returned. A host without one of them was never rolled out.
     type: dict
     default: {}
   parts:
-    description: What is kept.
+    description: Files to save, in the order in which they are activated.
     type: list
     elements: dict
     default: []
     suboptions:
       paths:
-        description: Patterns of paths; C(*) stops at a slash. Directories that match are left out.
+        description: Patterns of paths; C(*) does not match a slash. Directories are left out.
         required: true
         type: list
         elements: str
       linked:
-        description: Files never change under their name, so that a hard link keeps them.
+        description: Save hard links instead of copies, for files whose content never changes.
         default: false
         type: bool
-      told_by:
-        description: Command of the shell that brings the files into force.
+      command:
+        description: Shell command that brings the files into force.
         default: ""
         type: str
   directory:
-    description: Where checkpoints are kept.
+    description: Directory of the checkpoints.
     default: /var/lib/unmoor/checkpoint
     type: path
 """
 
 EXAMPLES = """
-- name: Begin
+- name: Create a checkpoint before a change
   unmoor_checkpoint:
     state: begun
+    run: "{{ preflight.run }}"
     parts:
-      - paths: [/etc/unmoor/*.json]
-        told_by: systemctl reload unmoor-dns.service
+      - paths: [/etc/unmoor/dns.json]
+        command: systemctl reload unmoor-dns.service
+
+- name: Restore it after a failed change
+  unmoor_checkpoint:
+    state: restored
+    parts:
+      - paths: [/etc/unmoor/dns.json]
+        command: systemctl reload unmoor-dns.service
 """
 
 RETURN = """
 fresh:
-  description: Whether the host was never rolled out, so that there is nothing to put back.
+  description: Whether the host was never rolled out, so that there is nothing to restore.
   returned: when state is begun or restored
   type: bool
 interrupted:
-  description: Whether the turn before was cut short.
+  description: Whether the previous turn was interrupted.
   returned: when state is begun
   type: bool
 paths:
-  description: The files that were put back.
+  description: The files that were restored or removed.
   returned: when state is restored
   type: list
 documents:
-  description: Text of each document in force, "" for one that is not there.
+  description: Text of each document, "" for one that does not exist.
   returned: always
   type: dict
 before:
-  description: Run and documents of the checkpoint C(before), or why it is C(broken); empty for none.
+  description: >-
+    C(run) and C(documents) of the checkpoint C(before), or the reason why it is C(broken). Empty when there
+    is none, and when state is not read.
   returned: always
   type: dict
 """
@@ -106,29 +117,29 @@ before:
 PART = {
     "paths": {"type": "list", "elements": "str", "required": True},
     "linked": {"type": "bool", "default": False},
-    "told_by": {"type": "str", "default": ""},
+    "command": {"type": "str", "default": ""},
 }
 FORMAT = 1
 
 
 class BrokenError(Exception):
-    """A checkpoint that cannot be put back; the text says why, and what to do."""
+    """A checkpoint cannot be restored; the text gives the reason."""
 
 
 def matches(path, pattern):
-    """Whether `path` matches, part by part, so that a star stops at a slash."""
+    """Whether `path` matches, component by component, so that a star does not match a slash."""
     parts, patterns = path.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def found(patterns):
-    """Files and links that match any of `patterns`, in order; a link that leads nowhere is one, too."""
+    """Return files and links that match any of `patterns`, sorted; dangling links are included."""
     paths = {path for pattern in patterns for path in glob.glob(pattern, include_hidden=True)}
     return sorted(path for path in paths if os.path.islink(path) or not os.path.isdir(path))
 
 
 def same(one, other):
-    """Whether two paths hold the same: kind, target or content, permissions and owner."""
+    """Whether two paths have the same type, target or content, permissions and owner."""
     try:
         a, b = os.lstat(one), os.lstat(other)
     except FileNotFoundError:
@@ -141,7 +152,7 @@ def same(one, other):
 
 
 def duplicate(source, target, linked):
-    """Make `target`, which is not there, hold what `source` holds."""
+    """Copy `source` to `target`, which must not exist; with `linked`, make a hard link if possible."""
     if linked and not os.path.islink(source):
         try:
             os.link(source, target)
@@ -158,7 +169,7 @@ def duplicate(source, target, linked):
 
 
 def sync(path):
-    """See that a file or directory outlives a crash of the machine."""
+    """Write a file or directory to stable storage."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -167,22 +178,22 @@ def sync(path):
 
 
 class Checkpoint:
-    """One directory of copies below `home`, called `name`."""
+    """A directory `name` of copies below `home`."""
 
     def __init__(self, home, name):
         self.home, self.path = home, os.path.join(home, name)
 
     @property
     def exists(self):
-        """Whether it is there, whole: it is renamed into place last."""
+        """Whether it exists; it is then complete, since it is renamed into place last."""
         return os.path.isdir(self.path)
 
     def copy_of(self, path):
-        """Where the copy of `path` is."""
+        """Return the path of the copy of `path`."""
         return os.path.join(self.path, "files", path.lstrip("/"))
 
     def make(self, parts, run, fresh):
-        """Copy everything beside its place, then rename."""
+        """Create it: copy everything into a new directory, then rename that."""
         new = Checkpoint(self.home, "new")
         shutil.rmtree(new.path, ignore_errors=True)
         os.makedirs(new.path, mode=0o700)
@@ -206,35 +217,39 @@ class Checkpoint:
         sync(self.home)
 
     def about(self):
-        """What was kept. Raises BrokenError when that cannot be read, or a copy is missing."""
+        """Return the list of what was saved. Raises BrokenError if that or a copy cannot be found."""
         try:
             with open(os.path.join(self.path, "about.json"), encoding="utf-8") as file:
                 about = json.load(file)
         except (OSError, ValueError) as error:
             raise BrokenError(f"{self.path}: about.json cannot be read: {error}") from None
         if about.get("format") != FORMAT:
-            raise BrokenError(f"{self.path} has format {about.get('format')}; this playbook knows {FORMAT}")
+            raise BrokenError(
+                f"{self.path} has format {about.get('format')}; this playbook supports {FORMAT}"
+            )
         missing = [path for path in about["kept"] if not os.path.lexists(self.copy_of(path))]
         if missing:
-            raise BrokenError(f"{self.path} lacks its copy of {missing[0]}")
+            raise BrokenError(f"{self.path}: the copy of {missing[0]} is missing")
         return about
 
     def differences(self):
-        """Paths that differ from what was kept, or that came later."""
+        """Return paths that differ from their copies, and paths that were created later."""
         about = self.about()
         changed = [path for path in about["kept"] if not same(path, self.copy_of(path))]
         return changed, [path for path in found(about["patterns"]) if path not in about["kept"]]
 
     def check(self):
-        """Raise BrokenError when a link would lead nowhere: the release that it led to is gone."""
+        """Raise BrokenError if a restored link would dangle, because the release it points to was removed."""
         about = self.about()
         for path in about["leads"]:
             target = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(self.copy_of(path))))
             if target not in about["kept"] and not os.path.lexists(target):
-                raise BrokenError(f"{path} led to {target}, which is gone: it cannot be put back")
+                raise BrokenError(
+                    f"{path} pointed to {target}, which no longer exists: it cannot be restored"
+                )
 
     def restore(self):
-        """Put everything back; returns what differed."""
+        """Restore every file; return the paths that differed."""
         changed, later = self.differences()
         kept = self.about()["kept"]
         for path in changed:
@@ -251,11 +266,11 @@ class Checkpoint:
         return changed + later
 
     def remove(self):
-        """Take it away; one that is not there is gone already."""
+        """Remove it, if it exists."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def replace(self, other):
-        """Become `other`."""
+        """Replace this checkpoint by `other`."""
         if self.exists:
             old = os.path.join(self.home, "old")
             shutil.rmtree(old, ignore_errors=True)
@@ -265,7 +280,7 @@ class Checkpoint:
 
 
 def read(path):
-    """Text of a file, "" when it is not there. Any other reason why it cannot be read is an error."""
+    """Return the text of a file, "" if it does not exist. Raises OSError for any other reason."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
@@ -274,7 +289,7 @@ def read(path):
 
 
 def begin(module, turn):
-    """Make the checkpoint of this turn, unless the turn before left its own."""
+    """Create the checkpoint of this turn, unless an interrupted turn left its own."""
     interrupted = turn.exists
     if not interrupted:
         fresh = any(not os.path.exists(path) for path in module.params["documents"].values())
@@ -283,7 +298,7 @@ def begin(module, turn):
 
 
 def put_back(module, checkpoint):
-    """Restore the files, then tell each part of which any differed; all are told, whatever one says."""
+    """Restore the files, then run the command of each part in which one differed, even after one failed."""
     about = checkpoint.about()
     if about["fresh"]:
         return {"fresh": True, "paths": []}
@@ -291,20 +306,20 @@ def put_back(module, checkpoint):
     paths = checkpoint.restore()
     failures = []
     for part in module.params["parts"]:
-        if not part["told_by"] or not any(
+        if not part["command"] or not any(
             matches(path, pattern) for path in paths for pattern in part["paths"]
         ):
             continue
-        status, out, err = module.run_command(["/bin/sh", "-c", part["told_by"]])
+        status, out, err = module.run_command(["/bin/sh", "-c", part["command"]])
         if status:
-            failures.append(f"{part['told_by'].strip()}: {(out + err).strip() or f'exit status {status}'}")
+            failures.append(f"{part['command'].strip()}: {(out + err).strip() or f'exit status {status}'}")
     if failures:
         module.fail_json(msg="\n".join(failures), paths=paths, fresh=False)
     return {"fresh": False, "paths": paths, "changed": bool(paths)}
 
 
 def end(turn, before):
-    """End a turn that went well. One that changed nothing leaves what there was to go back to."""
+    """End a successful turn. One that changed nothing leaves the checkpoint `before` as it is."""
     if not turn.exists:
         return
     if not turn.about()["fresh"] and any(turn.differences()):
@@ -313,8 +328,8 @@ def end(turn, before):
         turn.remove()
 
 
-def look(before, documents):
-    """What can be gone back to, or why not: who does not want to go back is not to fail of it."""
+def read_before(before, documents):
+    """Return run and documents of `before`, or why it is broken; only a rollback fails for that."""
     try:
         about = before.about()
         before.check()
@@ -325,7 +340,7 @@ def look(before, documents):
 
 
 def act(module):
-    """Do what `state` asks for; what is returned beside the documents."""
+    """Bring about `state`; return the module's result."""
     home, state = module.params["directory"], module.params["state"]
     turn, before = Checkpoint(home, "turn"), Checkpoint(home, "before")
     result = {}
@@ -344,7 +359,7 @@ def act(module):
     result["documents"] = {name: read(path) for name, path in documents.items()}
     result["before"] = {}
     if state == "read" and before.exists:
-        result["before"] = look(before, documents)
+        result["before"] = read_before(before, documents)
     return result
 
 
@@ -369,7 +384,7 @@ def main():
     except BrokenError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        # Of a copy that fails, the second is where it was to go; a write names no file.
+        # After a failed copy, filename2 is its target; an error of write() has no file name.
         place = error.filename2 or error.filename or module.params["directory"]
         module.fail_json(msg=f"{place}: {error.strerror}")
     module.exit_json(**{"changed": False, **result})

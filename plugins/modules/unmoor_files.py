@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Put several files in place at once: all are validated beside their places before the first one lands."""
+"""Install several files at once: all are validated before the first one is replaced."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: unmoor_files
-short_description: Put files in place, all validated before the first one lands
+short_description: Install files, all validated before the first one is replaced
 description:
-  - Writes each file that differs beside its place, validates all of them, and only then renames them, one
-    after the other, over one connection. Missing directories above a file are made (C(0755), root).
-  - Nothing stays beside the places when a write fails; what a run that was killed left there is removed by
-    the next one, also when no file differs.
-  - In check mode nothing is written, and the differences are the same, also on a host that has none of this.
-  - Secrets that C(unmoor_preflight) or C(unmoor_checkpoint) sealed in a text are put back on the way to the
-    host. No output and no log has them.
+  - Writes each file that differs to a temporary file in the same directory, validates all of them, and only
+    then renames them, one after the other, over one connection. Missing directories are created (C(0755),
+    root).
+  - Temporary files are removed when a write fails. The next run removes those of a run that was killed, even
+    when no file differs.
+  - In check mode nothing is written, and the differences are the same, also on a host where nothing is
+    installed.
+  - Secrets that C(unmoor_preflight) or C(unmoor_checkpoint) sealed in a text are unsealed on the way to the
+    host. They appear in no output and no log.
 options:
   files:
-    description: The files, in the order in which they land.
+    description: The files, in the order in which they are installed.
     required: true
     type: list
     elements: dict
     suboptions:
       path:
-        description: Where the file belongs.
+        description: Path of the file.
         required: true
         type: path
       content:
-        description: All of its text.
+        description: Text of the file.
         required: true
         type: str
       mode:
@@ -50,16 +52,27 @@ options:
         default: root
         type: str
       validate:
-        description: Command that must succeed first; C(%s) stands for the file as written beside its place.
+        description: Command that must accept the file first; C(%s) becomes the path of the temporary file.
         type: str
 """
 
 EXAMPLES = """
-- name: Units
+- name: Install units
   unmoor_files:
     files:
       - path: /etc/systemd/system/one.service
         content: "{{ lookup('ansible.builtin.template', 'one.service.j2') }}"
+      - path: /etc/systemd/system/two.service
+        content: "{{ lookup('ansible.builtin.template', 'two.service.j2') }}"
+
+- name: Install dns.json
+  unmoor_files:
+    files:
+      - path: /etc/unmoor/dns.json
+        content: "{{ preflight.documents[inventory_hostname].dns }}"
+        mode: "0640"
+        group: unmoor-dns
+        validate: unmoor dns check %s
 """
 
 RETURN = """
@@ -77,20 +90,19 @@ FILE = {
     "validate": {"type": "str"},
 }
 
-#: How what is written beside a place is called. The dot keeps programs that read whole directories from
-#: taking it for one of theirs.
+#: Prefix of temporary files. The dot keeps programs that read whole directories from reading them.
 TEMPORARY = ".unmoor-"
-#: Held while files are written, so that what lies beside the places without it was left by a killed run. In a
-#: directory of root's: a lock that others can open is one that others can hold.
+#: Held while files are written, so that temporary files found by its holder are those of a killed run. It is
+#: in a directory of root's, since whoever can open a lock can hold it.
 LOCK = "/run/unmoor-files.lock"
 
 
 class WriteError(Exception):
-    """A file cannot be written; the text names the file, the reason and, where it is known, the fix."""
+    """A file cannot be written; the text has the file, the reason and, if known, the fix."""
 
 
 def current(path):
-    """Text, permissions and group of the file at `path`; None for each when it is not there."""
+    """Return text, permissions and group of the file at `path`; None for each if it does not exist."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             status = os.fstat(file.fileno())
@@ -100,7 +112,7 @@ def current(path):
 
 
 def group_name(number):
-    """The group's name, or its number when it has none."""
+    """Return the group's name, or its number if it has none."""
     try:
         return grp.getgrgid(number).gr_name
     except KeyError:
@@ -108,7 +120,7 @@ def group_name(number):
 
 
 def difference(file):
-    """What lies between the file in place and what is asked for, as Ansible shows it; None if nothing."""
+    """Return the difference of the installed file and the wanted one, as Ansible's diff; None if equal."""
     text, mode, group = current(file["path"])
     want = int(file["mode"], 8)
     if (text, mode, group) == (file["content"], want, file["group"]):
@@ -122,7 +134,7 @@ def difference(file):
 
 
 def write_beside(file):
-    """Write the file beside its place, with its permissions; returns where. Raises WriteError."""
+    """Write the file to a temporary file with its permissions; return its path. Raises WriteError."""
     folder = os.path.dirname(file["path"])
     name = None
     try:
@@ -142,9 +154,9 @@ def write_beside(file):
 
 
 def reason(file, error):
-    """Why `file` cannot be written, for people: an error of the temporary file is one of the file itself."""
+    """Return why `file` cannot be written; an error of its temporary file is reported as the file's own."""
     if isinstance(error, LookupError):
-        return f"{file['path']}: {error}: make the group before its files"
+        return f"{file['path']}: {error}: create the group before its files"
     text = f"{file['path']}: cannot be written: {error.strerror}"
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return text
@@ -161,7 +173,7 @@ def reason(file, error):
 
 
 def mount_of(folder):
-    """Where the file system is mounted that `folder`, or what there is of it, lies on."""
+    """Return the mount point of the file system of `folder`, or of its nearest existing parent."""
     path = os.path.realpath(folder)
     while path != "/" and (not os.path.exists(path) or not os.path.ismount(path)):
         path = os.path.dirname(path)
@@ -169,7 +181,7 @@ def mount_of(folder):
 
 
 def remove_stale(folders):
-    """Remove what runs that were killed left in `folders`; the caller holds LOCK."""
+    """Remove temporary files of killed runs from `folders`; the caller holds LOCK."""
     for folder in folders:
         for path in glob.glob(os.path.join(glob.escape(folder), TEMPORARY + "*"), include_hidden=True):
             if os.path.isdir(path) and not os.path.islink(path):  # of unmoor_checkpoint
@@ -179,7 +191,7 @@ def remove_stale(folders):
 
 
 def validate(module, file, written):
-    """Fail unless the file's own command accepts it."""
+    """Fail the module unless the file's command accepts it."""
     if not file["validate"]:
         return
     status, out, err = module.run_command(
@@ -187,11 +199,11 @@ def validate(module, file, written):
     )
     if status:
         reason = (out + err).replace(written, file["path"]).strip()
-        module.fail_json(msg=f"{file['path']} was not put in place: {reason}", rc=status)
+        module.fail_json(msg=f"{file['path']} was not installed: {reason}", rc=status)
 
 
 def place(module, files):
-    """Write, validate, rename; nothing is left beside the places, whatever happens. Raises WriteError."""
+    """Write, validate and rename; temporary files are removed in any case. Raises WriteError."""
     written = {}
     try:
         for file in files:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""What an edge's services have in force, and how that differs from the edge's own documents."""
+"""Read what an edge's services have in force, and compare it with the edge's documents."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: unmoor_in_force
-short_description: What an edge's services have in force
+short_description: Read what an edge's services have in force
 description:
-  - Asks the DNS server and the kernel what they have in force, over one connection, and compares it with the
-    documents on the edge. These say only what a run wrote; one that was cut short before the reload leaves
-    services with another document. Changes nothing.
+  - Reads what the DNS server and the kernel have in force, over one connection, and compares it with the
+    documents on the edge. They differ when a run was interrupted after it wrote a document and before the
+    reload.
+  - Changes nothing.
 options:
   edge:
     description: Path of the document of the sockets half.
@@ -33,22 +34,27 @@ options:
 EXAMPLES = """
 - name: Read what is in force
   unmoor_in_force:
-  register: __in_force
+  register: in_force
+
+- name: Refuse to continue after an interrupted run
+  ansible.builtin.assert:
+    that: (in_force.dns + in_force.edge) | length == 0
+    fail_msg: "{{ (in_force.dns + in_force.edge) | join('\\n') }}"
 """
 
 RETURN = """
 documents:
   description: >-
-    The texts C(edge) and C(dns), "" for one that is not there. That of C(dns) is what the DNS server answers
-    from, if it reports it, else the file's. They may hold secrets.
+    The texts C(edge) and C(dns), "" for one that does not exist. C(dns) is the document that the DNS server
+    answers from, if the server reports it, otherwise the file. They may contain sealed secrets.
   returned: always
   type: dict
 dns:
-  description: How what the DNS server has in force differs from its file, in words; empty when it does not.
+  description: Messages on how the DNS server's document differs from its file; empty when it does not.
   returned: always
   type: list
 edge:
-  description: How what the kernel has in force differs from C(edge), in words; empty when it does not.
+  description: Messages on how the kernel's state differs from C(edge); empty when it does not.
   returned: always
   type: list
 down:
@@ -66,9 +72,9 @@ UNREPORTED = "DNS: the release {} does not report its document, so it is reloade
 
 
 def in_force(documents, answers):
-    """What this module returns: `answers` are exit status, output and errors of COMMANDS."""
+    """Return the module's result; `answers` are exit status, output and errors of COMMANDS."""
     found = {"documents": documents, "dns": [], "edge": [], "down": []}
-    if not all(documents.values()):  # nothing is rolled out here yet
+    if not all(documents.values()):  # the edge was never rolled out
         return found
     (status, out, err), *compared = answers
     if "No such option" in err:
@@ -87,7 +93,7 @@ def in_force(documents, answers):
 
 
 def dns_in_force(file, status):
-    """How the DNS server with this `status` differs from its file, and the text that it answers from."""
+    """Return how the server with this `status` differs from its file, and the text that it answers from."""
     if "text" not in status:
         return [UNREPORTED.format(status["release"])], file
     lines = []
@@ -100,13 +106,13 @@ def dns_in_force(file, status):
 
 
 def last_line(text, status):
-    """The last line of what a command printed, or its exit status."""
+    """Return the last line that a command printed, or its exit status."""
     lines = text.strip().splitlines()
     return lines[-1] if lines else f"exit status {status}"
 
 
 def read(path):
-    """Text of a file, exactly; "" when it is not there."""
+    """Return the exact text of a file; "" if it does not exist."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             return file.read()
@@ -115,7 +121,7 @@ def read(path):
 
 
 def ask(module, command):
-    """Exit status, output and errors of a command of the program."""
+    """Run a command of the program; return exit status, output and errors."""
     try:
         return module.run_command([module.params["program"], *command], handle_exceptions=False)
     except OSError as error:

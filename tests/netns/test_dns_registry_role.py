@@ -28,7 +28,7 @@ PLAY = """
     - name: Stand for the document that changes with it
       ansible.builtin.command: "true"
       changed_when: name != in_force
-      notify: Another registry is in force
+      notify: Clean up registries
 """
 
 

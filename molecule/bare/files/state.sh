@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes down what a rollout could have changed on this host, a file for each kind, below $1.
+# Records what a rollout could change on this host below $1, one file per kind.
 set -euo pipefail
 mkdir -p "$1"
 cd "$1"
@@ -13,7 +13,7 @@ systemctl list-unit-files --no-legend --plain | sort > unit-files
 systemctl list-units --type=service,socket --state=active --no-legend --plain | awk '{print $1}' | grep -v '@' | sort > units
 sysctl net.core.somaxconn net.ipv4.tcp_max_syn_backlog > sysctls
 ss --no-header --listening --tcp --udp --numeric | awk '{print $1, $5}' | sort > listening
-# Left out: what dpkg, useradd and ldconfig write anew whenever they run.
+# Leave out what dpkg, useradd and ldconfig rewrite whenever they run.
 find /etc /usr/local /opt /var/lib/unmoor -xdev ! -type d \
     ! -path /etc/ld.so.cache ! -name '*-' ! -name .pwd.lock ! -path '/etc/shadow' ! -path '/etc/gshadow' \
     -exec sha256sum {} + 2>/dev/null | sort -k2 > files || true

@@ -51,7 +51,7 @@ def status(answer: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("question", "rcode", "said"),
+    ("question", "rcode", "expected"),
     [
         ("unmoor.test SOA", "NOERROR", "ns1.unmoor.test. hostmaster.unmoor.test."),
         ("unmoor.test NS", "NOERROR", "ns2.unmoor.test."),
@@ -62,10 +62,10 @@ def status(answer: str) -> str:
         ("example.org A", "REFUSED", "ANSWER: 0"),
     ],
 )
-def test_static_records_and_refusals(client: Host, question: str, rcode: str, said: str) -> None:
+def test_static_records_and_refusals(client: Host, question: str, rcode: str, expected: str) -> None:
     answer = dig(client, f"@{ANYCAST[0]}", "+norecurse", question)
     assert status(answer) == rcode
-    assert said in answer
+    assert expected in answer
     if rcode != "REFUSED":
         assert "flags: qr aa" in answer
 

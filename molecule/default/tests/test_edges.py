@@ -1,4 +1,4 @@
-"""What stands on each edge: units, privileges, pins, routes."""
+"""The state of each edge after a rollout: units, privileges, pins, routes."""
 
 from __future__ import annotations
 
@@ -130,12 +130,12 @@ def test_the_journal_says_who_is_on_an_address(edge: Host) -> None:
 # 2000 queries from the edge itself, of which one in a hundred is logged.
 ASK = """
 import socket, sys
-door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-door.settimeout(5)
-door.connect((sys.argv[1], 53))
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(5)
+sock.connect((sys.argv[1], 53))
 for _ in range(2000):
-    door.send(bytes.fromhex("000000000001000000000000") + b"\\x08site0001\\x06unmoor\\x04test\\0\\0\\1\\0\\1")
-    door.recv(4096)
+    sock.send(bytes.fromhex("000000000001000000000000") + b"\\x08site0001\\x06unmoor\\x04test\\0\\0\\1\\0\\1")
+    sock.recv(4096)
 """
 
 

@@ -1,4 +1,4 @@
-"""What happens when a part stops: the data plane goes on, a service without sockets refuses and counts."""
+"""When a part stops, the data plane keeps working; a service without sockets refuses and counts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ def misses(edge: Host, label: str) -> int:
     return sum(destination["misses"] for destination in services[label]["destinations"])
 
 
-def test_a_stopped_service_refuses_and_counts_and_heals_by_itself(
-    hosts: dict[str, Host], router: Host
-) -> None:
+def test_a_stopped_service_refuses_and_counts_until_it_starts(hosts: dict[str, Host], router: Host) -> None:
     edge = hosts["edge1"]
     before = misses(edge, "web-http")
     edge.check_output("systemctl stop nginx")

@@ -1,4 +1,4 @@
-"""A reboot of one edge brings all of it back by itself."""
+"""After a reboot, an edge serves again without any intervention."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def edge_with_secrets(hosts: dict[str, Host]) -> Iterator[Host]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "expected"),
     [
         (("site.yml", "--check", "--diff"), 0, '+ "cookie_secret": "sealed:'),
         (("pool.yml",), 2, "DNS cookie_secret: changed: not a change of DNS pools alone"),
@@ -49,7 +49,7 @@ def edge_with_secrets(hosts: dict[str, Host]) -> Iterator[Host]:
     ],
 )
 def test_a_run_shows_no_secret(
-    edge_with_secrets: Host, tmp_path: Path, arguments: tuple[str, ...], status: int, said: str
+    edge_with_secrets: Host, tmp_path: Path, arguments: tuple[str, ...], status: int, expected: str
 ) -> None:
     (tmp_path / "secrets.json").write_text(json.dumps(NEW))
     began = edge_with_secrets.check_output("date +%s")
@@ -66,7 +66,7 @@ def test_a_run_shows_no_secret(
     )
     shown = done.stdout + done.stderr
     assert done.returncode == status, shown
-    assert said in shown
+    assert expected in shown
     assert [secret for secret in SECRETS if secret in shown] == []
     read_journal = "journalctl --no-pager --output=cat --identifier=ansible-unmoor_files --since=@%s"
     journal = edge_with_secrets.check_output(read_journal, began)

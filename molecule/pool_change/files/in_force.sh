@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes down what is in force on this edge, a file for each kind, below $1.
+# Records what is in force on this edge below $1, one file per kind.
 set -euo pipefail
 mkdir -p "$1"
 cd "$1"

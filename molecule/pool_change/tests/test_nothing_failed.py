@@ -14,7 +14,7 @@ def test_nothing_failed_through_all_changes(client: Host) -> None:
     assert eventually(lambda: client.file("/run/watch.json").size > 0)
     result = json.loads(client.file("/run/watch.json").content_string)
     assert (result["connected"], result["lost"]) == (result["connections"], 0), result
-    # For a while DNS answers from a prefix that the watch was not told of, on purpose; it only asks there.
+    # For a while DNS deliberately answers from a prefix that is not among the watch's arguments.
     assert result["failed"] == result["causes"].get("outside of the prefixes", 0), result
     assert all(each["detail"].startswith("198.18.16.") for each in result["failures"]), result
     assert result["connections"] > 1000

@@ -1,8 +1,8 @@
--- Says which address and port the client dialled.
+-- Replies with the address and port that the client connected to.
 --
--- nginx takes these from its configuration ($server_addr) when a socket is bound to one address, and asks the kernel
--- only when it is bound to all. Our sockets are bound to loopback addresses and get connections to every address of
--- the prefixes, so the kernel is asked here: getsockname() on the connection.
+-- When a socket is bound to one address, nginx sets $server_addr from its configuration, without getsockname(). These
+-- sockets are bound to loopback addresses and take connections to every address of the prefixes, so this script calls
+-- getsockname() on the connection.
 local ffi = require "ffi"
 local base = require "resty.core.base"
 
@@ -11,8 +11,8 @@ int getsockname(int fd, void *address, uint32_t *length);
 const char *inet_ntop(int family, const void *source, char *text, uint32_t size);
 ]]
 
--- Where nginx keeps what is needed: the request begins with a signature and the connection, the connection's
--- descriptor stands behind three pointers.
+-- Layout of nginx's structures: the request begins with a signature and a pointer to the connection; the connection's
+-- file descriptor follows three pointers.
 local SIGNATURE = 0x50545448 -- 'HTTP'
 local FAMILIES = { [2] = { start = 4 }, [10] = { start = 8 } } -- AF_INET, AF_INET6: where the address begins
 
@@ -20,7 +20,7 @@ local address = ffi.new("uint8_t[28]")
 local length = ffi.new("uint32_t[1]")
 local text = ffi.new("char[46]")
 
-local function dialled()
+local function local_address()
     local request = ffi.cast("uint64_t *", base.get_request())
     if bit.band(tonumber(request[0] % 0x100000000), 0xffffffff) ~= SIGNATURE then
         return nil
@@ -41,10 +41,10 @@ end
 local unmoor = {}
 
 function unmoor.answer()
-    local host, port = dialled()
+    local host, port = local_address()
     if host == nil then
         ngx.status = 500
-        ngx.say("the dialled address is not known")
+        ngx.say("the local address of the connection is not known")
         return
     end
     ngx.header["Unmoor-Address"] = host

@@ -27,12 +27,12 @@ class Host:
         (root / "etc/b.json").chmod(0o640)
         (root / "current").symlink_to("releases/1")
 
-    def act(self, state: str, told_by: str = "", within: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
-        tell = told_by or f"echo %s >> {self.told}"
+    def act(self, state: str, command: str = "", within: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
+        tell = command or f"echo %s >> {self.told}"
         parts = [
-            {"paths": [f"{self.root}/etc/a*"], "told_by": tell.replace("%s", "a")},
-            {"paths": [f"{self.root}/etc/b*"], "told_by": tell.replace("%s", "b")},
-            {"paths": [f"{self.root}/current"], "told_by": tell.replace("%s", "current")},
+            {"paths": [f"{self.root}/etc/a*"], "command": tell.replace("%s", "a")},
+            {"paths": [f"{self.root}/etc/b*"], "command": tell.replace("%s", "b")},
+            {"paths": [f"{self.root}/current"], "command": tell.replace("%s", "current")},
         ]
         arguments = {
             "state": state,
@@ -117,7 +117,7 @@ def test_one_step_back_is_kept_over_turns_that_change_nothing(host: Host) -> Non
 def test_all_parts_are_told_and_every_failure_is_said(host: Host) -> None:
     host.act("begun")
     host.change()
-    result = host.act("restored", told_by="echo %s is no good; false")
+    result = host.act("restored", command="echo %s is no good; false")
     assert result["failed"] is True
     assert [name for name in ("a", "b", "current") if f"{name} is no good" in result["msg"]] == [
         "a",
@@ -131,7 +131,7 @@ def test_a_release_that_is_gone_is_said_before_anything_changes(host: Host) -> N
     host.act("begun")
     host.change()
     (host.root / "releases/1").rmdir()
-    assert "releases/1, which is gone" in host.act("restored")["msg"]
+    assert "releases/1, which no longer exists" in host.act("restored")["msg"]
     assert host.state()["b.json"] == "b2"
 
 

@@ -52,7 +52,7 @@ def test_only_edges_that_the_newest_run_changed_go_back() -> None:
     assert (found["edges"], found["refused"]) == (["e1"], [])
     assert f"prefix {NEW}: removed" in found["plan"]["e1"]
     assert found["plan"]["e2"] == ["stays: changed last by 2026-01-01"]
-    assert found["plan"]["e3"] == ["nothing to go back to"]
+    assert found["plan"]["e3"] == ["no checkpoint to restore"]
 
 
 def test_an_address_that_a_neighbour_answers_with_must_not_go() -> None:

@@ -45,7 +45,7 @@ PLAYBOOK = """
     __edges_of_run: "{{ ansible_play_hosts_all }}"
     __proved: {}
   tasks:
-    - name: Earlier turns
+    - name: Check earlier turns
       ansible.builtin.include_tasks: ROOT/playbooks/tasks/stop_if_unfinished.yml
     - name: Vantage
       ansible.builtin.include_tasks: ROOT/playbooks/tasks/vantage.yml
@@ -66,7 +66,7 @@ PLAYBOOK = """
           failed_when: false
           ignore_unreachable: true
           any_errors_fatal: false
-        - name: All of it is proved
+        - name: Check that every probe succeeded
           ansible.builtin.assert:
             that: __gate.results | selectattr('unreachable', 'defined') | length == 0
             fail_msg: "{{ __gate.results | unmoor_failures | join }}"
@@ -78,13 +78,13 @@ PLAYBOOK = """
           ansible.builtin.fail:
             msg: "{{ inventory_hostname }} was put back: {{ ansible_failed_result.msg | default('another') }}"
           register: __reported
-- name: After the last turn
+- name: Check the last turn
   hosts: localhost
   gather_facts: false
   vars:
     __edges_of_run: "{{ groups['edges'] }}"
   tasks:
-    - name: Earlier turns
+    - name: Check earlier turns
       ansible.builtin.include_tasks: ROOT/playbooks/tasks/stop_if_unfinished.yml
 """
 
@@ -183,4 +183,4 @@ def test_a_teardown_that_cannot_reach_an_edge_leaves_the_vantage_hosts(tmp_path:
     )
     assert done.returncode != 0
     assert "edge1: not removed, so the vantage hosts stay" in done.stdout + done.stderr
-    assert "Authority is gone" not in done.stdout
+    assert "Remove the authority" not in done.stdout

@@ -230,6 +230,6 @@ def test_modules_that_read_and_write_documents(tmp_path: Path, check_mode: bool,
     assert status == 0, shown
     no_secret_in(shown)
     assert re.search(r'^- +"secret": "sealed:', shown, re.MULTILINE)  # the difference is shown all the same
-    assert ("was not put in place" in shown) != check_mode
+    assert ("was not installed" in shown) != check_mode
     assert (tmp_path / "dns.json").read_text() == (old if check_mode or put_back else new)
     assert list(tmp_path.glob(".unmoor-*")) == []

@@ -1,4 +1,4 @@
-"""Kills the controller when it reaches the task named by $KILL_AT_TASK, if any, before a host gets it."""
+"""Kills the controller when it reaches the task named by $KILL_AT_TASK, if any, before it runs on a host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ansible.plugins.callback import CallbackBase
 
 
 class CallbackModule(CallbackBase):
-    """See above."""
+    """Sends SIGKILL to its own process at the start of that task."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "notification"
