@@ -104,7 +104,7 @@ def explain(
 @config_option
 @_control_option
 @state_option
-@click.option("--resume", type=int, hidden=True, help="Descriptor of what the server before us leaves.")
+@click.option("--resume", type=int, hidden=True, help="Descriptor of the running server's handover.")
 def serve(config: Path, control: Path, state: Path, resume: int | None) -> None:
     """Answer queries until SIGTERM; SIGHUP reloads."""
     from unmoor.dns.server.server import Server  # noqa: PLC0415 - the other commands need none of it

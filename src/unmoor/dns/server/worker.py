@@ -47,8 +47,8 @@ class Worker:
     A reload starts a new worker on the same sockets, which stands by, and retires this one: between two
     packets this one stops, and only then the new one begins. None is lost, since what has arrived stays in
     the sockets; and no client that was answered by the new one is answered by this one afterwards.
-    `workers` is how many there are; `notices` takes the NOTIFYs that primaries send; `rates` are the
-    counters of the rate limit, shared by all workers.
+    `workers` is how many there are; `secret` makes DNS cookies if the document has none; `notify` takes the
+    NOTIFYs that primaries send; `rates` are the counters of the rate limit, shared by all workers.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class Worker:
         pairs: Iterable[Pair],
         parent: socket.socket,
         predecessor: socket.socket,
-        notices: socket.socket | None = None,
+        *,
+        secret: bytes = b"",
+        notify: socket.socket | None = None,
         generation: int = 0,
         tally: Tally | None = None,
         rates: memoryview | None = None,
@@ -79,14 +81,14 @@ class Worker:
         self._pairs = tuple(pairs)
         self._any_address = document.any_address
         limits = Limits.of(document, workers, _descriptors_left(self._pairs))
-        options = Options(document)
+        options = Options(document, secret)
         excess = counted(document.rate_limit, rates) if rates is not None and document.rate_limit else None
         self._receiver = receiver_for(document)
 
         def answering(counts: Counts) -> Answerer:
             over_udp = counts.transport == Transport.UDP
             limiter = Limiter(excess, options, counts) if excess and over_udp else None
-            return answerer(snapshot, counts, options, Notices(snapshot.sources, notices), limiter)
+            return answerer(snapshot, counts, options, Notices(snapshot.sources, notify), limiter)
 
         def observer(counts: Counts) -> Observer:
             noting, log = Noting(counts), None
