@@ -36,8 +36,6 @@ MAX_MODULES = 14
 #: What is larger than that, with the reason. A line goes when its reason does.
 LARGER = {
     "unmoor.bpf.libbpf": "the C API's prototypes and the objects on top of them: to be split",
-    "unmoor.dns.transfer.secondary": "scheduling and the outcome of transfers: to be split",
-    "unmoor.dns.transfer.secondary.Secondary": "see its module",
     "unmoor.model.inventory": "variables, groups, files and compilation: to be split",
     "unmoor.probe": "engine, targets and reports: to be split",
 }

@@ -131,20 +131,28 @@ class Counts:
             self.policies[counter_of(slot, rtype)] = 0
 
 
-class Noting(Counts):
-    """The same row, for queries that are looked at: `noted` is the counter of the last answer, if any."""
+class Recorder:
+    """Counters that remember which one was written last: `last` is its number, None if there is none."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.last: int | None = None
+        self._cells = cells
+
+    def __getitem__(self, at: int, /) -> int:
+        return self._cells[at]
+
+    def __setitem__(self, at: int, count: int, /) -> None:
+        self.last = at
+        self._cells[at] = count
+
+
+class RecordingCounts(Counts):
+    """A view of the row of `counts` for logged queries, whose `recorder` knows the counter of the answer."""
 
     def __init__(self, counts: Counts) -> None:
         super().__init__(counts._row, counts.transport)
-        self.noted: int | None = None
-        self._cells, self.policies = self.policies, self
-
-    def __getitem__(self, at: int) -> int:
-        return self._cells[at]
-
-    def __setitem__(self, at: int, count: int) -> None:
-        self.noted = at
-        self._cells[at] = count
+        self.recorder = Recorder(self.policies)
+        self.policies = self.recorder
 
 
 @dataclass(frozen=True, slots=True)

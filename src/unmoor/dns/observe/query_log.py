@@ -15,7 +15,7 @@ import dns.rdatatype
 
 from unmoor.dns.answer.fast_path import Answerer
 from unmoor.dns.answer.snapshot import Snapshot
-from unmoor.dns.counters.counters import MAX_POLICIES, Event, Noting, Transport
+from unmoor.dns.counters.counters import MAX_POLICIES, Event, RecordingCounts, Transport
 from unmoor.dns.protocol import client_subnet, message, names
 from unmoor.dns.protocol.client_subnet import Subnet
 
@@ -64,22 +64,22 @@ class Receiver(Protocol):
 
 
 class QueryLogger:
-    """Answers the queries that are chosen for the log, and tells `receiver` of them.
+    """Answers the queries that are sampled for the log, and sends them to `receiver`.
 
-    `answer` must count into `noting`, which so learns which policy it was.
+    `answer` must count into `counts`, which records the policy that answered.
     """
 
     def __init__(
         self,
         answer: Answerer,
-        noting: Noting,
+        counts: RecordingCounts,
         receiver: Receiver,
         snapshot: Snapshot,
         generation: int,
     ) -> None:
         self.sample = snapshot.document.query_log.sample
         self._answer = answer
-        self._noting = noting
+        self._counts = counts
         self._receiver = receiver
         self._policies = {slot: name for name, slot in snapshot.slots.items()}
         self._generation = generation
@@ -87,13 +87,13 @@ class QueryLogger:
 
     def answer(self, packet: bytes, limit: int, address: str) -> bytes | None:
         """Answer a query that will be told of."""
-        self._noting.noted = None
+        self._counts.recorder.last = None
         return self._answer(packet, limit, address)
 
     def policy(self) -> str:
         """Which policy answered the last of them; nothing if none did."""
-        noted = self._noting.noted
-        return "" if noted is None else self._policies.get(noted % MAX_POLICIES, "")
+        last = self._counts.recorder.last
+        return "" if last is None else self._policies.get(last % MAX_POLICIES, "")
 
     def tell(self, packet: bytes, reply: bytes | None, address: str, policy: str, took: int) -> None:
         """Tell of a query that was answered `took` nanoseconds after it was read."""
@@ -102,14 +102,14 @@ class QueryLogger:
             time.time_ns() - took,
             took,
             who if self._whole else who.as_sticky(),
-            self._noting.transport,
+            self._counts.transport,
             packet,
             reply,
             policy,
             self._generation,
             self._whole,
         )
-        self._noting.add(Event.LOGGED if self._receiver.send(entry) else Event.UNLOGGED)
+        self._counts.add(Event.LOGGED if self._receiver.send(entry) else Event.UNLOGGED)
 
 
 def _iso(nanoseconds: int) -> str:

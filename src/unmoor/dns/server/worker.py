@@ -13,7 +13,7 @@ from unmoor.dns.answer.fast_path import Answerer, answerer
 from unmoor.dns.answer.rate_limit import Limiter, counted
 from unmoor.dns.answer.snapshot import Snapshot
 from unmoor.dns.counters.address_counters import Tally
-from unmoor.dns.counters.counters import Counts, Event, Noting, Transport
+from unmoor.dns.counters.counters import Counts, Event, RecordingCounts, Transport
 from unmoor.dns.observe.query_log import QueryLogger
 from unmoor.dns.observe.receivers import receiver_for
 from unmoor.dns.observe.sampling import Observer
@@ -91,9 +91,10 @@ class Worker:
             return answerer(snapshot, counts, options, Notices(snapshot.sources, notify), limiter)
 
         def observer(counts: Counts) -> Observer:
-            noting, log = Noting(counts), None
+            log = None
             if self._receiver:
-                log = QueryLogger(answering(noting), noting, self._receiver, snapshot, generation)
+                recording = RecordingCounts(counts)
+                log = QueryLogger(answering(recording), recording, self._receiver, snapshot, generation)
             return Observer(answering(counts), counts, log)
 
         over_tcp = observer(counts.over(Transport.TCP)).alone
