@@ -126,7 +126,7 @@ def reload(control: Path) -> None:
     for line in reply.lines:
         click.echo(line, err=not reply.done)
     if not reply.done:
-        click.echo("refused: the old configuration goes on answering", err=True)
+        click.echo("refused: the old configuration stays in force", err=True)
         sys.exit(1)
     with suppress(UnmoorError):  # a server of an older release passes no sockets
         _enlarge(control)
@@ -186,7 +186,7 @@ def upgrade(control: Path, program: Path | None) -> None:
     for line in reply.lines:
         click.echo(line, err=not reply.done)
     if not reply.done:
-        click.echo("refused: the old release goes on answering", err=True)
+        click.echo("refused: the old release stays in force", err=True)
         sys.exit(1)
     with suppress(UnmoorError):  # a release from before this one passes no sockets
         _enlarge(control)

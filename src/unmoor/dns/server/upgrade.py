@@ -146,7 +146,11 @@ class Successor:
         self.close()
         status = self._process.returncode
         how = (
-            f"ended with status {status}" if gone else "was not ready in time" if timed_out else "fell silent"
+            f"ended with status {status}"
+            if gone
+            else "was not ready in time"
+            if timed_out
+            else "stopped responding"
         )
         errors = self._errors()
         return f"{self.program} {how}" + (f"; its last words:\n{errors}" if errors else "; see the journal")

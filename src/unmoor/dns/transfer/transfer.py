@@ -96,9 +96,9 @@ def ask_serial(source: Source, apex: bytes, over_tcp: bool = False) -> int:
         raise TransferError(_why(error)) from None
     _check_signed(reply, source)
     if reply.rcode() != dns.rcode.NOERROR:
-        raise TransferError(f"says {dns.rcode.to_text(reply.rcode())}")
+        raise TransferError(f"replies {dns.rcode.to_text(reply.rcode())}")
     if not reply.flags & dns.flags.AA:
-        raise TransferError("does not speak for the zone (no AA flag)")
+        raise TransferError("is not authoritative for the zone (no AA flag)")
     found = reply.get_rrset(dns.message.ANSWER, query.question[0].name, dns.rdataclass.IN, dns.rdatatype.SOA)
     if not found:
         raise TransferError("gives no SOA record")
@@ -296,7 +296,7 @@ def _check_signed(reply: dns.message.Message, source: Source) -> None:
 def _why(error: Exception) -> str:
     """Describe an error for operators; the text follows the name of the primary."""
     if isinstance(error, dns.xfr.TransferError):
-        return f"says {dns.rcode.to_text(error.rcode)} to the transfer"
+        return f"replies {dns.rcode.to_text(error.rcode)} to the transfer"
     if isinstance(error, TimeoutError | dns.exception.Timeout):
         return "does not answer in time"
     if isinstance(error, EOFError):
