@@ -36,12 +36,7 @@ MAX_MODULE_LINES = 450
 MAX_CLASS_LINES = 200
 MAX_MODULES = 14
 #: What is larger than that, with the reason. A line goes when its reason does.
-LARGER = {
-    "unmoor.dns.server.server": "worker pool, reload, handover and transfers in one class: to be split",
-    "unmoor.dns.server.server.Server": "see its module",
-    "unmoor.dns.transfer.secondary": "scheduling and the outcome of transfers: to be split",
-    "unmoor.dns.transfer.secondary.Secondary": "see its module",
-}
+LARGER: dict[str, str] = {}
 
 
 def modules() -> dict[str, Path]:

@@ -31,15 +31,7 @@ DIALECT = re.compile(
     re.IGNORECASE,
 )
 #: Files of src that are not clean yet. A file that is clean leaves the list; none is added.
-STILL_TO_CLEAN: frozenset[str] = frozenset(
-    (
-        "src/unmoor/bpf/libbpf.py",
-        "src/unmoor/commands/sockets.py",
-        "src/unmoor/dns/hostnames/registry_list.py",
-        "src/unmoor/dns/zones/zone_store.py",
-        "src/unmoor/model/common.py",
-    )
-)
+STILL_TO_CLEAN: frozenset[str] = frozenset()
 #: Keywords of calls whose value an operator reads.
 READ_BY_OPERATORS = frozenset(("help", "short_help", "epilog", "fix", "hint", "msg", "why"))
 #: Calls whose strings an operator reads.

@@ -22,10 +22,11 @@ def snapshot(data: dict[str, Any] | None = None) -> Snapshot:
 class Local:
     """The answering half, without sockets."""
 
-    def __init__(self, data: dict[str, Any] | None = None) -> None:
+    def __init__(self, data: dict[str, Any] | None = None, secret: bytes = b"") -> None:
+        """With `secret`, that of cookies in a document without one."""
         self.counts = Counts.private()
         self.snapshot = snapshot(data)
-        self.answer = answerer(self.snapshot, self.counts, Options(self.snapshot.document))
+        self.answer = answerer(self.snapshot, self.counts, Options(self.snapshot.document, secret))
 
     def ask(
         self, name: str, rtype: str = "A", limit: int = 1232, address: str = "127.0.0.1", **options: Any

@@ -49,7 +49,7 @@ cli.add_command(export)
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
 @click.option("--all", "everything", is_flag=True, help="List every problem, not the first screen of them.")
 def check(file: Path, everything: bool) -> None:
-    """Validate FILE wholly: schema, zones, hostnames, pools, policies. Exit status 2 if anything is wrong."""
+    """Validate all of FILE: schema, zones, hostnames, pools, policies. Exit status 2 if anything is wrong."""
     from unmoor.dns.check.check import inspect  # noqa: PLC0415 - dnspython is loaded only where it is needed
 
     document = load(DnsDocument, file)
@@ -77,9 +77,9 @@ def check(file: Path, everything: bool) -> None:
 def explain(
     name: str, qtype: str, config: Path, pop: str | None, client: str | None, state: Path, as_json: bool
 ) -> None:
-    """Say which policy answers a query for NAME, why, and with what.
+    """Show which policy answers a query for NAME, why, and with what.
 
-    Reads the document, not the server: it shows what a document would do before it is in force.
+    Reads the document, not the server, so it can be used before a document is in force.
     """
     from unmoor.dns.answer.explain import explain  # noqa: PLC0415
     from unmoor.dns.zones.catalog import served  # noqa: PLC0415 - dnspython is loaded only where it is needed
@@ -104,7 +104,7 @@ def explain(
 @config_option
 @_control_option
 @state_option
-@click.option("--resume", type=int, hidden=True, help="Descriptor of what the server before us leaves.")
+@click.option("--resume", type=int, hidden=True, help="Descriptor of the running server's handover.")
 def serve(config: Path, control: Path, state: Path, resume: int | None) -> None:
     """Answer queries until SIGTERM; SIGHUP reloads."""
     from unmoor.dns.server.server import Server  # noqa: PLC0415 - the other commands need none of it
@@ -116,9 +116,9 @@ def serve(config: Path, control: Path, state: Path, resume: int | None) -> None:
 @cli.command()
 @_control_option
 def reload(control: Path) -> None:
-    """Bring the document on disk into force, wait until it is, and say what changed.
+    """Bring the document on disk into force, wait until it is, and show what changed.
 
-    Exit status 1, with the reasons, when the document was refused: the old one goes on answering.
+    Exit status 1, with the reasons, if the document is refused: the old one stays in force.
     """
     from unmoor.dns.server.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
 
@@ -126,7 +126,7 @@ def reload(control: Path) -> None:
     for line in reply.lines:
         click.echo(line, err=not reply.done)
     if not reply.done:
-        click.echo("refused: the old configuration goes on answering", err=True)
+        click.echo("refused: the old configuration stays in force", err=True)
         sys.exit(1)
     with suppress(UnmoorError):  # a server of an older release passes no sockets
         _enlarge(control)
@@ -135,9 +135,9 @@ def reload(control: Path) -> None:
 @cli.command()
 @_control_option
 def buffers(control: Path) -> None:
-    """Give the server's UDP sockets buffers of 4 MB, which takes CAP_NET_ADMIN; the server has it not.
+    """Give the server's UDP sockets buffers of 4 MB. Requires CAP_NET_ADMIN, which the server lacks.
 
-    `reload` and `upgrade` do the same when they run as root. Exit status 1 when a buffer stays smaller.
+    `reload` and `upgrade` do the same if run as root. Exit status 1 if a buffer stays smaller.
     """
     from unmoor.dns.server.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
 
@@ -150,7 +150,7 @@ def buffers(control: Path) -> None:
 
 
 def _enlarge(control: Path) -> None:
-    """Enlarge the buffers of the server's UDP sockets, as far as we may."""
+    """Enlarge the buffers of the server's UDP sockets, as far as this user may."""
     from unmoor.dns.server.control import borrow  # noqa: PLC0415 - keeps `unmoor --help` quick
     from unmoor.udp import enlarge_buffers  # noqa: PLC0415 - likewise
 
@@ -164,13 +164,13 @@ def _enlarge(control: Path) -> None:
 @click.option(
     "--program",
     type=click.Path(path_type=Path),
-    help="The release's bin/unmoor, if it is not the one that asks.",
+    help="bin/unmoor of another release than that of this command.",
 )
 def upgrade(control: Path, program: Path | None) -> None:
-    """Have the running server replaced by this release, without losing a query.
+    """Replace the running server by this release, without losing a query.
 
-    Exit status 1, with the reasons, when the new release failed: the old one goes on answering. Exit status
-    3 when the running server is too old to be replaced: restart it.
+    Exit status 1, with the reasons, if the new release fails: the old one stays in force. Exit status 3 if
+    the running server is too old to be replaced: restart it.
     """
     from unmoor.dns.server.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
 
@@ -186,7 +186,7 @@ def upgrade(control: Path, program: Path | None) -> None:
     for line in reply.lines:
         click.echo(line, err=not reply.done)
     if not reply.done:
-        click.echo("refused: the old release goes on answering", err=True)
+        click.echo("refused: the old release stays in force", err=True)
         sys.exit(1)
     with suppress(UnmoorError):  # a release from before this one passes no sockets
         _enlarge(control)
@@ -199,7 +199,7 @@ def upgrade(control: Path, program: Path | None) -> None:
 @click.option("--text", is_flag=True, help="With --json: the document in force as well. It may hold secrets.")
 def status(control: Path, as_json: bool, metrics: bool, text: bool) -> None:
     """Show the generation in force, the workers, and what was answered."""
-    from unmoor.dns.observe.metrics import exposition  # noqa: PLC0415 - and this one
+    from unmoor.dns.observe.metrics import exposition  # noqa: PLC0415 - likewise
     from unmoor.dns.server.control import ask  # noqa: PLC0415 - keeps `unmoor --help` quick
 
     data = ask(control, "status").data
@@ -271,10 +271,10 @@ def _show_rates(found: Rates, rows: int, clear: bool) -> None:
 @state_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def journal(address: str | None, time: str | None, state: Path, as_json: bool) -> None:
-    """Say which policies answered with ADDRESS, from when to when, or at TIME; without ADDRESS, list changes.
+    """Show which policies answered with ADDRESS, when, or at TIME; without ADDRESS, list changes.
 
-    TIME is a date or a time of ISO 8601, in UTC unless it says otherwise. What this edge answered, that is;
-    other edges have journals of their own.
+    TIME is a date or time of ISO 8601, in UTC unless it has an offset. The journal covers this edge only;
+    other edges have their own.
     """
     from unmoor.dns.observe import history  # noqa: PLC0415 - keeps `unmoor --help` quick
 
@@ -313,7 +313,7 @@ def _show(data: dict[str, Any]) -> None:
         click.echo(f"{title}:")
         for name, count in data[title].items():
             click.echo(f"  {name:<24} {count:>14,}")
-    for name, state in data.get("transfers", {}).items():  # a server of an older release says less
+    for name, state in data.get("transfers", {}).items():  # a server of an older release reports less
         click.echo(_transfer(name, state))
     if data.get("journal", {}).get("failure"):
         click.echo(data["journal"]["failure"])
@@ -324,7 +324,7 @@ def _show(data: dict[str, Any]) -> None:
 
 
 def _transfer(name: str, state: dict[str, Any]) -> str:
-    """One line about a zone or catalog that is transferred."""
+    """Describe a transferred zone or catalog in one line."""
     now, parts = time.time(), []
     if state["serial"] is None:
         parts.append("no copy yet")

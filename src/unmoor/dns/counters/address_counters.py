@@ -1,7 +1,7 @@
-"""Answers by address: counters in memory that the parent shares with its workers, as many as are bounded.
+"""Answers by address: a bounded number of counters in memory shared by the parent and its workers.
 
-A worker counts the addresses of a batch when the next batch is drawn, so that an answer costs nothing more;
-asked to settle, it counts those taken so far. Small ranges are counted by address, large ones in equal parts.
+A worker counts the addresses of a batch when the next batch is drawn, so that single answers cost nothing; on
+request it counts those used so far. Small ranges are counted by address, large ones in equal parts.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from itertools import pairwise
 from unmoor.dns.policy.pools import Range, Span, ranges_in_use
 from unmoor.model import DnsDocument
 
-#: Addresses that are counted each by itself: an IPv4 /16.
+#: Addresses that are counted individually: an IPv4 /16.
 MAX_EXACT = 65536
-#: Into how many parts a larger range is divided, and how many parts there are in all.
+#: Number of parts of a larger range, and of all parts.
 PARTS = 256
 _MAX_PARTS = 16 * PARTS
 _CELLS = MAX_EXACT + _MAX_PARTS
-# After the cells: the number of the last request to settle that the worker has done.
+# After the cells: the number of the last request to settle that the worker has carried out.
 _SETTLED = _CELLS
 
 
 def names(span: Span) -> Iterator[str]:
-    """What each cell of a span counts: an address, a prefix, or the first and the last address of a range."""
-    # The lowest number that falls to each cell.
+    """Yield what each cell of a span counts: an address, a prefix, or first and last address of a range."""
+    # The lowest number of each cell.
     bounds = [span.first - (-at * span.size // span.cells) for at in range(span.cells + 1)]
     octets = 4 if span.version == 4 else 16
     for low, high in pairwise(bounds):
@@ -40,7 +40,7 @@ def names(span: Span) -> Iterator[str]:
 
 
 class Layout:
-    """Which cell counts which address of the pools that the document's policies answer from."""
+    """Maps addresses of the pools in use by a document's policies to cells."""
 
     def __init__(self, document: DnsDocument) -> None:
         used = {name for policy in document.policies for name in (policy.answer.pool, *policy.answer.also)}
@@ -68,7 +68,7 @@ class Layout:
         self._firsts = [(span.version, span.first) for span in self.spans]
 
     def span(self, version: int, number: int) -> Span | None:
-        """The span that an address, as a number, is in."""
+        """Return the span of an address, given as a number; None if it is not counted."""
         at = bisect_right(self._firsts, (version, number)) - 1
         if at < 0:
             return None
@@ -77,7 +77,7 @@ class Layout:
 
 
 def _union(ranges: Iterator[Range]) -> list[Range]:
-    """Join ranges that overlap."""
+    """Merge ranges that overlap."""
     found: list[Range] = []
     for each in sorted(ranges):
         last = found[-1] if found else None
@@ -89,14 +89,14 @@ def _union(ranges: Iterator[Range]) -> list[Range]:
 
 
 class Tally:
-    """A worker's cells, with the layout that they follow."""
+    """A worker's cells, and their layout."""
 
     def __init__(self, layout: Layout, row: memoryview) -> None:
         self.layout = layout
         self.cells = row
 
     def locate(self, version: int, first: int) -> Span | None:
-        """The span that a range of a pool is in; None if there is no room to count it."""
+        """Return the span of a range of a pool; None if there is no room to count it."""
         return self.layout.span(version, first)
 
     def add(self, address: bytes) -> None:
@@ -107,12 +107,12 @@ class Tally:
             self.cells[span.cell(number)] += 1
 
     def settled(self, request: int) -> None:
-        """Say that everything up to now is counted."""
+        """Report that all addresses given so far are counted."""
         self.cells[_SETTLED] = request
 
 
 class Tallies:
-    """All workers' cells, for the parent; `_before` keeps what workers of earlier generations counted."""
+    """All workers' cells, for the parent; `_before` keeps the counts of earlier generations."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[int, int], memoryview] = {}
@@ -121,7 +121,7 @@ class Tallies:
         self._requests = 0
 
     def tally(self, layout: Layout | None, place: int, generation: int) -> Tally | None:
-        """What the worker of `generation` at `place` counts with; None without a layout."""
+        """Return the cells of the worker of `generation` at `place`; None without a layout."""
         if layout is None:
             return None
         key = (place, generation % 2)
@@ -130,9 +130,9 @@ class Tallies:
         return Tally(layout, self._rows[key])
 
     def switch(self, layout: Layout | None, generation: int) -> None:
-        """`layout` is in force with `generation`; all workers before it are gone.
+        """Switch to `layout` of `generation`; all workers of earlier generations must have ended.
 
-        Counts stay for addresses that are counted as before; others begin at zero.
+        Counts are kept for addresses that are counted as before; others begin at zero.
         """
         if self._layout:
             self._before = _moved(self._layout, self._sums(generation - 1), layout)
@@ -142,23 +142,23 @@ class Tallies:
         self._layout = layout
 
     def discard(self, generation: int) -> None:
-        """Forget what workers of `generation` counted."""
+        """Reset the counts of the workers of `generation`."""
         for (_, parity), row in self._rows.items():
             if parity == generation % 2:
                 row[:] = memoryview(bytes(len(row) * 8)).cast("Q")
 
     def request(self) -> int:
-        """The number of a new request to settle."""
+        """Return the number of a new request to settle."""
         self._requests += 1
         return self._requests
 
     def has_settled(self, place: int, generation: int) -> bool:
-        """Whether a worker has done the last request."""
+        """Whether a worker has carried out the last request."""
         row = self._rows.get((place, generation % 2))
         return row is None or row[_SETTLED] == self._requests
 
     def spans(self, generation: int) -> list[tuple[Span, list[int]]]:
-        """What was counted, by span: the counts of its cells."""
+        """Return the counts of each span's cells."""
         if self._layout is None:
             return []
         sums = self._sums(generation)
@@ -173,7 +173,7 @@ class Tallies:
 
 
 def _moved(old: Layout, counts: Sequence[int], new: Layout | None) -> list[int]:
-    """Counts of the cells of one layout, as those of another."""
+    """Convert the counts of one layout's cells to another's."""
     found = [0] * (new.cells if new else 0)
     for span in new.spans if new else ():
         for other in old.spans:

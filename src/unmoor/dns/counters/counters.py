@@ -1,7 +1,7 @@
-"""Counters in memory that the parent shares with its workers: they outlive a worker, and cost an addition.
+"""Counters in memory shared by the parent and its workers: they outlive workers and cost one addition.
 
-Each worker writes rows of its own, so nothing is locked. While a reload replaces a worker, the old and the
-new one of a place are both alive: they take turns between the two rows of the place.
+Each worker writes a row of its own, without locks. Each place has two rows, used in turn, since during a
+reload the old and the new worker of a place are both alive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RCODES = 32
 
 
 class Event(IntEnum):
-    """What is counted beside answers by policy and replies by code."""
+    """Events counted besides answers by policy and replies by code."""
 
     TCP_QUERIES = 0
     TRUNCATED = 1
@@ -34,22 +34,22 @@ class Event(IntEnum):
     TCP_CONNECTIONS = 4
     #: Queries over the rate limit: silence, or a truncated reply.
     RATE_LIMITED = 5
-    #: Queries told to the query log, and those that its receiver had no room for.
+    #: Queries sent to the query log, and those that its receiver dropped.
     LOGGED = 6
     UNLOGGED = 7
 
 
 class Transport(IntEnum):
-    """By what queries come; what answers them is counted apart."""
+    """Transport of queries; answers are counted for each separately."""
 
     UDP = 0
     TCP = 1
 
 
 _TRANSPORTS = {transport.name.lower(): transport for transport in Transport}
-#: What policies answer. Each has its own counters, so that an answer costs one addition whatever it is.
+#: Types that policies answer. Each has its own counters, so that any answer costs one addition.
 TYPES = {message.A: "A", message.AAAA: "AAAA", message.HTTPS: "HTTPS", message.SVCB: "SVCB"}
-#: Upper bounds of the latency histogram's buckets, nanoseconds; one more is for what takes longer.
+#: Upper bounds of the latency histogram's buckets, nanoseconds; one more bucket is for slower queries.
 LATENCY_BOUNDS = tuple(
     step * unit for unit in (10**3, 10**4, 10**5, 10**6, 10**7, 10**8) for step in (1, 2, 5)
 )
@@ -63,7 +63,7 @@ _ROW = len(Event) + len(Transport) * _PART
 
 
 def counter_of(slot: int, rtype: int) -> int:
-    """The counter of a policy's answers of one type; `slot` is the policy's."""
+    """Return the number of the counter of a policy's answers of one type; `slot` is the policy's."""
     return slot + _BASES[rtype]
 
 
@@ -76,10 +76,10 @@ class Cells(Protocol):
 
 
 class Counts:
-    """One row, as what answers one transport sees it.
+    """The part of a row that belongs to one transport.
 
-    `policies` counts answers with an address drawn, by the counter of policy and type. Those replies are not
-    counted by code again (all are NOERROR), so that the hot path makes one addition only.
+    `policies` counts answers with a drawn address, by the counter of policy and type. Those replies are not
+    counted by code (all are NOERROR), so that the hot path makes only one addition.
     """
 
     def __init__(self, row: memoryview, transport: Transport = Transport.UDP) -> None:
@@ -93,11 +93,11 @@ class Counts:
 
     @classmethod
     def private(cls) -> Counts:
-        """Make a row that nobody shares."""
+        """Return a row that is not shared."""
         return cls(memoryview(bytearray(_ROW * 8)).cast("Q"))
 
     def over(self, transport: Transport) -> Counts:
-        """The same row, as what answers another transport sees it."""
+        """Return the part of the same row for another transport."""
         return Counts(self._row, transport)
 
     def add(self, event: Event, times: int = 1) -> None:
@@ -109,50 +109,58 @@ class Counts:
         self._rcodes[rcode] += times
 
     def add_latency(self, took: int) -> None:
-        """Count a query that took so many nanoseconds."""
+        """Count a query that took `took` nanoseconds."""
         self.latency[bisect_left(LATENCY_BOUNDS, took)] += 1
         self.latency[-1] += took
 
     def event(self, event: Event) -> int:
-        """How often an event was counted."""
+        """Return the count of an event."""
         return self._events[event]
 
     def rcode(self, rcode: int) -> int:
-        """How many replies without a drawn address had this code."""
+        """Return the count of replies without a drawn address that had this code."""
         return self._rcodes[rcode]
 
     def answers(self, slot: int) -> int:
-        """How many answers of any type the policy with this slot gave."""
+        """Return the count of answers of any type by the policy with this slot."""
         return sum(self.policies[counter_of(slot, rtype)] for rtype in TYPES)
 
     def forget(self, slot: int) -> None:
-        """Begin again from zero with a policy's slot."""
+        """Reset the counters of a policy's slot."""
         for rtype in TYPES:
             self.policies[counter_of(slot, rtype)] = 0
 
 
-class Noting(Counts):
-    """The same row, for queries that are looked at: `noted` is the counter of the last answer, if any."""
+class Recorder:
+    """Counters that remember which one was written last: `last` is its number, None if there is none."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.last: int | None = None
+        self._cells = cells
+
+    def __getitem__(self, at: int, /) -> int:
+        return self._cells[at]
+
+    def __setitem__(self, at: int, count: int, /) -> None:
+        self.last = at
+        self._cells[at] = count
+
+
+class RecordingCounts(Counts):
+    """A view of the row of `counts` for logged queries, whose `recorder` knows the counter of the answer."""
 
     def __init__(self, counts: Counts) -> None:
         super().__init__(counts._row, counts.transport)
-        self.noted: int | None = None
-        self._cells, self.policies = self.policies, self
-
-    def __getitem__(self, at: int) -> int:
-        return self._cells[at]
-
-    def __setitem__(self, at: int, count: int) -> None:
-        self.noted = at
-        self._cells[at] = count
+        self.recorder = Recorder(self.policies)
+        self.policies = self.recorder
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Sums over all workers since the start.
 
-    `answers` is by policy, type and transport, `replies` by code and transport; `latency` by transport: the
-    counts of the buckets, then the sum of all, nanoseconds.
+    `answers` is by policy, type and transport, `replies` by code and transport, `latency` by transport: the
+    counts of the buckets, then the sum in nanoseconds.
     """
 
     policies: dict[str, int]
@@ -164,21 +172,21 @@ class Totals:
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Totals:
-        """Read what another release left; what this one does not know is left out."""
+        """Read the totals of another release; unknown fields are left out."""
         return cls(**{name: found[name] for name in cls.__slots__ if name in found})
 
 
 class Table:
-    """All rows. A place's are made when its first worker is, by the parent, which so shares them with it."""
+    """All rows. The parent makes the rows of a place before it forks the first worker there."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[int, int], tuple[Counts, ...]] = {}
-        # Nobody's: it holds what was counted before the table was made.
+        # The row of no worker: it holds the counts of earlier servers.
         self._before = self._part(-1, 0)
         self._slots: dict[str, int] = {}
 
     def row(self, place: int, generation: int) -> Counts:
-        """The row of the worker that serves `generation` at `place`, as UDP sees it."""
+        """Return the UDP part of the row of the worker that serves `generation` at `place`."""
         return self._part(place, generation % 2)[Transport.UDP]
 
     def _part(self, place: int, parity: int) -> tuple[Counts, ...]:
@@ -191,9 +199,9 @@ class Table:
         return (row[transport] for row in self._rows.values())
 
     def slots(self, policies: Iterable[str], current: Iterable[str] = ()) -> dict[str, int]:
-        """Give every policy a counter; one that is known keeps its own.
+        """Return a slot for every policy; known ones keep theirs.
 
-        When all are taken, those of policies that are neither new nor `current` start again from zero.
+        When all are taken, slots of policies that are neither new nor `current` are reset and reused.
         Raises UnmoorError for more policies than there are counters.
         """
         wanted = list(dict.fromkeys(policies))
@@ -214,7 +222,7 @@ class Table:
         return {name: self._slots[name] for name in wanted}
 
     def carry(self, totals: Totals) -> None:
-        """Go on from what another server counted; its policies that we do not have add to NOERROR."""
+        """Continue from another server's totals; policies that this one lacks add to NOERROR."""
         unnamed: Counter[tuple[str, str]] = Counter()
         for rcode, transport, count in totals.replies:
             unnamed[rcode, transport] += count

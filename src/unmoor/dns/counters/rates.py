@@ -1,4 +1,4 @@
-"""How often policies answered and addresses were given: the difference of two readings, or all until now."""
+"""Rates of policies and addresses: the difference of two readings, or the totals so far."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unmoor.dns.policy.pools import Range, Span
 
 @dataclass(frozen=True, slots=True)
 class Evenness:
-    """How evenly a pool's addresses of one family were given: by address, or by equal parts of its ranges."""
+    """Evenness of a pool's addresses of one family, by address or by equal parts of its ranges."""
 
     pool: str
     family: str
@@ -26,7 +26,7 @@ class Evenness:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What happened in `seconds`: answers by policy, times that addresses were given, and how evenly."""
+    """Counts of `seconds`: answers by policy, answers by address, and evenness."""
 
     seconds: float
     policies: dict[str, int]
@@ -34,17 +34,17 @@ class Rates:
     evenness: tuple[Evenness, ...]
 
     def policy_cells(self) -> list[tuple[str, ...]]:
-        """Rows of a table, the busiest policy first."""
+        """Return rows of a table, the busiest policy first."""
         busiest = sorted(self.policies.items(), key=lambda item: (-item[1], item[0]))
         return [(name, *self._shown(count)) for name, count in busiest]
 
     def address_cells(self, rows: int) -> list[tuple[str, ...]]:
-        """Rows of a table, the address given most often first."""
+        """Return rows of a table, the address given most often first."""
         busiest = sorted(self.addresses.items(), key=lambda item: -item[1])[:rows]
         return [(name, *self._shown(count)) for name, count in busiest]
 
     def evenness_cells(self) -> list[tuple[str, ...]]:
-        """Rows of a table, in the document's order."""
+        """Return rows of a table, in the document's order."""
         return [
             (
                 *(each.pool, each.family, f"{each.cells} {each.counted_by}"),
@@ -57,7 +57,7 @@ class Rates:
         return str(count), f"{count / self.seconds:.1f}"
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return a representation for JSON."""
         return {
             "seconds": round(self.seconds, 3),
             "policies": self.policies,
@@ -67,12 +67,12 @@ class Rates:
 
 
 def total(reading: Mapping[str, Any]) -> Rates:
-    """All that was counted until `reading`, as the control socket gives it, since the server began."""
+    """Return the rates from the start of the server to `reading`, which is data of the control socket."""
     return _rates(reading["uptime"], reading["policies"], _spans(reading), reading["pools"])
 
 
 def rates(read: Callable[[], Mapping[str, Any]], interval: float) -> Iterator[Rates]:
-    """The rates of one interval (seconds) after the other; `read` gives readings."""
+    """Yield the rates of successive intervals (seconds); `read` returns a reading."""
     before = read()
     while True:
         time.sleep(interval)
@@ -82,7 +82,7 @@ def rates(read: Callable[[], Mapping[str, Any]], interval: float) -> Iterator[Ra
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Rates:
-    """What happened between two readings. What began to be counted in between counts whole."""
+    """Return the difference of two readings. Counters that are new in the second one count from zero."""
     earlier = dict(_spans(before))
     spans = []
     for span, counts in _spans(after):
@@ -128,7 +128,7 @@ def _rates(
 def _evenness(
     pool: str, version: int, ranges: list[Range], spans: list[tuple[Span, list[int]]]
 ) -> Evenness | None:
-    """Look at the cells of a pool's addresses; None if there are none."""
+    """Return the evenness of the cells of a pool's addresses; None if there are none."""
     found: list[int] = []
     exact = True
     for span, counts in spans:

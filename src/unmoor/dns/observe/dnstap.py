@@ -1,6 +1,6 @@
 """The query log as dnstap: protobuf messages in Frame Streams over a UNIX socket.
 
-Only what a response needs of both formats is written here: a library of each would be a dependency for
+Implements only the parts of both formats that a response needs: libraries would be two dependencies for
 sixty lines. The numbers are those of dnstap.proto and of fstrm's control frames.
 """
 
@@ -21,9 +21,9 @@ CONTENT_TYPE = b"protobuf:dnstap.Dnstap"
 # Control frames: an escape (a frame of no octets), the length, then the type.
 ACCEPT, START, STOP, READY = 1, 2, 3, 4
 _CONTENT_TYPE_FIELD = 1
-#: Octets that wait for a receiver; beyond it entries are dropped.
+#: Octets buffered for a receiver; beyond it entries are dropped.
 _MAX_WAITING = 1 << 18
-#: Seconds from one attempt to reach the receiver to the next.
+#: Seconds between two attempts to connect to the receiver.
 _RETRY = 1.0
 
 _MESSAGE, _AUTH_RESPONSE = 1, 2
@@ -33,13 +33,13 @@ _VARINT, _BYTES, _FIXED32 = 0, 2, 5
 class Dnstap:
     """Sends entries to the receiver that listens at `path`, as soon as it has accepted the stream.
 
-    Nothing waits: whatever has no room yet is dropped. `edge` is the identity that messages carry.
+    It never blocks: entries for which there is no room are dropped. `edge` is the identity in messages.
     """
 
     def __init__(self, path: Path, edge: str) -> None:
         self._path = str(path)
         self._edge = edge.encode()
-        self._door: socket.socket | None = None
+        self._sock: socket.socket | None = None
         self._accepted = False
         self._tried = -_RETRY
         self._waiting = bytearray()
@@ -62,21 +62,21 @@ class Dnstap:
 
     def close(self) -> None:
         """End the stream."""
-        if self._door and self._accepted:
+        if self._sock and self._accepted:
             with suppress(OSError):
                 self._flush()
-                if not self._waiting:  # in the middle of a frame it would be taken for a part of it
-                    self._door.send(control(STOP))
+                if not self._waiting:  # within a frame it would be taken for data
+                    self._sock.send(control(STOP))
         self._disconnect()
 
     def _is_open(self) -> bool:
-        """Whether the receiver has accepted the stream; makes a step on the way there."""
-        if self._door is None:
+        """Whether the receiver has accepted the stream; advances the handshake."""
+        if self._sock is None:
             self._connect()
-        if not self._accepted and self._door is not None:
+        if not self._accepted and self._sock is not None:
             with suppress(BlockingIOError):
-                said = self._door.recv(512)
-                if not said.startswith(control(ACCEPT)[:4]) or said[8:12] != ACCEPT.to_bytes(4, "big"):
+                frame = self._sock.recv(512)
+                if not frame.startswith(control(ACCEPT)[:4]) or frame[8:12] != ACCEPT.to_bytes(4, "big"):
                     raise ConnectionAbortedError
                 self._waiting += control(START)
                 self._accepted = True
@@ -86,20 +86,20 @@ class Dnstap:
         if time.monotonic() < self._tried + _RETRY:
             return
         self._tried = time.monotonic()
-        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._door.connect(self._path)
-        self._door.send(control(READY))
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._sock.connect(self._path)
+        self._sock.send(control(READY))
 
     def _disconnect(self) -> None:
-        if self._door:
-            self._door.close()
-        self._door, self._accepted = None, False
+        if self._sock:
+            self._sock.close()
+        self._sock, self._accepted = None, False
         self._waiting.clear()
 
     def _flush(self) -> None:
         with suppress(BlockingIOError):
-            while self._door and self._waiting:
-                del self._waiting[: self._door.send(self._waiting)]
+            while self._sock and self._waiting:
+                del self._waiting[: self._sock.send(self._waiting)]
 
 
 def _frame(data: bytes) -> bytes:
@@ -107,7 +107,7 @@ def _frame(data: bytes) -> bytes:
 
 
 def control(kind: int) -> bytes:
-    """A control frame; all but STOP name the content type."""
+    """Return a control frame; all but STOP contain the content type."""
     data = kind.to_bytes(4, "big")
     if kind != STOP:
         data += _CONTENT_TYPE_FIELD.to_bytes(4, "big") + _frame(CONTENT_TYPE)
@@ -115,7 +115,7 @@ def control(kind: int) -> bytes:
 
 
 def encoded(entry: Entry, edge: bytes) -> bytes:
-    """An entry as a Dnstap message; what dnstap has no field for is in `extra`, as JSON."""
+    """Return an entry as a Dnstap message; fields that dnstap lacks are in `extra`, as JSON."""
     fields = entry.fields()
     extra = {name: fields[name] for name in ("policy", "generation", "address") if name in fields}
     return b"".join(
@@ -130,7 +130,7 @@ def encoded(entry: Entry, edge: bytes) -> bytes:
 
 
 def _message(entry: Entry) -> bytes:
-    said = entry.time + entry.took
+    replied = entry.time + entry.took
     return b"".join(
         (
             _number(1, _AUTH_RESPONSE),
@@ -141,7 +141,7 @@ def _message(entry: Entry) -> bytes:
             _fixed(9, entry.time % 10**9),
             _bytes(10, entry.packet),
             *(
-                (_number(12, said // 10**9), _fixed(13, said % 10**9), _bytes(14, entry.reply))
+                (_number(12, replied // 10**9), _fixed(13, replied % 10**9), _bytes(14, entry.reply))
                 if entry.reply is not None
                 else ()
             ),

@@ -1,4 +1,4 @@
-"""Who was on an address, and when: the journal read back as intervals."""
+"""The journal read back as intervals: which policy answered with an address, and when."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Address = IPv4Address | IPv6Address
 
 
 class Moment(NamedTuple):
-    """The time that was asked for, from its first instant to its last: a date is a whole day."""
+    """The time of a query, from its first instant to its last: a date is a whole day."""
 
     first: datetime
     last: datetime
@@ -25,7 +25,7 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A policy's use of one pool: how addresses are chosen, TTL in seconds, first and last of its ranges."""
+    """A policy's use of one pool: strategy, TTL in seconds, first and last address of each range."""
 
     policy: str
     pool: str
@@ -34,7 +34,7 @@ class Use:
     ranges: tuple[tuple[Address, Address], ...]
 
     def has(self, address: Address) -> bool:
-        """Whether it may answer with `address`."""
+        """Whether it can answer with `address`."""
         return any(
             first.version == address.version and first <= address <= last  # type: ignore[operator]  # of one version
             for first, last in self.ranges
@@ -47,9 +47,9 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """When a use was answered; `end` None means that it still is.
+    """The time in which a use was in force; `end` is None if it still is.
 
-    With `recorded` false the server ended without a word, so `end` is the latest that it can have been.
+    With `recorded` false the server ended without a record, so `end` is the latest possible time.
     """
 
     use: Use
@@ -59,14 +59,14 @@ class Interval:
 
     @property
     def cached_until(self) -> datetime | None:
-        """Until when a resolver that keeps to the TTL may have used what was answered last."""
+        """When the last answer expires in a resolver that respects its TTL."""
         try:
             return self.end and self.end + timedelta(seconds=self.use.ttl)
         except OverflowError:  # a time that no honest record holds
             return datetime.max.replace(tzinfo=UTC)
 
     def touches(self, moment: Moment) -> bool:
-        """Whether the use could be met with at that time: answered, or kept by a resolver."""
+        """Whether the use was visible to clients at that time: answered, or cached by a resolver."""
         until = self.cached_until
         return self.start <= moment.last and (until is None or until >= moment.first)
 
@@ -75,7 +75,7 @@ class Interval:
         return self.start <= moment.last and (self.end is None or self.end >= moment.first)
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return a representation for JSON."""
         return {
             "policy": self.use.policy,
             "pool": self.use.pool,
@@ -90,7 +90,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line of the journal: what happened, and which uses came and went by it."""
+    """One record of the journal: the event, and the uses that it added and removed."""
 
     time: datetime
     event: str
@@ -99,7 +99,7 @@ class Change:
     went: tuple[Use, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return a representation for JSON."""
         return {
             "time": _iso(self.time),
             "event": self.event,
@@ -111,20 +111,20 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that a journal says: of which edge, uses over time, when the server ran, and what is unreadable."""
+    """A journal's contents: edge, uses over time, times of the server's runs, and unreadable records."""
 
     edge: str
     pop: str
     intervals: tuple[Interval, ...]
-    #: From when to when the server ran (None: it does), and whether the end is recorded.
+    #: Start and end of each run of the server (None: it runs), and whether the end is recorded.
     runs: tuple[tuple[datetime, datetime | None, bool], ...]
     changes: tuple[Change, ...]
     unreadable: tuple[str, ...]
 
     def of(self, address: Address, moment: Moment | None = None) -> list[Interval]:
-        """The intervals in which `address` could be met with; successive ones of one policy are joined.
+        """Return the intervals in which `address` was visible; successive ones of one policy are joined.
 
-        A restart in between joins them too if it took no longer than the TTL: resolvers went on using it.
+        They are joined across a restart no longer than the TTL, too: resolvers kept the address.
         """
         found: dict[Use, list[Interval]] = {}
         for each in self.intervals:
@@ -140,14 +140,14 @@ class History:
         return sorted(flat, key=lambda each: each.start)
 
     def ran(self, moment: Moment) -> bool:
-        """Whether the server ran at some instant of that time, as far as is known."""
+        """Whether the server is known to have run at some instant of that time."""
         return any(
             start <= moment.last and (end is None or end >= moment.first) for start, end, _ in self.runs
         )
 
 
 def read(directory: Path) -> History:
-    """Read the journal below `directory`. Raises UnmoorError if there is none, or it may not be read."""
+    """Read the journal in `directory`. Raises UnmoorError if it is missing or cannot be read."""
     unreadable: list[str] = []
     try:
         if not directory.is_dir():
@@ -182,11 +182,11 @@ def _records(directory: Path, unreadable: list[str]) -> Iterator[tuple[str, dict
 
 
 class _Reader:
-    """Goes through the records in their order."""
+    """Turns the records, in order, into intervals."""
 
     def __init__(self) -> None:
         self.edge = self.pop = ""
-        # What is answered, and since when; during a change, what is about to replace it, too.
+        # The uses in force with their start; during a change, those that are about to replace them.
         self._now: dict[Use, datetime] = {}
         self._next: dict[Use, datetime] | None = None
         self._run: datetime | None = None
@@ -195,7 +195,7 @@ class _Reader:
         self._changes: list[Change] = []
 
     def take(self, record: dict[str, Any]) -> None:
-        """Take one record. Raises KeyError, TypeError or ValueError for what is none."""
+        """Process one record. Raises KeyError, TypeError or ValueError if it is malformed."""
         time, event, generation = _moment(record["time"]), record["event"], int(record["generation"])
         uses = _uses(record["policies"]) if "policies" in record else ()
         since = _moment(record["since"]) if event == journal.CARRIED else time
@@ -210,13 +210,13 @@ class _Reader:
 
     def _step(self, event: str, uses: Iterable[Use], time: datetime, since: datetime) -> None:
         if event == journal.START:
-            self._stop(time, recorded=False)  # what is still there ended without a word
+            self._stop(time, recorded=False)  # remaining uses ended without a record
             self._run, self._now = time, dict.fromkeys(uses, time)
         elif event == journal.CARRIED:
             if self._run is None:  # the files before it are gone
                 self._run, self._now = since, dict.fromkeys(uses, since)
         elif event == journal.CHANGE:
-            self._settle(time)  # a change whose end is not recorded has come into force, or this were not
+            self._settle(time)  # an earlier change must have come into force, even without a record
             self._next = {use: self._now.get(use, time) for use in uses}
         elif event == journal.IN_FORCE:
             self._settle(time)
@@ -229,7 +229,7 @@ class _Reader:
             raise ValueError(event)
 
     def _settle(self, time: datetime) -> None:
-        """What replaced the old stands alone."""
+        """End the uses that the change has replaced."""
         if self._next is not None:
             self._end((use for use in self._now if use not in self._next), self._now, time)
             self._now, self._next = self._next, None
@@ -248,7 +248,7 @@ class _Reader:
         self._intervals += [Interval(use, since[use], time, recorded) for use in uses]
 
     def history(self, held: bool, unreadable: list[str]) -> History:
-        """Close what is open: it goes on if the server runs, or ended without a word."""
+        """Return the history; open intervals continue if the server runs, or ended without a record."""
         everything = {**(self._next or {}), **self._now}
         if self._run is not None:
             end = None if held else datetime.now(UTC)
@@ -311,12 +311,12 @@ def _iso(moment: datetime) -> str:
 
 
 def shown(moment: datetime) -> str:
-    """A time for people: UTC, to the second."""
+    """Format a time for operators: UTC, to the second."""
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def lines(history: History, address: Address, moment: Moment | None) -> Iterator[str]:
-    """Say who was on `address`, at that time or ever."""
+    """Describe which policies answered with `address`, at that time or ever."""
     yield f"{address}, as {history.edge or 'nobody'} of PoP {history.pop or 'none'} answered" + _at(moment)
     found = history.of(address, moment)
     if moment and not history.ran(moment):
@@ -334,7 +334,7 @@ def lines(history: History, address: Address, moment: Moment | None) -> Iterator
 
 
 def as_json(history: History, address: Address | None, moment: Moment | None) -> dict[str, Any]:
-    """What `lines` or, without an address, `change_lines` say, for programs."""
+    """Return the contents of `lines` or, without an address, of `change_lines`, for JSON."""
     head = {"edge": history.edge, "pop": history.pop, "unreadable": list(history.unreadable)}
     if address is None:
         return {**head, "changes": [each.as_json() for each in history.changes]}

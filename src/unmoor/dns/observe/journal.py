@@ -1,8 +1,8 @@
-"""Which addresses were in force from when to when: lines of JSON, one for each change, written to last.
+"""A durable journal of the addresses in force: one line of JSON for each change.
 
-A record stands on the disk before what it says can be answered, and says all of it: which policies, with
-which addresses of which pools, strategies and TTLs. `history` reads them back. One file a month; each begins
-with what was in force, so that older ones can be removed.
+A record is on disk before the first answer that it permits, and is complete: policies with the addresses of
+their pools, strategies and TTLs. `history` reads the records back. There is one file for each month; each
+begins with what was in force, so that older ones can be removed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from unmoor.model import DnsDocument, Policy
 log = logging.getLogger(__name__)
 
 VERSION = 1
-#: What a record says has happened. START and CHANGE name all that is answered from now on; after a CHANGE the
-#: old may be answered as well until IN_FORCE, or goes on alone if it was REFUSED. SAME is a generation that
-#: changed no address. CARRIED begins a file: what was in force already.
+#: Events. START and CHANGE list all that is answered from now on; after a CHANGE the old addresses may be
+#: answered as well until IN_FORCE, or alone again after REFUSED. SAME is a generation that changed no
+#: address. CARRIED begins a file with what is in force already.
 START, CHANGE, IN_FORCE, REFUSED, SAME, STOP, CARRIED = (
     *("start", "change", "in force", "refused", "same", "stop", "carried"),
 )
 
 _LOCK_FILE = "lock"
-#: Seconds that a predecessor's last processes may take to let go of the journal.
-_PATIENCE = 5.0
-#: Records that wait for a disk that takes none; then the oldest are given up.
+#: Seconds that a predecessor's last processes may take to release the journal.
+_LOCK_TIMEOUT = 5.0
+#: Records kept while the disk cannot be written; beyond it the oldest are dropped.
 _MAX_WAITING = 1000
 _FAMILIES = {"A": 4, "AAAA": 6}
 
@@ -44,17 +44,17 @@ Record = dict[str, Any]
 
 
 def files(directory: Path) -> list[Path]:
-    """The journal's files, the oldest first."""
+    """Return the journal's files, the oldest first."""
     return sorted(directory.glob("journal-[0-9][0-9][0-9][0-9]-[0-9][0-9].jsonl"))
 
 
 def _lock(directory: Path) -> int | None:
-    """Take the journal for ourselves; None if another server has it. Raises OSError.
+    """Lock the journal; None if another server holds the lock. Raises OSError.
 
     The lock is held by the descriptor that is returned, and by copies of it in child processes.
     """
     descriptor = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _LOCK_TIMEOUT
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,7 +68,7 @@ def _lock(directory: Path) -> int | None:
 
 
 def is_held(directory: Path) -> bool:
-    """Whether a server keeps the journal now. Raises OSError."""
+    """Whether a server holds the journal now. Raises OSError."""
     try:
         descriptor = os.open(directory / _LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -83,9 +83,9 @@ def is_held(directory: Path) -> bool:
 
 
 def in_use(document: DnsDocument) -> list[Record]:
-    """What this edge may answer: for each policy that can apply here, its addresses by pool.
+    """Return what this edge may answer: for each policy that can apply here, its addresses by pool.
 
-    Which hostnames a policy answers for is not part of it.
+    Hostnames are not part of it.
     """
     return [
         {
@@ -125,10 +125,10 @@ def _packed(number: int, version: int) -> bytes:
 
 
 class Journal:
-    """Writes the journal below `directory`, or none if that is not there; `now` is a clock with a zone.
+    """Writes the journal in `directory`, or none if that is missing; `now` is a clock with a time zone.
 
-    A disk that takes no record does not keep the server from answering: `failure` says what is wrong, and
-    what could not be written is written with the next record that can be.
+    A disk that cannot be written does not stop the server: `failure` is the error, and records that could not
+    be written are written with the next one that can.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Journal:
         return self._directory is not None
 
     def take(self) -> None:
-        """Make the journal ours. Raises UnmoorError when another server writes there."""
+        """Lock the journal. Raises UnmoorError if another server writes it."""
         if self._directory is None:
             return
         try:
@@ -167,14 +167,14 @@ class Journal:
                 )
 
     def release(self) -> None:
-        """Let another server write, for us and for our workers."""
+        """Unlock the journal, in this process and in its workers, for another server."""
         if self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 
     def resume(self, document: DnsDocument, generation: int) -> None:
-        """Go on after `release`: who was to write now has failed, and may have written of a change."""
+        """Continue after `release`: the other server has failed, perhaps after recording a change."""
         if self._lock is not None:
             return
         try:
@@ -184,11 +184,11 @@ class Journal:
         self.refuse(document, generation)
 
     def start(self, document: DnsDocument, generation: int) -> None:
-        """The server is about to answer from `document`."""
+        """Record that the server is about to answer from `document`."""
         self._begin(START, document, generation)
 
     def change(self, document: DnsDocument, generation: int) -> None:
-        """Another document is about to be answered from; `settle` or `refuse` must follow."""
+        """Record that the server is about to switch to `document`; `settle` or `refuse` must follow."""
         self._moves = self._state is None or self._state["policies"] != in_use(document)
         if self._moves:
             self._begin(CHANGE, document, generation)
@@ -196,17 +196,17 @@ class Journal:
             self._write({"event": SAME, "generation": generation}, document)
 
     def settle(self, document: DnsDocument, generation: int) -> None:
-        """The change is in force: nothing is answered any more from what was before."""
+        """Record that the change is in force, and nothing is answered from the old document."""
         if self._moves:
             self._write({"event": IN_FORCE, "generation": generation}, document)
 
     def refuse(self, document: DnsDocument, generation: int) -> None:
-        """The change did not come into force; `document` goes on being answered from."""
+        """Record that the change failed, and `document` stays in force."""
         self._write({"event": REFUSED, "generation": generation}, document)
         self._state = _state(document, generation, self._now())
 
     def stop(self, document: DnsDocument, generation: int) -> None:
-        """No worker answers any more."""
+        """Record that all workers have ended."""
         if self._state:
             self._write({"event": STOP, "generation": generation}, document)
         self._state = None
@@ -217,7 +217,7 @@ class Journal:
         self._state = state
 
     def _write(self, record: Record, document: DnsDocument) -> None:
-        """Put a record on the disk, after those that waited."""
+        """Write a record to disk, after those that could not be written before."""
         if self._directory is None:
             return
         now = self._now()
@@ -247,7 +247,7 @@ def _remove_old(directory: Path, oldest: datetime) -> None:
     for path in files(directory):
         if _end_of(path) < oldest.date():
             path.unlink()
-            log.info("journal: %s is past its time: removed", path.name)
+            log.info("journal: %s removed after its retention time", path.name)
 
 
 def _state(document: DnsDocument, generation: int, since: datetime) -> Record:
@@ -259,26 +259,26 @@ def _text(moment: datetime) -> str:
 
 
 def _end_of(path: Path) -> date:
-    """The first day after the month of a file."""
+    """Return the first day after the month of a file."""
     first = date.fromisoformat(f"{path.stem.removeprefix('journal-')}-01")
     return (first + timedelta(days=31)).replace(day=1)
 
 
 def _append(path: Path, records: list[Record]) -> None:
-    """Append whole lines, and wait until they and the file's name are on the disk. Raises OSError."""
+    """Append lines, and wait until they and the file's name are on disk. Raises OSError."""
     text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records).encode()
     fresh = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         end = os.fstat(descriptor).st_size
         if end and os.pread(descriptor, 1, end - 1) != b"\n":
-            log.warning("journal: the last line of %s is torn; it is left, and the next begins anew", path)
+            log.warning("journal: the last line of %s is torn; it is left as it is", path)
             text = b"\n" + text
         try:
             _write_all(descriptor, text)
             os.fsync(descriptor)
         except OSError:
-            # Written again as a whole later; a part of it would be read as well.
+            # All of it is written again later; a part would be read twice.
             with suppress(OSError):
                 os.ftruncate(descriptor, end)
             raise

@@ -9,21 +9,21 @@ from pathlib import Path
 from unmoor.dns.observe.query_log import Entry
 
 DEFAULT_SOCKET = Path("/run/systemd/journal/socket")
-#: What `journalctl MESSAGE_ID=` finds the entries by.
+#: For `journalctl MESSAGE_ID=`.
 MESSAGE_ID = "5f3c1c1e6fb54d0c9a1a0d2f7c0f4b63"
 
 
 class Journald:
-    """Sends entries to the socket at `path`; one that has no room, or is not there, costs the entry alone."""
+    """Sends entries to the socket at `path`; an entry is dropped if the socket is full or missing."""
 
     def __init__(self, path: Path = DEFAULT_SOCKET) -> None:
         self._path = str(path)
-        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def send(self, entry: Entry) -> bool:
-        """Send an entry; False if it was not taken."""
+        """Send an entry; False if it was dropped."""
         fields = entry.fields()
-        said = {
+        message = {
             "MESSAGE": _sentence(fields),
             "MESSAGE_ID": MESSAGE_ID,
             "PRIORITY": "6",
@@ -31,25 +31,25 @@ class Journald:
             **{f"UNMOOR_{name.upper()}": value for name, value in fields.items()},
         }
         try:
-            self._door.sendto(serialized(said), self._path)
+            self._sock.sendto(serialized(message), self._path)
         except OSError:
             return False
         return True
 
     def close(self) -> None:
         """Send no more."""
-        self._door.close()
+        self._sock.close()
 
 
 def _sentence(fields: Mapping[str, str]) -> str:
     asked = " ".join(fields[key] for key in ("name", "type") if key in fields) or "a malformed query"
-    said = " ".join(fields[key] for key in ("rcode", "address") if key in fields)
+    reply = " ".join(fields[key] for key in ("rcode", "address") if key in fields)
     by = f" by policy {fields['policy']}" if "policy" in fields else ""
-    return f"{asked} from {fields['client']}: {said}{by}"
+    return f"{asked} from {fields['client']}: {reply}{by}"
 
 
 def serialized(fields: Mapping[str, str]) -> bytes:
-    """Write fields as the protocol wants them: a value of several lines with its length before it."""
+    """Serialize fields for the native protocol: the length precedes a value of several lines."""
     found = b""
     for name, text in fields.items():
         value = text.encode()

@@ -21,16 +21,16 @@ Reader = Callable[[], Mapping[str, Any]]
 
 
 def exposition(status: Mapping[str, Any]) -> str:
-    """Write what `status` of the control socket says, for a scraper or the textfile collector."""
+    """Format the status reported by the control socket, for a scraper or the textfile collector."""
     return generate_latest(registry(lambda: status)).decode()
 
 
 def registry(status: Reader, addresses: Reader | None = None) -> CollectorRegistry:
-    """A registry that asks `status`, and `addresses` for a sample of each address, at each scrape.
+    """Return a registry that calls `status`, and `addresses` for a sample of each address, at each scrape.
 
-    Both give what the control socket does.
+    Both return the data of the control socket's reply.
     """
-    # Describing itself would ask at once: the server may start later.
+    # Describing itself would call `status` now: the server may start later.
     found = CollectorRegistry(auto_describe=False)
     found.register(_Status(status, addresses))
     return found
@@ -124,7 +124,7 @@ def _given(addresses: Mapping[str, int]) -> Metric:
 
 
 def _transfers(states: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    """Zones and catalogs that are transferred; what has no copy yet has neither serial nor age."""
+    """Yield metrics of transferred zones and catalogs; without a copy there is no serial and no age."""
     now = time.time()
     serial = GaugeMetricFamily("unmoor_dns_zone_serial", "Serial of the copy.", labels=["zone"])
     age = GaugeMetricFamily(

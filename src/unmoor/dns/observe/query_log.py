@@ -1,4 +1,4 @@
-"""The query log: a sample of the queries with their answers, told to a receiver that never holds us up."""
+"""The query log: a sample of the queries with their answers, sent to a receiver that never blocks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import dns.rdatatype
 
 from unmoor.dns.answer.fast_path import Answerer
 from unmoor.dns.answer.snapshot import Snapshot
-from unmoor.dns.counters.counters import MAX_POLICIES, Event, Noting, Transport
+from unmoor.dns.counters.counters import MAX_POLICIES, Event, RecordingCounts, Transport
 from unmoor.dns.protocol import client_subnet, message, names
 from unmoor.dns.protocol.client_subnet import Subnet
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One query, as the log tells it.
+    """One entry of the query log.
 
-    `time` is when it was read, nanoseconds since 1970, `took` how long it took, nanoseconds; `client` is cut
-    to its network unless the document wants it whole; `reply` is None for silence.
+    `time` is when the query was read, nanoseconds since 1970; `took` is its latency, nanoseconds; `client` is
+    cut to its network unless the document wants whole addresses; `reply` is None if there was none.
     """
 
     time: int
@@ -39,7 +39,7 @@ class Entry:
     whole: bool
 
     def fields(self) -> dict[str, str]:
-        """What is to know of it, as text; a field without a value is left out."""
+        """Return the fields as text; those without a value are left out."""
         found = {
             "time": _iso(self.time),
             "took_us": f"{self.took / 1000:.1f}",
@@ -54,62 +54,62 @@ class Entry:
 
 
 class Receiver(Protocol):
-    """Takes entries."""
+    """Receives entries."""
 
     def send(self, entry: Entry) -> bool:
-        """Take an entry, at once; False if there is no room for it."""
+        """Accept an entry without blocking; False if there is no room for it."""
 
     def close(self) -> None:
-        """Take no more."""
+        """Accept no more."""
 
 
 class QueryLogger:
-    """Answers the queries that are chosen for the log, and tells `receiver` of them.
+    """Answers the queries that are sampled for the log, and sends them to `receiver`.
 
-    `answer` must count into `noting`, which so learns which policy it was.
+    `answer` must count into `counts`, which records the policy that answered.
     """
 
     def __init__(
         self,
         answer: Answerer,
-        noting: Noting,
+        counts: RecordingCounts,
         receiver: Receiver,
         snapshot: Snapshot,
         generation: int,
     ) -> None:
         self.sample = snapshot.document.query_log.sample
         self._answer = answer
-        self._noting = noting
+        self._counts = counts
         self._receiver = receiver
         self._policies = {slot: name for name, slot in snapshot.slots.items()}
         self._generation = generation
         self._whole = snapshot.document.query_log.whole_addresses
 
     def answer(self, packet: bytes, limit: int, address: str) -> bytes | None:
-        """Answer a query that will be told of."""
-        self._noting.noted = None
+        """Answer a query that is to be logged."""
+        self._counts.recorder.last = None
         return self._answer(packet, limit, address)
 
     def policy(self) -> str:
-        """Which policy answered the last of them; nothing if none did."""
-        noted = self._noting.noted
-        return "" if noted is None else self._policies.get(noted % MAX_POLICIES, "")
+        """Return the policy that answered the last query; empty if none did."""
+        last = self._counts.recorder.last
+        return "" if last is None else self._policies.get(last % MAX_POLICIES, "")
 
-    def tell(self, packet: bytes, reply: bytes | None, address: str, policy: str, took: int) -> None:
-        """Tell of a query that was answered `took` nanoseconds after it was read."""
+    def record(self, packet: bytes, reply: bytes | None, address: str, policy: str, took: int) -> None:
+        """Send the entry of a query that was answered `took` nanoseconds after it was read."""
         who = Subnet.of_address(address)
         entry = Entry(
             time.time_ns() - took,
             took,
             who if self._whole else who.as_sticky(),
-            self._noting.transport,
+            self._counts.transport,
             packet,
             reply,
             policy,
             self._generation,
             self._whole,
         )
-        self._noting.add(Event.LOGGED if self._receiver.send(entry) else Event.UNLOGGED)
+        self._counts.add(Event.LOGGED if self._receiver.send(entry) else Event.UNLOGGED)
 
 
 def _iso(nanoseconds: int) -> str:
@@ -135,7 +135,7 @@ def _class(number: int) -> str:
 
 
 def _question(packet: bytes, whole: bool) -> dict[str, str]:
-    """What was asked; nothing of a packet that is malformed."""
+    """Return the fields of the question; none for a malformed packet."""
     try:
         query = message.parse(packet)
         option = query.edns.option(client_subnet.OPTION) if query.edns else None
@@ -153,7 +153,7 @@ def _question(packet: bytes, whole: bool) -> dict[str, str]:
 
 
 def _answer(reply: bytes | None) -> dict[str, str]:
-    """What was said: the code, the size, and the first address of the answer."""
+    """Return the fields of the reply: the code, the size, and the first address of the answer."""
     if reply is None:
         return {"rcode": "none"}
     (answers,) = struct.unpack_from("!H", reply, 6)

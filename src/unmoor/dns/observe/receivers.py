@@ -1,4 +1,4 @@
-"""Which receiver the query log of a document goes to."""
+"""The receiver of a document's query log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unmoor.model import DnsDocument
 
 
 def receiver_for(document: DnsDocument) -> Receiver | None:
-    """Make the receiver; None where nothing is logged."""
+    """Return the receiver; None if nothing is logged."""
     wanted = document.query_log
     if not wanted.sample:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import struct
 from functools import lru_cache
 
@@ -16,9 +15,6 @@ _RENEW, _OLDEST, _FUTURE = 1800, 3600, 300
 _VERSION = b"\1\0\0\0"
 _CLIENT_SIZE, _SERVER_SIZE = 8, 16
 _WORD = (1 << 64) - 1
-
-#: Secret for documents without one. Drawn when the server starts, so that its workers share it.
-OWN_SECRET = os.urandom(16)
 
 
 class Cookies:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
 
-from unmoor.dns.protocol import cookies
 from unmoor.dns.protocol.cookies import Cookies
 from unmoor.dns.protocol.message import COOKIE, FORMERR, Edns, QueryError
 from unmoor.model import DnsDocument
@@ -17,12 +17,15 @@ NOT_AUTHORITATIVE = (EXTENDED_ERROR, b"\0\x14")
 
 
 class Options:
-    """Builds a reply's options from a query's."""
+    """Builds a reply's options from a query's.
 
-    def __init__(self, document: DnsDocument) -> None:
+    `secret`, 16 octets, makes cookies if the document has no secret of its own. All workers of a server must
+    share it; without it, one is drawn at random.
+    """
+
+    def __init__(self, document: DnsDocument, secret: bytes = b"") -> None:
         given = document.cookie_secret.get_secret_value()
-        secret = bytes.fromhex(given) if given else cookies.OWN_SECRET
-        self._cookies = Cookies(secret)
+        self._cookies = Cookies(bytes.fromhex(given) if given else secret or os.urandom(16))
         self._name = document.edge.encode() if document.tell_name else b""
         self._idle = (document.tcp_idle * 10).to_bytes(2, "big")
 

@@ -19,7 +19,7 @@ DEFAULT_PATH = Path("/run/unmoor-dns/control.sock")
 
 Command = Literal["reload", "status", "addresses", "document", "upgrade", "sockets"]
 
-#: Seconds. A client must say at once what it wants; a reload may take its time with a large document.
+#: Seconds. A client must send its request at once; the reload of a large document takes long.
 _REQUEST_TIMEOUT = 1.0
 _REPLY_TIMEOUT = 120.0
 _MAX_REQUEST = 8192
@@ -29,7 +29,7 @@ _MAX_DESCRIPTORS = 200
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client wants; `program` is what `upgrade` is to."""
+    """A client's request; `program` is the new release's for `upgrade`."""
 
     command: str
     program: str = ""
@@ -37,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Whether it was done, what there is to say about it, and data for `status`."""
+    """Whether the request was carried out, lines for the operator, and data for programs."""
 
     done: bool
     lines: tuple[str, ...] = ()
@@ -45,28 +45,28 @@ class Reply:
 
 
 def ask(path: Path, command: Command, program: str = "") -> Reply:
-    """Ask the server behind `path`. Raises UnmoorError when there is none, or when it does not reply."""
-    with socket.socket(socket.AF_UNIX) as door:
-        door.settimeout(_REPLY_TIMEOUT)
+    """Send a request to the server at `path`. Raises UnmoorError if there is none or it does not reply."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_REPLY_TIMEOUT)
         try:
-            door.connect(str(path))
-            door.sendall(json.dumps(asdict(Request(command, program))).encode() + b"\n")
-            with door.makefile("rb") as stream:
-                said = jsontext.parse(stream.readline())
-            return Reply(said["done"], tuple(said["lines"]), said["data"])
+            sock.connect(str(path))
+            sock.sendall(json.dumps(asdict(Request(command, program))).encode() + b"\n")
+            with sock.makefile("rb") as stream:
+                found = jsontext.parse(stream.readline())
+            return Reply(found["done"], tuple(found["lines"]), found["data"])
         except TimeoutError:
             raise UnmoorError(f"{path}: no reply within {_REPLY_TIMEOUT:.0f} s; see its journal") from None
         except OSError as error:
             raise UnmoorError(
                 f"{path}: {error.strerror}; "
-                "is the server running (systemctl status unmoor-dns), and may you ask?"
+                "is the server running (systemctl status unmoor-dns), and do you run as root?"
             ) from None
         except (ValueError, KeyError, TypeError):
-            raise UnmoorError(f"{path}: the server went away while it was asked; see its journal") from None
+            raise UnmoorError(f"{path}: the server closed the connection; see its journal") from None
 
 
 def borrow(path: Path) -> list[socket.socket]:
-    """Ask the server behind `path` for its UDP sockets. Raises UnmoorError as `ask` does."""
+    """Get the UDP sockets of the server at `path`. Raises UnmoorError as `ask` does."""
     received, descriptors = b"", list[int]()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(_REPLY_TIMEOUT)
@@ -82,13 +82,13 @@ def borrow(path: Path) -> list[socket.socket]:
         except OSError as error:
             raise UnmoorError(
                 f"{path}: {error.strerror or 'no reply'}; "
-                "is the server running (systemctl status unmoor-dns), and may you ask?"
+                "is the server running (systemctl status unmoor-dns), and do you run as root?"
             ) from None
     return [socket.socket(fileno=each) for each in descriptors]
 
 
 def lend(sock: socket.socket, descriptors: list[int]) -> None:
-    """Reply with descriptors: some with each blank, then a line."""
+    """Reply with descriptors: up to _MAX_DESCRIPTORS with each blank, then a line of JSON."""
     with suppress(OSError):
         for at in range(0, len(descriptors), _MAX_DESCRIPTORS):
             socket.send_fds(sock, [b" "], descriptors[at : at + _MAX_DESCRIPTORS])
@@ -97,44 +97,45 @@ def lend(sock: socket.socket, descriptors: list[int]) -> None:
 
 def listen(path: Path) -> socket.socket:
     """Open the control socket, for this user and root alone. Raises UnmoorError."""
-    door = socket.socket(socket.AF_UNIX)
+    sock = socket.socket(socket.AF_UNIX)
     try:
         _remove_stale(path)
         old_mask = os.umask(0o177)
         try:
-            door.bind(str(path))
+            sock.bind(str(path))
         finally:
             os.umask(old_mask)
-        door.listen(16)
+        sock.listen(16)
     except OSError as error:
-        door.close()
+        sock.close()
         raise UnmoorError(
             f"cannot make the control socket {path}: {error.strerror}; "
-            "its directory must exist and be ours (RuntimeDirectory= of the unit); --control names another"
+            "its directory must exist and belong to the server (RuntimeDirectory= of the unit); "
+            "--control names another"
         ) from None
-    return door
+    return sock
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that a server left behind; one that still answers is another server's."""
+    """Remove the socket of a server that has ended. Raises UnmoorError if a server listens on it."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise UnmoorError(f"{path} exists and is no socket; remove it, or name another by --control")
-        with socket.socket(socket.AF_UNIX) as door:
-            if door.connect_ex(str(path)) == 0:
+        with socket.socket(socket.AF_UNIX) as sock:
+            if sock.connect_ex(str(path)) == 0:
                 raise UnmoorError(f"another server answers on {path}; stop it, or name another by --control")
         path.unlink()
 
 
-def receive(door: socket.socket) -> Request | None:
-    """Read one request; None for what is none, or for a client that may not ask."""
-    door.settimeout(_REQUEST_TIMEOUT)
-    credentials = door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+def receive(sock: socket.socket) -> Request | None:
+    """Read one request; None if it is malformed, or if the client is neither root nor the server's user."""
+    sock.settimeout(_REQUEST_TIMEOUT)
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)
     if user not in (0, os.geteuid()):
         return None
     try:
-        with door.makefile("rb") as stream:
+        with sock.makefile("rb") as stream:
             request = jsontext.parse(stream.readline(_MAX_REQUEST))
         command, program = request["command"], request.get("program", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -142,7 +143,7 @@ def receive(door: socket.socket) -> Request | None:
     return Request(command, program) if isinstance(command, str) and isinstance(program, str) else None
 
 
-def reply(door: socket.socket, said: Reply) -> None:
-    """Send the reply; a client that went away meanwhile is its own loss."""
+def reply(sock: socket.socket, answer: Reply) -> None:
+    """Send the reply, unless the client has closed the connection."""
     with suppress(OSError):
-        door.sendall(json.dumps(asdict(said)).encode() + b"\n")
+        sock.sendall(json.dumps(asdict(answer)).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""The server's sockets in systemd's file descriptor store: they outlive the server, with what waits in them.
+"""The server's sockets in systemd's file descriptor store, where they outlive it with the queries in them.
 
 systemd passes them to the next start of the service (FileDescriptorStoreMax= of the unit), whether it follows
-a restart or a crash. Which socket is which is told by its name there.
+a restart or a crash. Each is stored under a name that identifies it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unmoor.dns.server.listeners import Endpoint, Pair
 
 
 def kept() -> dict[Endpoint, Pair]:
-    """Take the pairs of sockets that systemd kept for us; anything else that it passed is closed."""
+    """Take the pairs of sockets that systemd has stored; other sockets that it passed are closed."""
     passed = {name: socket.socket(fileno=descriptor) for name, descriptor in systemd.stored_descriptors()}
     pairs = {}
     for name in list(passed):
@@ -31,27 +31,27 @@ def kept() -> dict[Endpoint, Pair]:
 
 
 def keep(pairs: Mapping[Endpoint, Pair]) -> None:
-    """Have systemd keep these pairs; of those that it has, it takes no second copy."""
+    """Store these pairs in systemd, which ignores those that it already has."""
     for endpoint, pair in pairs.items():
         for name, sock in zip(_names(endpoint), pair, strict=True):
             systemd.store(name, sock.fileno())
 
 
 def forget(endpoints: Iterable[Endpoint]) -> None:
-    """Have systemd close the pairs of these endpoints."""
+    """Remove the pairs of these endpoints from systemd's store."""
     for endpoint in endpoints:
         for name in _names(endpoint):
             systemd.unstore(name)
 
 
 def _names(endpoint: Endpoint) -> tuple[str, str]:
-    """The names of an endpoint's UDP and TCP socket; they must not contain a colon."""
+    """Return the names of an endpoint's UDP and TCP socket; names must not contain a colon."""
     where = f"{endpoint.place}-{endpoint.port}-{endpoint.address}".replace(":", "_")
     return f"udp-{where}", f"tcp-{where}"
 
 
 def _endpoint(name: str) -> Endpoint | None:
-    """Read the name of a UDP socket; nothing for any other name."""
+    """Parse the name of a UDP socket; None for any other name."""
     kind, *parts = name.split("-")
     if kind == "udp" and len(parts) == 3:
         with suppress(ValueError):

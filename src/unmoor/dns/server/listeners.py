@@ -1,6 +1,6 @@
 """The server's sockets: made by the parent, once, and inherited by every worker.
 
-A worker that dies or is replaced takes no socket with it: what had arrived waits for its successor.
+A worker that dies or is replaced takes no socket with it: queries that have arrived wait for its successor.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Endpoint(NamedTuple):
     place: int
 
 
-#: Where the sockets that serve whole prefixes are bound: nothing reaches them but what a dispatch table hands
-#: over, and what is asked on the host itself.
+#: Addresses to which the sockets that serve whole prefixes are bound: they receive only what a dispatch table
+#: delivers, and queries from the host itself.
 ANY_ADDRESS = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
@@ -56,20 +56,20 @@ class Pair(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Octets that the UDP sockets have for what arrives, and for what is sent: those of the worst off."""
+    """Sizes of receive and send buffer, octets: the smallest of any UDP socket."""
 
     receive: int
     send: int
 
 
 def buffers_of(pairs: Collection[Pair]) -> Buffers:
-    """Give the smallest buffers of any UDP socket."""
+    """Return the smallest buffers of any UDP socket."""
     found = [buffers(pair.udp) for pair in pairs] or [(BUFFER, BUFFER)]
     return Buffers(min(receive for receive, _ in found), min(send for _, send in found))
 
 
 def shortage(pairs: Collection[Pair]) -> str:
-    """Report buffers that are smaller than asked for, and the fix; nothing when all is well."""
+    """Describe buffers that are smaller than requested, and the fix; empty if there are none."""
     return "\n".join(
         f"{key} = {size}: a UDP socket has a {name} buffer of {size} octets instead of {BUFFER}: {loss}\n"
         f"    fix: systemctl reload unmoor-dns, which enlarges it, or raise {key} and restart the server"
@@ -85,11 +85,11 @@ def shortage(pairs: Collection[Pair]) -> str:
 
 
 def open_pair(endpoint: Endpoint, first: bool) -> Pair:
-    """Bind both sockets of an endpoint. Raises UnmoorError with the address and what the kernel said.
+    """Bind both sockets of an endpoint. Raises UnmoorError with the address and the kernel's error.
 
-    Every place has sockets of its own (SO_REUSEPORT), among which the kernel spreads clients. A reply
-    leaves from the address that the client asked, since the socket is bound to it. With `first`, nobody
-    else may have the address: another server of ours would otherwise share its queries in silence.
+    Every place has sockets of its own (SO_REUSEPORT), among which the kernel distributes clients. A reply
+    leaves from the address that the client queried, since the socket is bound to it. With `first`, no other
+    process may have the address: a second server of this kind would otherwise get a share of the queries.
     """
     try:
         if first:
@@ -105,12 +105,12 @@ def open_pair(endpoint: Endpoint, first: bool) -> Pair:
 
 
 def places(document: DnsDocument) -> int:
-    """How many workers: one for each core that we may use, unless the document says otherwise."""
+    """Return the number of workers: by default one for each core that this process may use."""
     return document.workers or min(len(os.sched_getaffinity(0)), _MAX_PLACES)
 
 
 def endpoints(document: DnsDocument) -> list[Endpoint]:
-    """Where a document has its workers listen."""
+    """Return the endpoints at which a document's workers listen."""
     return [
         Endpoint(address, document.port, place)
         for place in range(places(document))
@@ -119,15 +119,15 @@ def endpoints(document: DnsDocument) -> list[Endpoint]:
 
 
 def open_missing(wanted: Iterable[Endpoint], existing: dict[Endpoint, Pair]) -> dict[Endpoint, Pair]:
-    """Open the sockets that are wanted and not there: all, or none and UnmoorError."""
+    """Open the sockets that are wanted and missing. Raises UnmoorError, with none of them opened."""
     pairs = dict(existing)
-    ours = {(endpoint.address, endpoint.port) for endpoint in existing}
+    taken = {(endpoint.address, endpoint.port) for endpoint in existing}
     try:
         for endpoint in wanted:
             if endpoint not in pairs:
                 where = (endpoint.address, endpoint.port)
-                pairs[endpoint] = open_pair(endpoint, first=where not in ours)
-                ours.add(where)
+                pairs[endpoint] = open_pair(endpoint, first=where not in taken)
+                taken.add(where)
     except UnmoorError:
         close_others(pairs, keep=existing)
         raise
@@ -164,7 +164,7 @@ def _bind(endpoint: Endpoint, shared: bool) -> Pair:
 
 
 def _allow_any_address(each: socket.socket, family: int) -> None:
-    """Let the address be one that no interface has: those of AnyIP routes, or of an interface to come."""
+    """Allow addresses that no interface has: those of AnyIP routes, or of an interface to come."""
     if family == socket.AF_INET:
         each.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
     else:
@@ -173,8 +173,8 @@ def _allow_any_address(each: socket.socket, family: int) -> None:
 
 
 def _ignore_path_mtu(udp: socket.socket, family: int) -> None:
-    """Disregard ICMP's word on the path's MTU: it is easily forged, and would have replies fragmented."""
-    with suppress(OSError):  # a protection more, on kernels that have it
+    """Ignore path MTU from ICMP, which is easily forged to have replies fragmented."""
+    with suppress(OSError):  # additional protection, on kernels that have it
         if family == socket.AF_INET:
             udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_OMIT)
         else:

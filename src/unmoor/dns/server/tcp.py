@@ -1,8 +1,8 @@
 """DNS over TCP (RFC 7766): pipelined queries, bounded in connections, memory and time.
 
-Questions are answered at once, in the order in which they came, so there is nothing that a later answer
-could overtake (RFC 7766 section 6.2.1.1). Many of them on one connection hold up no other: a turn answers
-what one read brought, and none is read while too many answers wait for a slow reader.
+Queries are answered immediately and in order, so replies are never reordered (RFC 7766 section 6.2.1.1). Many
+queries on one connection do not delay others: a turn answers the queries of one read, and nothing is read
+while too many replies wait for a slow reader.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from unmoor.model import DnsDocument
 
 log = logging.getLogger(__name__)
 
-#: Octets that all connections of one worker may hold, received and unsent together; beyond it those that
+#: Octets that all connections of one worker may buffer, received and unsent together; beyond it those that
 #: have been idle for longest are closed. One connection holds at most about 210 KB.
 MAX_HELD = 32 << 20
-#: Replies waiting for a slow reader, octets; beyond it no further question of the connection is read.
+#: Replies waiting for a slow reader, octets; beyond it no further query of the connection is read.
 _MAX_UNSENT = 65536
 _CHUNK = 16384
 _ACCEPTS_AT_ONCE = 16
-#: Of a connection that is handed to another worker, which may be of another release.
+#: Format of a connection that is passed to another worker, which may be of another release.
 _FORMAT = 1
 _STATE = struct.Struct("!B?I")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the TCP side of one worker may use: connections, those of one client, seconds for a question."""
+    """Limits of one worker: connections, connections of one client, seconds that one may be idle."""
 
     connections: int
     per_client: int
@@ -46,7 +46,7 @@ class Limits:
 
     @classmethod
     def of(cls, document: DnsDocument, workers: int, descriptors: int) -> Limits:
-        """Give one of `workers` its share, and no more connections than there are `descriptors` for."""
+        """Return the share of one of `workers`, at most as many connections as `descriptors`."""
         share = -(-document.tcp_connections // workers)
         if share > descriptors:
             log.warning(
@@ -61,21 +61,21 @@ class Limits:
 
 @dataclass(slots=True)
 class Connection:
-    """One client's connection: what was received and not answered, what was answered and not sent."""
+    """One client's connection, with unanswered queries in `received` and replies in `unsent`."""
 
-    door: socket.socket
+    sock: socket.socket
     address: str
     client: bytes
     deadline: float
     received: bytearray = field(default_factory=bytearray)
     unsent: bytearray = field(default_factory=bytearray)
     finished: bool = False
-    #: Octets of both buffers, as of the last look.
+    #: Octets of both buffers, as last counted.
     held: int = 0
 
 
 class Connections:
-    """All TCP connections of a worker. `watch` and `unwatch` tell its event loop about descriptors."""
+    """All TCP connections of a worker. `watch` and `unwatch` add and remove descriptors of its event loop."""
 
     def __init__(
         self,
@@ -90,36 +90,36 @@ class Connections:
         self._counts = counts
         self._watch = watch
         self._unwatch = unwatch
-        # In the order of their deadlines: whoever asks goes to the end.
+        # Ordered by deadline: a connection with a new query moves to the end.
         self._open: dict[int, Connection] = {}
         self._clients: Counter[bytes] = Counter()
         self._held = 0
 
     def accept(self, listener: socket.socket) -> None:
-        """Take what waits in the listener's queue."""
+        """Accept the connections in the listener's queue."""
         for _ in range(_ACCEPTS_AT_ONCE):
             try:
-                door, address = listener.accept()
-            except OSError:  # nothing waits, or it went away while it waited
+                sock, address = listener.accept()
+            except OSError:  # empty, or the client has closed the connection
                 return
-            door.setblocking(False)
+            sock.setblocking(False)
             self._counts.add(Event.TCP_CONNECTIONS)
-            client = _client(door.family, address[0])
-            self._add(Connection(door, address[0], client, time.monotonic() + self._limits.idle))
+            client = _client(sock.family, address[0])
+            self._add(Connection(sock, address[0], client, time.monotonic() + self._limits.idle))
 
     def _add(self, connection: Connection) -> None:
         if self._clients[connection.client] >= self._limits.per_client:
-            connection.door.close()
+            connection.sock.close()
             return
         if len(self._open) >= self._limits.connections:
             self._close(next(iter(self._open.values())))
-        descriptor = connection.door.fileno()
+        descriptor = connection.sock.fileno()
         self._open[descriptor] = connection
         self._clients[connection.client] += 1
         self._watch(descriptor, select.EPOLLIN, lambda events: self._serve(connection, events))
 
     def expire(self) -> float | None:
-        """Close what has been idle for too long; gives the seconds until there may be more to close."""
+        """Close connections that have been idle for too long; returns the seconds until the next deadline."""
         now = time.monotonic()
         while self._open:
             idlest = next(iter(self._open.values()))
@@ -131,7 +131,7 @@ class Connections:
     def _serve(self, connection: Connection, events: int) -> None:
         try:
             if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
-                chunk = connection.door.recv(_CHUNK)
+                chunk = connection.sock.recv(_CHUNK)
                 connection.finished = not chunk
                 connection.received += chunk
             self._advance(connection)
@@ -143,8 +143,8 @@ class Connections:
         self._weigh(connection)
 
     def _weigh(self, connection: Connection) -> None:
-        """Keep account of what is held, and make room if that is too much."""
-        if connection.door.fileno() < 0:
+        """Count the octets that are held, and close connections if they are too many."""
+        if connection.sock.fileno() < 0:
             return
         held = len(connection.received) + len(connection.unsent)
         self._held += held - connection.held
@@ -156,11 +156,11 @@ class Connections:
                     break
 
     def _advance(self, connection: Connection) -> None:
-        """Answer and send as far as it goes; then wait for what is missing."""
+        """Answer and send as far as possible; then wait for more input or room."""
         asked = self._answer_all(connection)
         while connection.unsent:
             try:
-                sent = connection.door.send(connection.unsent)
+                sent = connection.sock.send(connection.unsent)
             except BlockingIOError:
                 break
             del connection.unsent[:sent]
@@ -168,7 +168,7 @@ class Connections:
         if connection.finished and not connection.unsent:
             self._close(connection)
             return
-        descriptor = connection.door.fileno()
+        descriptor = connection.sock.fileno()
         if asked:
             connection.deadline = time.monotonic() + self._limits.idle
             self._open[descriptor] = self._open.pop(descriptor)
@@ -177,7 +177,7 @@ class Connections:
         self._watch(descriptor, wanted, lambda events: self._serve(connection, events))
 
     def _answer_all(self, connection: Connection) -> bool:
-        """Answer the whole questions received, in their order; returns whether there were any."""
+        """Answer the complete queries received, in order; returns whether any was replied to."""
         received, at, asked = connection.received, 0, False
         while len(connection.unsent) < _MAX_UNSENT and len(received) >= at + 2:
             (size,) = struct.unpack_from("!H", received, at)
@@ -188,76 +188,76 @@ class Connections:
                 bytes(received[at + 2 : at + 2 + size]), message.TCP_SIZE, connection.address
             )
             at += 2 + size
-            if reply is not None:  # silence buys no time
+            if reply is not None:  # a query without a reply does not extend the deadline
                 asked = True
                 connection.unsent += struct.pack("!H", len(reply)) + reply
         del received[:at]
         return asked
 
     def _close(self, connection: Connection) -> None:
-        descriptor = connection.door.fileno()
+        descriptor = connection.sock.fileno()
         self._unwatch(descriptor)
         self._forget(connection)
-        connection.door.close()
+        connection.sock.close()
 
     def _forget(self, connection: Connection) -> None:
-        del self._open[connection.door.fileno()]
+        del self._open[connection.sock.fileno()]
         self._held -= connection.held
         self._clients[connection.client] -= 1
         if not self._clients[connection.client]:
             del self._clients[connection.client]
 
     def hand_over(self, successor: socket.socket) -> None:
-        """Send every connection, with what it was in the middle of, to the worker that takes over."""
+        """Pass every connection, with its buffers, to the worker that takes over."""
         for connection in list(self._open.values()):
-            self._unwatch(connection.door.fileno())
+            self._unwatch(connection.sock.fileno())
             state = _STATE.pack(_FORMAT, connection.finished, len(connection.received))
-            with suppress(OSError):  # nobody takes over: the client will connect again
+            with suppress(OSError):  # no worker takes over: the client will connect again
                 socket.send_fds(
                     successor,
                     [state + connection.received + connection.unsent],
-                    [connection.door.fileno()],
+                    [connection.sock.fileno()],
                 )
             self._forget(connection)
-            connection.door.close()
+            connection.sock.close()
 
     def adopt(self, predecessor: socket.socket) -> bool:
-        """Take one connection from `hand_over`; False when there are no more."""
+        """Receive one connection of `hand_over`; False when there are no more."""
         message, descriptors, _, _ = socket.recv_fds(predecessor, 1 << 20, 1)
         if not message:
             return False
-        if not descriptors:  # there was no room for it: the client will connect again
+        if not descriptors:  # out of descriptors: the client will connect again
             return True
-        door = socket.socket(fileno=descriptors[0])
+        sock = socket.socket(fileno=descriptors[0])
         if message[0] != _FORMAT:  # of another release
-            door.close()
+            sock.close()
             return True
-        door.setblocking(False)
+        sock.setblocking(False)
         _, finished, received = _STATE.unpack_from(message)
         split = _STATE.size + received
         try:
-            address = door.getpeername()[0]
-        except OSError:  # it went away in between
-            door.close()
+            address = sock.getpeername()[0]
+        except OSError:  # the client has closed it
+            sock.close()
             return True
         deadline = time.monotonic() + self._limits.idle
         connection = Connection(
-            door,
+            sock,
             address,
-            _client(door.family, address),
+            _client(sock.family, address),
             deadline,
             bytearray(message[_STATE.size : split]),
             bytearray(message[split:]),
             finished,
         )
         self._add(connection)
-        if door.fileno() >= 0:
+        if sock.fileno() >= 0:
             self._serve(connection, 0)
         return True
 
 
 def _client(family: int, address: str) -> bytes:
-    """What a client is counted by: its IPv4 address, or the network of its IPv6 address."""
+    """Return the key by which a client is counted: its IPv4 address, or the /64 of its IPv6 address."""
     if family == socket.AF_INET:
         return socket.inet_aton(address)
     return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:8]

@@ -1,7 +1,7 @@
-"""Many datagrams in one call of the kernel: recvmmsg(2) and sendmmsg(2), which the standard library lacks.
+"""Many datagrams in one system call: recvmmsg(2) and sendmmsg(2), which the standard library lacks.
 
-Beside the calls it saves what `recvfrom` and `sendto` do for each packet in Python: the kernel writes a
-client's address where the reply's header points to, so that nobody reads it for that.
+Besides system calls, this saves the conversion of each address to and from Python: the kernel writes a
+client's address where the reply's header points to.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Callable
 from unmoor.dns.answer.fast_path import Answerer
 from unmoor.dns.observe.sampling import Observer
 
-#: Packets taken with one call; what a worker that dies takes with it, at most.
+#: Packets received with one call, and lost at most if the worker dies.
 BATCH = 32
-#: Room for a packet. A longer one is cut off by the kernel, and so malformed: no honest query is.
+#: Octets of a packet. The kernel truncates a longer one, which is then malformed: no honest query is as long.
 MAX_PACKET = 4096
 #: Clients whose addresses are kept as text.
 _MAX_KNOWN = 4096
 
-# struct sockaddr_in and sockaddr_in6: how long, and where the address stands.
+# struct sockaddr_in and sockaddr_in6: size, and begin and end of the address.
 _ADDRESS: dict[int, tuple[int, int, int]] = {socket.AF_INET: (16, 4, 8), socket.AF_INET6: (28, 8, 24)}
 _SLOT = 32
 _DONTWAIT = int(socket.MSG_DONTWAIT)
@@ -49,7 +49,7 @@ class _Message(ctypes.Structure):
 
 
 class _Header(ctypes.Structure):
-    """struct mmsghdr: `size` is how many octets were received, or sent."""
+    """struct mmsghdr: `size` is the number of octets received or sent."""
 
     _fields_ = (("message", _Message), ("size", ctypes.c_uint))
 
@@ -59,8 +59,8 @@ _receive, _send = _libc.recvmmsg, _libc.sendmmsg
 _receive.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
 _send.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
 
-# The structures are read and written as rows of numbers, which are quicker to get at than fields: how many
-# make a structure, and which of them is which field.
+# The structures are read and written as arrays of numbers, which is faster than by fields: the numbers of a
+# structure, and the index of each field.
 _HEADER_SIZE, _VECTOR_SIZE = ctypes.sizeof(_Header), ctypes.sizeof(_Vector)
 _WORD = ctypes.sizeof(ctypes.c_void_p)
 _HEADER_WORDS, _VECTOR_WORDS = _HEADER_SIZE // _WORD, _VECTOR_SIZE // _WORD
@@ -69,7 +69,7 @@ _LENGTH = _Vector.size.offset // _WORD
 
 
 def _memory(size: int) -> mmap.mmap:
-    """Memory that slices to bytes with one copy. Private: a fork must not share what clients sent."""
+    """Return memory that slices to bytes with one copy. Private: forks must not share clients' packets."""
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
@@ -80,7 +80,7 @@ def _address(memory: mmap.mmap) -> int:
 class _Packets:
     """Room for a batch of packets of `room` octets, and the headers that describe it to the kernel.
 
-    The addresses stand at `names`, in slots of `_SLOT` octets.
+    The addresses are at `names`, in slots of `_SLOT` octets.
     """
 
     def __init__(self, room: int, names: int, name_size: int) -> None:
@@ -97,9 +97,9 @@ class _Packets:
 
 
 class Datagrams:
-    """Answers what waits in the sockets of one address family, a batch at a time. Not for two threads.
+    """Answers the packets in sockets of one address family, a batch at a time. Not thread-safe.
 
-    `reply_size` is the most octets that a reply may have. `unsent` is told of each reply that the kernel
+    `reply_size` is the maximum size of a reply, octets. `unsent` is called for each reply that the kernel
     refuses to send.
     """
 
@@ -112,16 +112,16 @@ class Datagrams:
         self._known: dict[bytes, str] = {}
 
     def drain(
-        self, door: socket.socket, answer: Answerer, observer: Observer | None = None
+        self, sock: socket.socket, answer: Answerer, observer: Observer | None = None
     ) -> Callable[[], bool]:
-        """Make the function that answers one batch; it says whether more may wait.
+        """Return a function that answers one batch and returns whether more packets may be waiting.
 
-        A batch that holds a query for `observer` to look at is answered by that.
+        A batch with a query that `observer` samples is answered by the observer.
 
-        A reply for which the send buffer has no room is dropped. To wait for room would let anyone stall the
-        server: replies to neighbours that do not resolve keep the buffer full for seconds.
+        A reply for which the send buffer has no room is dropped. Waiting would let anyone stall the server:
+        replies to neighbours that do not resolve keep the buffer full for seconds.
         """
-        descriptor, limit = door.fileno(), self._reply_size
+        descriptor, limit = sock.fileno(), self._reply_size
         queries, headers, sizes = self._queries.data, self._queries.headers, self._queries.received
         replies, lengths, pointers = self._replies.data, self._replies.lengths, self._replies.names
         names, known, text, send = self._names, self._known, self._text, self._send
@@ -166,7 +166,7 @@ class Datagrams:
         return text
 
     def _send(self, descriptor: int, ready: int) -> None:
-        """Send so many replies; one that cannot be sent holds up no other."""
+        """Send the first `ready` replies, and skip those that cannot be sent."""
         done = 0
         while done < ready:
             sent = _send(descriptor, self._replies.headers + done * _HEADER_SIZE, ready - done, _DONTWAIT)

@@ -1,11 +1,11 @@
-"""One release hands the running server to the next: sockets, connections, counters, and then the name.
+"""The protocol by which one release hands the running server to the next: sockets, connections, counters.
 
-The parent that serves starts the new release as its child, which inherits the sockets, builds its snapshot
-and starts workers that stand by. Only then does the old parent retire its own workers, one place after
-another, each as the new one begins. Until the new release has said that it is in force, the old one can go
-on as if nothing had been tried: whatever a broken release does, it does in a process that nobody needs.
+The serving parent starts the new release as its child, which inherits the sockets, builds its snapshot and
+starts workers that wait. Only then does the old parent retire its own workers, one place after another, each
+as the new one begins. Until the new release has reported that it is in force, the old one can continue as if
+nothing had happened: whatever a broken release does, it does in a process that serves nobody yet.
 
-What the two say to each other does not depend on the release: names and numbers as JSON, and descriptors.
+Messages do not depend on the release: names and numbers as JSON, and descriptors.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from unmoor.dns.counters.counters import Totals
 from unmoor.dns.server.listeners import Endpoint, Pair
 from unmoor.errors import UnmoorError
 
-#: Of what one release leaves to the next. A newer one must read this, or refuse.
+#: Format of Handover. A newer release must read this one, or refuse.
 FORMAT = 1
-#: Seconds that a new release may take until its workers stand by.
-PATIENCE = 90.0
-#: Seconds that either side waits for the other while places change hands.
-_WORD_PATIENCE = 5.0
-#: How much of what a broken release said is repeated, lines.
-_LAST_WORDS = 12
+#: Seconds that a new release may take until its workers are ready.
+READY_TIMEOUT = 90.0
+#: Seconds that either side waits for a message of the other while places are handed over.
+_MESSAGE_TIMEOUT = 5.0
+#: Lines of a broken release's standard error that are reported.
+_MAX_ERROR_LINES = 12
 _MESSAGE = 65536
 
 
 @dataclass(frozen=True, slots=True)
-class Estate:
-    """What a server leaves to its successor, beside the counters; sockets are descriptor numbers.
+class Handover:
+    """What a server passes to its successor, except the counters; sockets are descriptor numbers.
 
-    `started` is when the first of them began, CLOCK_MONOTONIC seconds; `secret` is that of DNS cookies, for
-    a document without one, in hexadecimal; each of `pairs` is address, port, place, UDP and TCP socket.
+    `started` is the start of the first server in the chain, CLOCK_MONOTONIC seconds; `secret` is that of DNS
+    cookies, for a document without one, in hexadecimal; each of `pairs` is address, port, place, UDP socket
+    and TCP socket. `channel` and `errors` are set by Successor.
     """
 
     generation: int
@@ -58,7 +59,7 @@ class Estate:
 
 
 def describe(pairs: Mapping[Endpoint, Pair]) -> list[tuple[str, int, int, int, int]]:
-    """Write sockets as an estate holds them."""
+    """Return sockets in the form of Handover.pairs."""
     return [
         (str(where.address), where.port, where.place, pair.udp.fileno(), pair.tcp.fileno())
         for where, pair in pairs.items()
@@ -66,40 +67,40 @@ def describe(pairs: Mapping[Endpoint, Pair]) -> list[tuple[str, int, int, int, i
 
 
 class Successor:
-    """The new release, as the server that it is to replace sees it."""
+    """The new release, as seen by the running server."""
 
-    def __init__(self, program: str, arguments: Iterable[str], estate: Estate) -> None:
+    def __init__(self, program: str, arguments: Iterable[str], handover: Handover) -> None:
         """Start `program`, the path of a release's `unmoor`. Raises UnmoorError if it cannot be run."""
         self.program = program
-        self.deadline = time.monotonic() + PATIENCE
-        #: By place: where the connections of the worker there are to be sent.
+        self.deadline = time.monotonic() + READY_TIMEOUT
+        #: By place: the socket to which the worker there sends its connections.
         self.inheritances: dict[int, socket.socket] = {}
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.channel.settimeout(_WORD_PATIENCE)
+        self.channel.settimeout(_MESSAGE_TIMEOUT)
         errors = os.dup(2)
-        estate = Estate(**{**asdict(estate), "channel": theirs.fileno(), "errors": errors})
-        will = _write(estate)
-        sockets = [each for pair in estate.pairs for each in pair[3:]]
+        handover = Handover(**{**asdict(handover), "channel": theirs.fileno(), "errors": errors})
+        descriptor = _write(handover)
+        sockets = [each for pair in handover.pairs for each in pair[3:]]
         try:
             self._process = subprocess.Popen(
-                [program, "dns", "serve", *arguments, "--resume", str(will)],
+                [program, "dns", "serve", *arguments, "--resume", str(descriptor)],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=[will, theirs.fileno(), errors, estate.control, *sockets],
+                pass_fds=[descriptor, theirs.fileno(), errors, handover.control, *sockets],
             )
         except OSError as error:
             self.channel.close()
             raise UnmoorError(f"cannot run {program}: {error.strerror}") from None
         finally:
             theirs.close()
-            for each in (errors, will):
+            for each in (errors, descriptor):
                 os.close(each)
         self.pid = self._process.pid
 
-    def hear(self) -> bool:
-        """Take what it says while it prepares; gives whether all its workers stand by.
+    def receive(self) -> bool:
+        """Receive a message while the release prepares; returns whether all its workers are ready.
 
-        Raises UnmoorError, with its last words, when it has failed.
+        Raises UnmoorError, with the end of its standard error, when it has failed.
         """
         message, descriptors = self._receive()
         if "place" in message and descriptors:
@@ -107,14 +108,14 @@ class Successor:
         return message.get("ready") is True and bool(self.inheritances)
 
     def begin(self, place: int) -> None:
-        """Have its worker at `place` begin. Raises UnmoorError when it has failed."""
+        """Let its worker at `place` begin. Raises UnmoorError when the release has failed."""
         try:
             self.channel.send(json.dumps({"begin": place}).encode())
         except OSError:
-            raise UnmoorError(self.last_words()) from None
+            raise UnmoorError(self.end()) from None
 
     def finish(self, totals: Totals, restarts: int) -> str:
-        """Leave it the counters and wait until it is in force; gives what it says of itself.
+        """Pass the counters and wait until the release is in force; returns its one-line summary.
 
         Raises UnmoorError when it has failed.
         """
@@ -122,7 +123,7 @@ class Successor:
         try:
             socket.send_fds(self.channel, [b'{"finish": true}'], [counters])
         except OSError:
-            raise UnmoorError(self.last_words()) from None
+            raise UnmoorError(self.end()) from None
         finally:
             os.close(counters)
         message, _ = self._receive()
@@ -133,34 +134,38 @@ class Successor:
             raw, descriptors, _, _ = socket.recv_fds(self.channel, _MESSAGE, 1)
             message = jsontext.parse(raw)
         except (OSError, ValueError):
-            raise UnmoorError(self.last_words()) from None
+            raise UnmoorError(self.end()) from None
         return message if isinstance(message, dict) else {}, descriptors
 
-    def last_words(self) -> str:
-        """End it, and say how it failed."""
+    def end(self) -> str:
+        """Kill the release if it still runs; returns how it failed."""
         timed_out = time.monotonic() > self.deadline
-        with suppress(subprocess.TimeoutExpired):  # it may be about to end by itself, with a reason
+        with suppress(subprocess.TimeoutExpired):  # it may be about to exit, with a reason
             self._process.wait(0 if timed_out else 1)
         gone = self._process.poll() is not None
         self.close()
         status = self._process.returncode
         how = (
-            f"ended with status {status}" if gone else "was not ready in time" if timed_out else "fell silent"
+            f"ended with status {status}"
+            if gone
+            else "was not ready in time"
+            if timed_out
+            else "stopped responding"
         )
-        said = self._said()
-        return f"{self.program} {how}" + (f"; its last words:\n{said}" if said else "; see the journal")
+        errors = self._errors()
+        return f"{self.program} {how}" + (f"; its last words:\n{errors}" if errors else "; see the journal")
 
-    def _said(self) -> str:
+    def _errors(self) -> str:
         stream = self._process.stderr
         if stream is None or stream.closed:
             return ""
         os.set_blocking(stream.fileno(), False)
         with stream:
             lines = (stream.read() or b"").decode(errors="replace").splitlines()
-        return "\n".join(lines[-_LAST_WORDS:])
+        return "\n".join(lines[-_MAX_ERROR_LINES:])
 
     def close(self) -> None:
-        """End it, if it lives: its workers end with it."""
+        """Kill the release if it still runs; its workers end with it."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -170,62 +175,65 @@ class Successor:
 
 
 class Predecessor:
-    """The server that is to be replaced, as the new release sees it. `descriptor` is that of its estate."""
+    """The running server, as seen by the new release. `descriptor` refers to a Handover."""
 
     def __init__(self, descriptor: int) -> None:
-        """Read the estate. Raises UnmoorError for one that this release does not understand."""
+        """Read the handover. Raises UnmoorError for a format that this release does not support."""
         found = _read(descriptor)
         if found.get("format") != FORMAT:
             raise UnmoorError(
-                f"the running server leaves its sockets in format {found.get('format')}, and this release "
-                f"reads {FORMAT}: restart it instead (systemctl restart unmoor-dns)"
+                f"the running server hands over in format {found.get('format')}, and this release reads "
+                f"{FORMAT}: restart it instead (systemctl restart unmoor-dns)"
             )
-        self.estate = Estate(**found)
-        self.channel = socket.socket(fileno=self.estate.channel)
-        self.channel.settimeout(_WORD_PATIENCE)
-        self.control = socket.socket(fileno=self.estate.control)
+        self.handover = Handover(**found)
+        self.channel = socket.socket(fileno=self.handover.channel)
+        self.channel.settimeout(_MESSAGE_TIMEOUT)
+        self.control = socket.socket(fileno=self.handover.control)
 
     def pairs(self) -> dict[Endpoint, Pair]:
-        """Give the sockets that it serves."""
+        """Return the sockets that it serves."""
         return {
             Endpoint(ip_address(address), port, place): Pair(
                 socket.socket(fileno=udp), socket.socket(fileno=tcp)
             )
-            for address, port, place, udp, tcp in self.estate.pairs
+            for address, port, place, udp, tcp in self.handover.pairs
         }
 
     def restore_errors(self) -> None:
-        """Send messages where the server sends its own; before this, it reads them to know why we failed."""
-        os.dup2(self.estate.errors, 2)
+        """Redirect standard error to that of the server, which reads it until then to report a failure."""
+        os.dup2(self.handover.errors, 2)
 
     def offer(self, inheritances: Mapping[int, socket.socket]) -> Iterator[int]:
-        """Say that workers stand by; gives each place as it is ours to begin, until all are.
+        """Report that the workers are ready; yields each place when its worker is to begin.
 
         Raises UnmoorError when the server is gone.
         """
         for place, inheritance in inheritances.items():
-            self._say({"place": place}, inheritance.fileno())
-        self._say({"ready": True})
+            self._send({"place": place}, inheritance.fileno())
+        self._send({"ready": True})
         left = len(inheritances)
-        # All our workers may have to wait for their turn, each after a retirement of some seconds.
-        self.channel.settimeout(PATIENCE)
+        # Every worker may have to wait for its turn, each after a retirement of some seconds.
+        self.channel.settimeout(READY_TIMEOUT)
         while left:
             message, _ = self._receive()
             yield message["begin"]
             left -= 1
 
     def counters(self) -> tuple[Totals, int]:
-        """Wait for what was counted, and how many workers were replaced. Raises UnmoorError."""
+        """Wait for the counters and the number of restarted workers. Raises UnmoorError."""
         _, descriptors = self._receive()
         found = _read(descriptors[0])
         return Totals.of(found["totals"]), found["restarts"]
 
     def in_force(self, summary: str) -> None:
-        """Say that the server may go; its end closes the channel. Raises UnmoorError when it is gone."""
-        self._say({"in_force": summary})
-        os.close(self.estate.errors)
+        """Report that this release is in force, so that the server exits and thereby closes the channel.
 
-    def _say(self, message: Mapping[str, Any], *descriptors: int) -> None:
+        Raises UnmoorError when it is gone.
+        """
+        self._send({"in_force": summary})
+        os.close(self.handover.errors)
+
+    def _send(self, message: Mapping[str, Any], *descriptors: int) -> None:
         try:
             socket.send_fds(self.channel, [json.dumps(message).encode()], descriptors)
         except OSError:
@@ -241,23 +249,25 @@ class Predecessor:
         return json.loads(raw), descriptors
 
 
-_GONE = "the server that was to be replaced is gone, or gave the upgrade up"
+_GONE = "the running server has exited, or gave the upgrade up"
 
 
 def check_program(program: str) -> str:
-    """Say why `program` is nothing to be replaced by; nothing if it may be tried."""
+    """Return why `program` cannot be upgraded to; empty if it can be tried."""
     if not Path(program).is_absolute():
-        return f"{program or 'the program'}: is no absolute path; name a release's bin/unmoor by --program"
+        return (
+            f"{program or 'the program'}: is not an absolute path; name a release's bin/unmoor by --program"
+        )
     if not os.access(program, os.X_OK) or Path(program).is_dir():
-        return f"{program}: is no program that this server's user may run"
+        return f"{program}: is not a program that this server's user may run"
     return ""
 
 
-def _write(what: Any) -> int:
-    """Put `what` into memory that a descriptor stands for."""
+def _write(value: Any) -> int:
+    """Write `value` as JSON into a memory file; returns its descriptor."""
     descriptor = os.memfd_create("unmoor-dns")
     with os.fdopen(os.dup(descriptor), "w") as stream:
-        json.dump(asdict(what) if isinstance(what, Estate) else what, stream)
+        json.dump(asdict(value) if isinstance(value, Handover) else value, stream)
     return descriptor
 
 

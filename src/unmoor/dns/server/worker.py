@@ -1,4 +1,4 @@
-"""One worker process: an event loop over its UDP and TCP sockets, until the parent says otherwise."""
+"""One worker process: an event loop over its UDP and TCP sockets, until the parent retires it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unmoor.dns.answer.fast_path import Answerer, answerer
 from unmoor.dns.answer.rate_limit import Limiter, counted
 from unmoor.dns.answer.snapshot import Snapshot
 from unmoor.dns.counters.address_counters import Tally
-from unmoor.dns.counters.counters import Counts, Event, Noting, Transport
+from unmoor.dns.counters.counters import Counts, Event, RecordingCounts, Transport
 from unmoor.dns.observe.query_log import QueryLogger
 from unmoor.dns.observe.receivers import receiver_for
 from unmoor.dns.observe.sampling import Observer
@@ -24,7 +24,7 @@ from unmoor.dns.server.tcp import Connections, Limits
 from unmoor.dns.server.udp_batch import MAX_PACKET, Datagrams
 from unmoor.dns.transfer.notify import Notices
 
-# What parent and worker say to each other, one message each (SOCK_SEQPACKET).
+# Messages between parent and worker, one packet each (SOCK_SEQPACKET).
 READY = b"ready"
 BEGIN = b"begin"
 RETIRE = b"retire"
@@ -32,10 +32,10 @@ RETIRED = b"retired"
 #: Followed by the number of the request.
 SETTLE = b"settle"
 
-#: Batches of packets taken from one socket before the others get their turn.
+#: Batches of packets taken from one socket before the next socket is served.
 _BATCHES_AT_ONCE = 2
 _PACKETS_AT_ONCE = 64
-#: Descriptors that a worker needs beside its sockets and connections: standard ones, epoll, its files.
+#: Descriptors that a worker needs besides its sockets and connections: standard streams, epoll, files.
 _OTHER_DESCRIPTORS = 64
 #: Seconds that a successor may take to accept a connection.
 _HAND_OVER_TIMEOUT = 2.0
@@ -44,11 +44,11 @@ _HAND_OVER_TIMEOUT = 2.0
 class Worker:
     """Serves one snapshot for its whole life.
 
-    A reload starts a new worker on the same sockets, which stands by, and retires this one: between two
-    packets this one stops, and only then the new one begins. None is lost, since what has arrived stays in
-    the sockets; and no client that was answered by the new one is answered by this one afterwards.
-    `workers` is how many there are; `notices` takes the NOTIFYs that primaries send; `rates` are the
-    counters of the rate limit, shared by all workers.
+    A reload starts a new worker on the same sockets, which waits, and retires this one: this one stops
+    between two packets, and only then the new one begins. No packet is lost, since packets that have arrived
+    stay in the sockets; and no client that the new worker has answered is answered by this one afterwards.
+    `workers` is how many there are; `secret` makes DNS cookies if the document has none; `notify` takes the
+    NOTIFYs that primaries send; `rates` are the counters of the rate limit, shared by all workers.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class Worker:
         pairs: Iterable[Pair],
         parent: socket.socket,
         predecessor: socket.socket,
-        notices: socket.socket | None = None,
+        *,
+        secret: bytes = b"",
+        notify: socket.socket | None = None,
         generation: int = 0,
         tally: Tally | None = None,
         rates: memoryview | None = None,
@@ -79,19 +81,20 @@ class Worker:
         self._pairs = tuple(pairs)
         self._any_address = document.any_address
         limits = Limits.of(document, workers, _descriptors_left(self._pairs))
-        options = Options(document)
+        options = Options(document, secret)
         excess = counted(document.rate_limit, rates) if rates is not None and document.rate_limit else None
         self._receiver = receiver_for(document)
 
         def answering(counts: Counts) -> Answerer:
             over_udp = counts.transport == Transport.UDP
             limiter = Limiter(excess, options, counts) if excess and over_udp else None
-            return answerer(snapshot, counts, options, Notices(snapshot.sources, notices), limiter)
+            return answerer(snapshot, counts, options, Notices(snapshot.sources, notify), limiter)
 
         def observer(counts: Counts) -> Observer:
-            noting, log = Noting(counts), None
+            log = None
             if self._receiver:
-                log = QueryLogger(answering(noting), noting, self._receiver, snapshot, generation)
+                recording = RecordingCounts(counts)
+                log = QueryLogger(answering(recording), recording, self._receiver, snapshot, generation)
             return Observer(answering(counts), counts, log)
 
         over_tcp = observer(counts.over(Transport.TCP)).alone
@@ -103,7 +106,7 @@ class Worker:
         self._running = True
 
     def run(self) -> None:
-        """Serve from the parent's word on until retired, or until the parent is gone."""
+        """Serve from BEGIN until retired, or until the parent is gone."""
         self._parent.send(READY)
         poll, handlers = self._poll.poll, self._handlers
         while self._running:
@@ -121,15 +124,15 @@ class Worker:
             self._watch(pair.udp.fileno(), select.EPOLLIN, drain)
             self._watch(pair.tcp.fileno(), select.EPOLLIN, self._accept_from(pair.tcp))
 
-    def _drain_of(self, door: socket.socket) -> Callable[..., Callable[[int], None]]:
-        """Which handler a UDP socket needs: clients dial its own address, or any of a prefix."""
-        if self._any_address and ip_address(door.getsockname()[0]) in ANY_ADDRESS:
-            udp.prepare(door)
-            return _drain_as_dialled
+    def _drain_of(self, sock: socket.socket) -> Callable[..., Callable[[int], None]]:
+        """Return the handler for a UDP socket: of one address, or of whole prefixes."""
+        if self._any_address and ip_address(sock.getsockname()[0]) in ANY_ADDRESS:
+            udp.prepare(sock)
+            return _drain_any_address
         return _drain
 
     def _settle(self, request: int = 0) -> None:
-        """Count the addresses that were given; `request` is the number of who wants to read the counts."""
+        """Count the addresses given so far; `request` is the number of the parent's request."""
         for each in self._selectors:
             each.settle()
         if self._tally:
@@ -164,7 +167,7 @@ class Worker:
             self._settle(int.from_bytes(message[len(SETTLE) :], "big"))
             return
         self._running = False
-        for drain in self._drains:  # the sockets may be closed after this
+        for drain in self._drains:  # the parent may close the sockets after this
             drain(0)
         self._settle()
         if self._receiver:
@@ -178,16 +181,16 @@ class Worker:
 
 
 def _descriptors_left(pairs: Sequence[Pair]) -> int:
-    """How many connections the limit on descriptors leaves room for."""
+    """Return how many connections the limit on descriptors leaves room for."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft - 2 * len(pairs) - _OTHER_DESCRIPTORS
 
 
-def _drain(door: socket.socket, observer: Observer, counts: Counts) -> Callable[[int], None]:
-    """Make the handler that answers what waits in a UDP socket."""
-    # A reply is refused for want of a route back or of room, or to port 0: the client will ask again.
-    datagrams = Datagrams(door.family, message.EDNS_SIZE, lambda: counts.add(Event.UNSENT))
-    one_batch = datagrams.drain(door, observer.answer, observer)
+def _drain(sock: socket.socket, observer: Observer, counts: Counts) -> Callable[[int], None]:
+    """Make the handler that answers the packets in a UDP socket."""
+    # Sending fails without a route or buffer space, and to port 0: the client will ask again.
+    datagrams = Datagrams(sock.family, message.EDNS_SIZE, lambda: counts.add(Event.UNSENT))
+    one_batch = datagrams.drain(sock, observer.answer, observer)
 
     def drain(_: int) -> None:
         for _ in range(_BATCHES_AT_ONCE):
@@ -197,23 +200,23 @@ def _drain(door: socket.socket, observer: Observer, counts: Counts) -> Callable[
     return drain
 
 
-def _drain_as_dialled(door: socket.socket, observer: Observer, counts: Counts) -> Callable[[int], None]:
-    """Make the handler for a socket of whole prefixes: replies leave from the address that was dialled."""
+def _drain_any_address(sock: socket.socket, observer: Observer, counts: Counts) -> Callable[[int], None]:
+    """Make the handler for a socket of whole prefixes: replies leave from the address that was queried."""
 
     def drain(_: int) -> None:
         for _ in range(_PACKETS_AT_ONCE):
             try:
-                datagram = udp.receive(door, MAX_PACKET, socket.MSG_DONTWAIT)
-            except OSError:  # nothing waits
+                datagram = udp.receive(sock, MAX_PACKET, socket.MSG_DONTWAIT)
+            except OSError:  # empty
                 return
-            except ValueError:  # it does not say what was dialled
+            except ValueError:  # without the address that was queried
                 counts.add(Event.UNSENT)
                 continue
             reply = observer.each(datagram.data, message.EDNS_SIZE, datagram.client[0])
             if reply is not None:
                 try:
-                    udp.reply(door, datagram, reply)
-                except OSError:  # no route back, no room, or port 0: the client will ask again
+                    udp.reply(sock, datagram, reply)
+                except OSError:  # no route, no buffer space, or port 0: the client will ask again
                     counts.add(Event.UNSENT)
             observer.end()
 

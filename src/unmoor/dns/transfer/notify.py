@@ -1,4 +1,4 @@
-"""NOTIFY (RFC 1996): a primary says that a zone has changed. Workers hear it, and pass it on."""
+"""NOTIFY (RFC 1996): a primary reports that a zone has changed. Workers receive it and pass it on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from unmoor.dns.protocol.message import Query, Reply
 from unmoor.dns.protocol.tsig import Key, Keys, Signed
 from unmoor.dns.transfer.transfer import Source
 
-#: NOTIFYs of one zone from one primary that one worker passes on in a second; more get no reply, and come
-#: again (RFC 1996 section 3.6). A zone is checked once a second at most, whatever the number.
+#: NOTIFYs of one zone from one primary that one worker passes on in a second; more get no reply, and are
+#: repeated (RFC 1996 section 3.6). A zone is checked once a second at most, whatever the number.
 _RATE = 5
 
 
 class Notices:
-    """Answers NOTIFYs. `sources` are the primaries of each zone; `outbox` leads to who transfers."""
+    """Answers NOTIFYs. `sources` are the primaries of each zone; `outbox` leads to the transfer process."""
 
     def __init__(self, sources: Mapping[bytes, Sequence[Source]], outbox: socket.socket | None) -> None:
         self._sources = {
@@ -27,12 +27,12 @@ class Notices:
             for each in reversed(found)  # of two that differ by port only, the first counts
         }
         self._outbox = outbox
-        # What was passed on in the current second, for each of `_sources`: nobody uses up another's share.
+        # NOTIFYs passed on in the current second by zone and primary: none uses up the share of another.
         self._second = 0
         self._passed: dict[tuple[bytes, str], int] = {}
 
     def answer(self, packet: bytes, address: str, counts: Counts) -> bytes | None:
-        """Answer a packet that is a NOTIFY. Raises wire.QueryError."""
+        """Answer a packet that is a NOTIFY. Raises message.QueryError."""
         query = message.parse_notify(packet)
         if (query.qtype, query.qclass) != (message.SOA, message.IN):
             raise message.QueryError(message.NOTIMP)
@@ -46,13 +46,13 @@ class Notices:
             return _reply(query, signed.rcode, counts, signed)
         if source.key and not signed:
             return _reply(query, message.REFUSED, counts)
-        # After the check: who only pretends to be the primary must not use up its share.
+        # After the check: a spoofed NOTIFY must not use up the primary's share.
         if not self._pass_on(query.name, address):
             return None
         return _reply(query, message.NOERROR, counts, signed)
 
     def _pass_on(self, apex: bytes, address: str) -> bool:
-        """Have the zone checked; False if there is no room for that now."""
+        """Pass a NOTIFY to the transfer process; False if the rate is exceeded or the socket is full."""
         now = int(time.monotonic())
         if now != self._second:
             self._second = now

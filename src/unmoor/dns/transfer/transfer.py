@@ -45,12 +45,12 @@ _CHUNK, _CHUNKS_AHEAD = 65536, 1024
 
 
 class TransferError(Exception):
-    """A primary could not be asked, or what it sent is not taken; says why."""
+    """A query to a primary failed, or its reply cannot be used; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A primary, and the key that it shares with us."""
+    """A primary, and the TSIG key shared with it."""
 
     address: IPv4Address | IPv6Address
     port: int
@@ -81,7 +81,7 @@ def is_newer(serial: int, than: int) -> bool:
 def ask_serial(source: Source, apex: bytes, over_tcp: bool = False) -> int:
     """Ask a primary for its zone's serial. Raises TransferError.
 
-    Catalogs are asked for `over_tcp`: some servers tell of them only to who might transfer them.
+    Catalogs are queried `over_tcp`: some servers reveal them only to clients that may transfer them.
     """
     query = dns.message.make_query(dns.name.from_wire(apex, 0)[0], dns.rdatatype.SOA)
     query.flags &= ~dns.flags.RD
@@ -96,9 +96,9 @@ def ask_serial(source: Source, apex: bytes, over_tcp: bool = False) -> int:
         raise TransferError(_why(error)) from None
     _check_signed(reply, source)
     if reply.rcode() != dns.rcode.NOERROR:
-        raise TransferError(f"says {dns.rcode.to_text(reply.rcode())}")
+        raise TransferError(f"replies {dns.rcode.to_text(reply.rcode())}")
     if not reply.flags & dns.flags.AA:
-        raise TransferError("does not speak for the zone (no AA flag)")
+        raise TransferError("is not authoritative for the zone (no AA flag)")
     found = reply.get_rrset(dns.message.ANSWER, query.question[0].name, dns.rdataclass.IN, dns.rdatatype.SOA)
     if not found:
         raise TransferError("gives no SOA record")
@@ -107,9 +107,9 @@ def ask_serial(source: Source, apex: bytes, over_tcp: bool = False) -> int:
 
 
 def fetch(source: Source, apex: bytes, base: Zone | None, limit: int) -> Zone:
-    """Transfer a zone: what has changed since `base`, or, where that fails, all of it.
+    """Transfer a zone: the differences to `base`, or all of it if that fails.
 
-    `limit` is how many records it may have. Raises TransferError; nothing is half taken.
+    `limit` is the maximum of its records. Raises TransferError.
     """
     if base is not None:
         try:
@@ -120,11 +120,11 @@ def fetch(source: Source, apex: bytes, base: Zone | None, limit: int) -> Zone:
 
 
 class _UnusableDifferencesError(Exception):
-    """The primary has no differences to give, or they do not fit to what we have."""
+    """The primary has no differences, or they do not apply to the copy."""
 
 
 class _Incoming(dns.zone.Zone):
-    """A zone that takes no more records than `limit`, and none that contradict each other."""
+    """A zone that refuses more records than `limit`, and records that contradict each other."""
 
     limit = 0
 
@@ -143,7 +143,7 @@ class _Incoming(dns.zone.Zone):
         return transaction
 
 
-#: What a primary that has no (usable) differences brings about.
+#: Errors caused by a primary that has no usable differences.
 _MISFITS = (dns.xfr.TransferError, dns.exception.FormError, dns.transaction.DeleteNotExact, KeyError)
 
 
@@ -165,7 +165,7 @@ def _fetch(source: Source, apex: bytes, base: Zone | None, limit: int) -> Zone:
     except dns.xfr.SerialWentBackwards:
         raise TransferError("has an older serial than our copy") from None
     except _MISFITS as error:
-        if base is not None:  # RFC 1995 section 4: whoever cannot use differences asks for the whole
+        if base is not None:  # RFC 1995 section 4: fall back to a full transfer
             raise _UnusableDifferencesError from None
         raise TransferError(_why(error)) from None
     except (dns.exception.DNSException, OSError, EOFError, ValueError) as error:
@@ -176,7 +176,7 @@ def _fetch(source: Source, apex: bytes, base: Zone | None, limit: int) -> Zone:
 
 
 def _sendable(records: Iterable[RRset]) -> Iterator[RRset]:
-    """Give the records. Raises ZoneFileError for those that no message can hold."""
+    """Yield the records. Raises ZoneFileError for an RRset that no message can hold."""
     for rrset in records:
         if why := static_zone.too_large(rrset):
             raise ZoneFileError(0, why, "spread them over several names")
@@ -197,16 +197,16 @@ def _fill(zone: dns.zone.Zone, base: Zone) -> None:
 
 
 def _receive(source: Source, query: dns.message.Message, inbound: dns.xfr.Inbound) -> None:
-    """Send the query over TCP and take messages until the zone is whole, every one of them checked."""
+    """Send the query over TCP and process messages until the zone is complete; each one is checked."""
     end = time.monotonic() + TRANSFER_TIMEOUT
     origin = query.question[0].name
     family = socket.AF_INET if source.address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_STREAM) as door, inbound:
-        door.settimeout(QUESTION_TIMEOUT)
-        door.connect((str(source.address), source.port))
+    with socket.socket(family, socket.SOCK_STREAM) as sock, inbound:
+        sock.settimeout(QUESTION_TIMEOUT)
+        sock.connect((str(source.address), source.port))
         packet = query.to_wire()
-        door.sendall(struct.pack("!H", len(packet)) + packet)
-        with _Ahead(door) as stream:
+        sock.sendall(struct.pack("!H", len(packet)) + packet)
+        with _Ahead(sock) as stream:
             context: Any = None
             done, first = False, True
             while not done:
@@ -232,14 +232,14 @@ def _receive(source: Source, query: dns.message.Message, inbound: dns.xfr.Inboun
 
 
 class _Ahead:
-    """Reads a connection as fast as it comes, whatever the reading of messages takes.
+    """Reads a connection ahead in a thread, so that slow processing does not block the primary.
 
-    A primary that cannot go on sending for half a second (Knot, by default) closes the connection.
+    A primary whose sending is blocked for half a second (Knot, by default) closes the connection.
     """
 
-    def __init__(self, door: socket.socket) -> None:
-        door.settimeout(None)
-        self._door = door
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(None)
+        self._sock = sock
         self._chunks: queue.Queue[bytes] = queue.Queue(_CHUNKS_AHEAD)
         self._rest = bytearray()
         self._over = False
@@ -251,15 +251,15 @@ class _Ahead:
 
     def __exit__(self, *_: object) -> None:
         self._over = True
-        with suppress(OSError):  # wakes the thread where it waits for more
-            self._door.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # wakes the thread if it is receiving
+            self._sock.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     def _run(self) -> None:
         chunk = b"?"
         while chunk and not self._over:
             try:
-                chunk = self._door.recv(_CHUNK)
+                chunk = self._sock.recv(_CHUNK)
             except OSError:
                 chunk = b""
             while not self._over:
@@ -268,7 +268,7 @@ class _Ahead:
                     break
 
     def read(self, size: int, until: float) -> bytes:
-        """Give so many octets. Raises TimeoutError, or EOFError when there are no more."""
+        """Read `size` octets. Raises TimeoutError, or EOFError at the end of the stream."""
         while len(self._rest) < size:
             try:
                 chunk = self._chunks.get(timeout=max(0.0, until - time.monotonic()))
@@ -288,15 +288,15 @@ def _sign(query: dns.message.Message, source: Source) -> None:
 
 
 def _check_signed(reply: dns.message.Message, source: Source) -> None:
-    """What a key is named for must be signed; a wrong signature did not get this far."""
+    """Raise TransferError for an unsigned reply of a primary with a key; wrong signatures fail earlier."""
     if source.key and not reply.had_tsig:
         raise TransferError("sends a reply that is not signed with our key")
 
 
 def _why(error: Exception) -> str:
-    """Say in an operator's words what went wrong."""
+    """Describe an error for operators; the text follows the name of the primary."""
     if isinstance(error, dns.xfr.TransferError):
-        return f"says {dns.rcode.to_text(error.rcode)} to the transfer"
+        return f"replies {dns.rcode.to_text(error.rcode)} to the transfer"
     if isinstance(error, TimeoutError | dns.exception.Timeout):
         return "does not answer in time"
     if isinstance(error, EOFError):

@@ -1,4 +1,4 @@
-"""The server's side of transfers: starts the process that does them, and keeps what it says."""
+"""The server's side of transfers: runs the process that does them, and keeps the state that it reports."""
 
 from __future__ import annotations
 
@@ -12,30 +12,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from unmoor.dns.transfer import secondary
+from unmoor.dns.transfer.link import take_lines
 from unmoor.model import DnsDocument
 from unmoor.model.secrets import dump_with_secrets
 
 log = logging.getLogger(__name__)
 
-#: Seconds in which changes are gathered, and from one new snapshot to the next.
+#: Seconds in which changes are collected, and at least from one new snapshot to the next.
 _SETTLE, _APART = 0.1, 1.0
 #: Seconds until a process that ended is started again.
 _RESTART = 1.0
 
-# With the module search path of ours: a release is started isolated from the environment.
-_START = (
-    "import sys; sys.path[:] = sys.argv.pop(1).split(':');"
-    " from unmoor.dns.transfer.secondary import main; main()"
-)
+#: Run by its path, isolated from the environment: another directory must not provide the modules.
+_PROGRAM = Path(__file__).with_name("run_secondary.py")
 
 
 class Transfers:
-    """The process, as the server knows it. `changed` holds the zones of which there is something new."""
+    """The transfer process, as seen by the server. `changed` holds the zones with a new version."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        # Made once: workers and processes come and go, and a NOTIFY waits for the next one.
+        # Made once: workers and transfer processes are replaced, and a NOTIFY waits for the next one.
         self._inbox, self.outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.outbox.setblocking(False)
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,11 +46,11 @@ class Transfers:
         self._restart: float | None = None
 
     def sockets(self) -> list[socket.socket]:
-        """All that a worker must not inherit."""
+        """Return the sockets that a worker must not keep."""
         return [self._inbox, *([self.link] if self.link else [])]
 
     def follow(self, document: DnsDocument) -> None:
-        """Follow what the document says from now on, in a new process if that is something else."""
+        """Follow the zones of `document`, in a new process if they have changed."""
         wanted = _concerning(document)
         if self._document is not None and wanted == _concerning(self._document) and self._process:
             return
@@ -66,19 +63,18 @@ class Transfers:
         self.link, theirs = socket.socketpair()
         with theirs:
             descriptors = (theirs.fileno(), self._inbox.fileno())
-            path = ":".join(sys.path)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _START, path, *map(str, descriptors)],
+                [sys.executable, "-I", str(_PROGRAM), *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
             )
-        # Not by its arguments: everybody can read those, and there are keys among it.
-        told = {"document": dump_with_secrets(wanted), "directory": str(self._directory.absolute())}
-        with suppress(OSError):  # that it died is seen where its words are read
-            self.link.sendall(json.dumps(told).encode() + b"\n")
+        # Not as arguments, which every user can read: the document contains keys.
+        setup = {"document": dump_with_secrets(wanted), "directory": str(self._directory.absolute())}
+        with suppress(OSError):  # if it died, `read` finds out
+            self.link.sendall(json.dumps(setup).encode() + b"\n")
 
     def stop(self) -> None:
-        """End the process; what it was in the middle of is done again by the next."""
+        """End the process; the next one repeats unfinished transfers."""
         self._restart = None
         self.state.clear()
         self._received.clear()
@@ -91,7 +87,7 @@ class Transfers:
             self._process = None
 
     def read(self) -> None:
-        """Take what the process says; where it ended, plan another."""
+        """Receive messages of the process; if it has ended, schedule another."""
         if self.link is None:
             return
         try:
@@ -100,12 +96,12 @@ class Transfers:
             chunk = b""
         if not chunk:
             status = self._process.wait() if self._process else 0
-            log.error("the process that transfers zones ended with status %d; starting another", status)
+            log.error("the transfer process ended with status %d; starting another", status)
             self.stop()
             self._restart = time.monotonic() + _RESTART
             return
         self._received += chunk
-        for message in secondary.lines(self._received):
+        for message in take_lines(self._received):
             if "state" in message:
                 self.state[message["name"]] = message["state"]
             elif "gone" in message:
@@ -116,12 +112,12 @@ class Transfers:
                     self._due = max(time.monotonic() + _SETTLE, self._last + _APART)
 
     def wait(self) -> float | None:
-        """Seconds until `tick` has something to do."""
+        """Return the seconds until `tick` is to be called; None if it is not."""
         times = [each for each in (self._due, self._restart) if each is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def tick(self) -> set[str]:
-        """Do what is due; gives the names of zones of which there is something new to be served."""
+        """Restart the process if that is due; returns the names of zones with a new version to be served."""
         now = time.monotonic()
         if self._restart is not None and self._restart <= now and self._document:
             self.follow(self._document)
@@ -131,18 +127,18 @@ class Transfers:
         return found
 
     def postpone(self, changed: set[str]) -> None:
-        """Have `tick` give these names again, a while later."""
+        """Let `tick` return these names again, a second later."""
         self.changed |= changed
         self._due = time.monotonic() + _APART
 
     def decide(self, verdicts: dict[str, str | None]) -> None:
-        """Tell what became of offers: by zone, None or the reason why it was refused."""
+        """Report decisions on offers to the process: by zone, None or the reason of the refusal."""
         if verdicts and self.link:
             with suppress(OSError):
                 self.link.sendall(json.dumps({"verdicts": verdicts}).encode() + b"\n")
 
 
 def _concerning(document: DnsDocument) -> DnsDocument:
-    """The parts of a document that concern transfers."""
+    """Return a document with only the parts that concern transfers."""
     zones = tuple(zone.model_copy(update={"records": "", "hostnames": ()}) for zone in document.zones)
     return document.model_copy(update={"zones": zones, "policies": (), "pools": {}})

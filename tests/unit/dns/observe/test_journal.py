@@ -365,7 +365,7 @@ def test_a_disk_that_takes_nothing_keeps_nobody_from_answering(tmp_path: Path, c
 
 
 def test_two_servers_do_not_share_a_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_PATIENCE", 0.1)
+    monkeypatch.setattr(journal, "_LOCK_TIMEOUT", 0.1)
     first = Journal(tmp_path)
     first.take()
     with pytest.raises(UnmoorError, match="another server keeps the journal"):

@@ -27,7 +27,7 @@ from support.dns_document import document
 from support.dns_local import Local
 from support.dns_server import Running, running
 from unmoor.dns.answer.fast_path import answerer
-from unmoor.dns.counters.counters import Counts, Event, Noting, Transport
+from unmoor.dns.counters.counters import Counts, Event, RecordingCounts, Transport
 from unmoor.dns.observe import dnstap
 from unmoor.dns.observe.journald import serialized
 from unmoor.dns.observe.query_log import Entry, QueryLogger
@@ -58,9 +58,9 @@ class Logged(Local):
     def __init__(self, whole: bool = False, **changes: Any) -> None:
         super().__init__(document(query_log={"sample": 1, "whole_addresses": whole}, **changes))
         self.kept = Kept()
-        noting = Noting(self.counts)
-        answer = answerer(self.snapshot, noting, Options(self.snapshot.document))
-        logger = QueryLogger(answer, noting, self.kept, self.snapshot, 7)
+        recording = RecordingCounts(self.counts)
+        answer = answerer(self.snapshot, recording, Options(self.snapshot.document))
+        logger = QueryLogger(answer, recording, self.kept, self.snapshot, 7)
         self.observer = Observer(self.answer, self.counts, logger)
 
     def look(self, packet: bytes, client: str = "198.51.100.77") -> dict[str, str]:

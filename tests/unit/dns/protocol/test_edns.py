@@ -108,8 +108,8 @@ def test_a_query_for_a_cookie_alone() -> None:
 
 
 def test_without_a_secret_workers_share_one_of_their_own() -> None:
-    other = Local()
-    made = options("host0.example.com", (10, CLIENT), local=SILENT)[10]
+    one, other = Local(secret=b"sixteen octets! "), Local(secret=b"sixteen octets! ")
+    made = options("host0.example.com", (10, CLIENT), local=one)[10]
     assert options("host0.example.com", (10, made), local=other)[10] == made
     assert options("host0.example.com", (10, made))[10] != made
 

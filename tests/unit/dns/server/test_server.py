@@ -449,7 +449,7 @@ def test_the_commands(tmp_path: Path) -> None:
         refused = unmoor("reload", *at)
         assert refused.returncode == 1
         assert "is not JSON" in refused.stderr
-        assert "the old configuration goes on answering" in refused.stderr
+        assert "the old configuration stays in force" in refused.stderr
 
 
 def test_without_a_server_the_commands_say_so(tmp_path: Path) -> None:
