@@ -15,7 +15,7 @@ def test_a_reboot_brings_everything_back(hosts: dict[str, Host], router: Host) -
         hosts["edge2"].run("systemctl reboot")
 
     def rebooted() -> bool:
-        shown = lab_host("edge2").run("stat -c %%Y /proc/1 && systemctl is-system-running").stdout.split()
+        shown = lab_host("edge2").run("stat -c %Y /proc/1 && systemctl is-system-running").stdout.split()
         return shown[1:] == ["running"] and shown[0] != started
 
     assert eventually(rebooted)
