@@ -11,6 +11,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 LAB_INVENTORY := inventories/lab
+COLLECTION = $(wildcard .venv/lib/python3*/site-packages)/ansible_collections/unmoor/unmoor
 
 .PHONY: help
 help: ## List the targets
@@ -82,7 +83,7 @@ lock: setup ## Regenerate the lock files
 	    pyproject.toml --group dev -o requirements/dev.txt
 
 .PHONY: setup
-setup: debian .venv/.installed ## Debian packages and the virtual environment
+setup: debian .venv/.installed $(COLLECTION) ## Debian packages and the virtual environment
 
 .PHONY: debian
 debian:
@@ -101,6 +102,11 @@ peers: debian ## Unpack other DNS servers for comparison into .cache
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 	    --no-index --editable . || $(call fail,pip cannot install this checkout,see its message above)
 	@touch $@
+
+# Ansible finds collections beside its own package: so this one is found from any directory, without a configuration.
+$(COLLECTION): | .venv/.installed
+	@mkdir -p $(@D)
+	@ln -sfnr . $@ || $(call fail,cannot link this checkout into .venv,rm -r .venv)
 
 # Ends a recipe when a step of set-up failed: $(call fail,WHAT FAILED,FIX).
 fail = { printf 'make setup: %s\nfix: %s\n' "$(1)" "$(2)" >&2; exit 1; }

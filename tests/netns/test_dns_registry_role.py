@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from support.checkout import ROOT
-
 PLAY = """
 - hosts: localhost
   connection: local
@@ -23,7 +21,7 @@ PLAY = """
   tasks:
     - name: Bring it
       ansible.builtin.include_role:
-        name: dns_randomizer
+        name: unmoor.unmoor.dns_randomizer
         tasks_from: registry.yml
     - name: Stand for the document that changes with it
       ansible.builtin.command: "true"
@@ -42,8 +40,6 @@ def roll_out(directory: Path, *runs: dict[str, str]) -> list[tuple[int, list[str
         words = [playbook, "-i", "localhost,", "play.yml", *check, "-e", f"'{json.dumps(run)}'"]
         script += [" ".join(words), "echo lies: $(ls /var/lib/unmoor/registry 2>/dev/null)"]
     environment = os.environ | {
-        "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-        "ANSIBLE_LIBRARY": str(ROOT / "plugins/modules"),
         "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
         "ANSIBLE_LOCAL_TEMP": str(directory / "tmp"),
         "ANSIBLE_REMOTE_TEMP": str(directory / "tmp"),

@@ -68,6 +68,6 @@ def test_a_run_shows_no_secret(
     assert done.returncode == status, shown
     assert expected in shown
     assert [secret for secret in SECRETS if secret in shown] == []
-    read_journal = "journalctl --no-pager --output=cat --identifier=ansible-unmoor_files --since=@%s"
+    read_journal = "journalctl --no-pager --output=cat --identifier=ansible-unmoor.unmoor.files --since=@%s"
     journal = edge_with_secrets.check_output(read_journal, began)
     assert [secret for secret in SECRETS if secret in journal] == []

@@ -9,7 +9,7 @@ import pytest
 
 from support.checkout import ROOT
 
-PLUGIN = ROOT / "plugins/filter/unmoor.py"
+PLUGIN = ROOT / "plugins/filter/rollout.py"
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_a_unit_that_was_just_started_need_not_be_told_anew(started: dict[str, A
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.FilterModule().filters()["unmoor_ran_before"](started) is ran
+    assert module.FilterModule().filters()["was_running"](started) is ran

@@ -7,7 +7,7 @@ import json
 
 from support.checkout import ROOT
 
-FILE = ROOT / "plugins/filter/unmoor_turns.py"
+FILE = ROOT / "plugins/filter/turns.py"
 _spec = importlib.util.spec_from_file_location("unmoor_turns", FILE)
 assert _spec
 assert _spec.loader
@@ -22,12 +22,12 @@ def test_rates_are_shown_and_what_is_gone_is_said() -> None:
         {"rc": 0, "stdout": json.dumps(top)},
         {"rc": 0, "stdout": json.dumps({"rcodes": {"NOERROR": 35, "NXDOMAIN": 5}, "uptime": 105.0})},
     ]
-    assert filters.unmoor_arriving(answers) == [
+    assert filters.traffic_rates(answers) == [
         "sockets: 15.5 new connections and datagrams a second (web 12.0, dns 3.5)",
         "DNS: 6.0 replies a second",
     ]
     gone = {"rc": 2, "msg": "[Errno 2] No such file or directory: 'unmoor'"}
-    assert filters.unmoor_arriving([gone, gone, gone]) == [
+    assert filters.traffic_rates([gone, gone, gone]) == [
         "sockets: [Errno 2] No such file or directory: 'unmoor'",
         "DNS: [Errno 2] No such file or directory: 'unmoor'",
     ]
@@ -35,5 +35,5 @@ def test_rates_are_shown_and_what_is_gone_is_said() -> None:
 
 def test_the_pops_are_those_of_the_edges() -> None:
     groups = {"all": ["a", "b"], "edges": ["a", "b"], "pop_ams": ["a"], "pop_fra": ["b"], "vantage": ["v"]}
-    assert filters.unmoor_pops(groups, ["a"]) == ["ams"]
-    assert filters.unmoor_pops(groups, ["b", "a"]) == ["ams", "fra"]
+    assert filters.pops(groups, ["a"]) == ["ams"]
+    assert filters.pops(groups, ["b", "a"]) == ["ams", "fra"]

@@ -12,7 +12,7 @@ import pytest
 
 from support.checkout import ROOT
 
-MODULE = ROOT / "plugins/modules/unmoor_checkpoint.py"
+MODULE = ROOT / "plugins/modules/checkpoint.py"
 
 
 class Host:

@@ -17,15 +17,13 @@ from support.checkout import ROOT
 def run(*files: dict[str, Any], check: bool = False, within: tuple[str | Path, ...] = ()) -> dict[str, Any]:
     """What the module returns; `within` is a command that runs Ansible, such as unshare."""
     environment = os.environ | {
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_LOAD_CALLBACK_PLUGINS": "true",
         "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.minimal",
         "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_LIBRARY": str(ROOT / "plugins/modules"),
     }
     words = [*map(str, within), str(Path(sys.executable).with_name("ansible"))]
-    words += ["localhost", "-m", "unmoor_files", "--diff"]
+    words += ["localhost", "-m", "unmoor.unmoor.files", "--diff"]
     words += ["-a", json.dumps({"files": files})] + (["--check"] if check else [])
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     start = done.stdout.index("{\n")

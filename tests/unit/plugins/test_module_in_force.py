@@ -13,8 +13,8 @@ from typing import Any
 from support.checkout import ROOT
 from support.dns_server import running
 
-FILE = ROOT / "plugins/modules/unmoor_in_force.py"
-_spec = importlib.util.spec_from_file_location("unmoor_in_force", FILE)
+FILE = ROOT / "plugins/modules/in_force.py"
+_spec = importlib.util.spec_from_file_location("in_force", FILE)
 assert _spec
 assert _spec.loader
 module = importlib.util.module_from_spec(_spec)

@@ -44,8 +44,8 @@ def inventory(tmp_path: Path) -> Path:
 
 def plugin() -> ModuleType:
     """The action plugin, as Ansible loads it: by its path."""
-    path = ROOT / "plugins/action/unmoor_preflight.py"
-    spec = importlib.util.spec_from_file_location("unmoor_preflight", path)
+    path = ROOT / "plugins/action/preflight.py"
+    spec = importlib.util.spec_from_file_location("preflight", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -251,10 +251,10 @@ def test_a_list_with_bad_lines_of_a_registry(inventory: Path) -> None:
 
 
 def test_a_registry_that_was_built_before(inventory: Path) -> None:
-    built = inventory / "built.registry"
+    built = inventory / "zones/built.registry"
     lines = [Line(1, "", "host.unmoor.test", frozenset({("account", "free")}))]
     build(lines, [names.from_text("unmoor.test")], built, BadLines("list"))
-    replace(inventory, EDGES, NAMES, built.name)
+    replace(inventory, EDGES, NAMES, f"zones/{built.name}")
     done = preflight(inventory)
     assert done.returncode == 0, done.stdout + done.stderr
     data = built.read_bytes()
@@ -262,7 +262,7 @@ def test_a_registry_that_was_built_before(inventory: Path) -> None:
     done = preflight(inventory)
     shown = done.stdout + done.stderr
     assert done.returncode != 0, shown
-    assert "unmoor_dns_registry = built.registry" in shown
+    assert "unmoor_dns_registry = zones/built.registry" in shown
     assert "is damaged: its checksum is wrong" in shown
     assert "Traceback" not in shown
     assert len(shown.splitlines()) <= SCREEN, shown

@@ -8,7 +8,7 @@ from typing import Any
 
 from support.checkout import ROOT
 
-FILE = ROOT / "plugins/filter/unmoor.py"
+FILE = ROOT / "plugins/filter/rollout.py"
 _spec = importlib.util.spec_from_file_location("unmoor_filters", FILE)
 assert _spec
 assert _spec.loader
@@ -48,7 +48,7 @@ def test_only_edges_that_the_newest_run_changed_go_back() -> None:
         "e2": host("e2", (OLD, NEW), OLD, (OLD,), "2026-01-01"),
         "e3": host("e3", (OLD, NEW), OLD),
     }
-    found = filters.unmoor_back(edges, list(edges))
+    found = filters.rollback_plan(edges, list(edges))
     assert (found["edges"], found["refused"]) == (["e1"], [])
     assert f"prefix {NEW}: removed" in found["plan"]["e1"]
     assert found["plan"]["e2"] == ["stays: changed last by 2026-01-01"]
@@ -60,7 +60,7 @@ def test_an_address_that_a_neighbour_answers_with_must_not_go() -> None:
         "e1": host("e1", (OLD, NEW), OLD, (OLD,), "2026-01-01"),
         "e2": host("e2", (OLD, NEW), NEW),
     }
-    refused = filters.unmoor_back(edges, ["e1"])["refused"]
+    refused = filters.rollback_plan(edges, ["e1"])["refused"]
     assert [line.split(":")[0] for line in refused] == [
         f"{NEW} is in use by DNS on e2 and would not be bound on e1"
     ]
@@ -68,14 +68,14 @@ def test_an_address_that_a_neighbour_answers_with_must_not_go() -> None:
 
 def test_what_is_broken_is_said() -> None:
     edges = {"e1": {**host("e1", (OLD,), OLD), "before": {"broken": "the release is gone"}}}
-    assert filters.unmoor_back(edges, ["e1"])["refused"] == ["the release is gone"]
+    assert filters.rollback_plan(edges, ["e1"])["refused"] == ["the release is gone"]
 
 
 OTHERS = {"all": ["e1", "e2", "e3"], "begun": ["e1", "e2"], "ended": ["e1"]}
 
 
 def test_a_turn_that_was_put_back_says_so_and_what_others_have() -> None:
-    said = filters.unmoor_put_back("e2", {"fresh": False, "paths": ["/a"]}, [], "Gate", "refused", OTHERS)
+    said = filters.failure_report("e2", {"fresh": False, "paths": ["/a"]}, [], "Gate", "refused", OTHERS)
     assert "e2: failed at 'Gate': refused" in said
     assert "It was put back" in said
     assert "The gate proved it." in said
@@ -85,15 +85,15 @@ def test_a_turn_that_was_put_back_says_so_and_what_others_have() -> None:
 
 def test_a_put_back_that_failed_is_not_called_good() -> None:
     gate = [{"item": {"title": "web"}, "rc": 2, "stdout": "", "stderr": "no probe"}]
-    said = filters.unmoor_put_back("e2", {"fresh": False, "paths": []}, gate, "", "", OTHERS)
+    said = filters.failure_report("e2", {"fresh": False, "paths": []}, gate, "", "", OTHERS)
     assert "another edge of its batch failed" in said
     assert "web: the probe did not run: no probe" in said
     assert "The gate proved it." not in said
-    broken = filters.unmoor_put_back("e2", {"msg": "disk full"}, [], "Gate", "refused", OTHERS)
+    broken = filters.failure_report("e2", {"msg": "disk full"}, [], "Gate", "refused", OTHERS)
     assert "could not be put back: disk full" in broken
     assert "It was put back" not in broken
 
 
 def test_a_fresh_edge_stays() -> None:
-    said = filters.unmoor_put_back("e2", {"fresh": True, "paths": []}, [], "Gate", "refused", OTHERS)
+    said = filters.failure_report("e2", {"fresh": True, "paths": []}, [], "Gate", "refused", OTHERS)
     assert "teardown.yml" in said

@@ -69,7 +69,7 @@ PLAYBOOK = """
         - name: Check that every probe succeeded
           ansible.builtin.assert:
             that: __gate.results | selectattr('unreachable', 'defined') | length == 0
-            fail_msg: "{{ __gate.results | unmoor_failures | join }}"
+            fail_msg: "{{ __gate.results | unmoor.unmoor.probe_failures | join }}"
         - name: End
           ansible.builtin.ping:
           register: __ended

@@ -198,17 +198,17 @@ PLAY = """
 - hosts: localhost
   gather_facts: false
   tasks:
-    - unmoor_checkpoint:
+    - unmoor.unmoor.checkpoint:
         documents: {dns: "{{ directory }}/dns.json"}
         directory: "{{ directory }}/checkpoint"
       register: before
     - ansible.builtin.set_fact: {kept: "{{ before.documents.dns }}"}
-    - unmoor_files:
+    - unmoor.unmoor.files:
         files: [{path: "{{ directory }}/dns.json", content: "{{ text }}", mode: "0600", validate: "true %s"}]
-    - unmoor_files:
+    - unmoor.unmoor.files:
         files: [{path: "{{ directory }}/dns.json", content: "{{ kept }}", validate: "cat %s /nonexistent"}]
       ignore_errors: true  # a check that quotes the whole file
-    - unmoor_files:
+    - unmoor.unmoor.files:
         files: [{path: "{{ directory }}/dns.json", content: "{{ kept }}", mode: "0600", group: root}]
       when: put_back
 """

@@ -114,7 +114,7 @@ def inspect(
     found: list[Problem] = [*_listen(document, place), *_pools(document, place), *_policies(document, place)]
     found += transfers.problems(document, place)
     for path in sealed_in(document):
-        fix = "write the file by the playbooks, or with the module unmoor_files, which unseals it"
+        fix = "write the file by the playbooks, or with the module unmoor.unmoor.files, which unseals it"
         found.append(Problem(place, ".".join(path), "", "is sealed, but is not a secret", fix))
     apexes, apex_problems = _apexes(document, place)
     found += apex_problems

@@ -1,10 +1,10 @@
 #!/usr/bin/python
-"""Documentation of the action plugin plugins/action/unmoor_bundle.py, which runs on the controller."""
+"""Documentation of the action plugin plugins/action/bundle.py, which runs on the controller."""
 
 from __future__ import annotations
 
 DOCUMENTATION = """
-module: unmoor_bundle
+module: bundle
 short_description: Build the archive of a release
 description:
   - Runs on the controller. The archive holds Unmoor's wheel and its dependencies, unpacked (C(site)), and the
@@ -24,7 +24,7 @@ options:
 
 EXAMPLES = """
 - name: Build the bundle
-  unmoor_bundle:
+  unmoor.unmoor.bundle:
     python: "3.11"
     architecture: x86_64
   delegate_to: localhost

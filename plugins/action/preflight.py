@@ -45,6 +45,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "registry"
 #: The oldest supported ansible-core, as its templates and results have changed.
 MIN_ANSIBLE = (2, 19)
+#: Suffixes of files of hosts.
+INVENTORY_SUFFIXES = frozenset(("", ".ini", ".json", ".py", ".sh", ".toml", ".yaml", ".yml"))
 #: Variables of roles that the playbooks set, not the inventory.
 SET_BY_PLAYBOOKS = frozenset(
     (
@@ -68,7 +70,7 @@ def _from_here(path: Path) -> str:
 
 
 class ActionModule(ActionBase):
-    """Runs on the controller alone; plugins/modules/unmoor_preflight.py describes it."""
+    """Runs on the controller alone; plugins/modules/preflight.py describes it."""
 
     _requires_connection = False
     _supports_check_mode = True
@@ -77,7 +79,7 @@ class ActionModule(ActionBase):
         """Return the documents of each edge, or fail with every problem."""
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
-        problems = list(version_problems(__version__))
+        problems = list(version_problems(__version__)) or list(_data_as_hosts(variables))
         compiled: dict[str, Documents] = {}
         if not problems:
             compiled, problems = _compile(variables)
@@ -146,6 +148,19 @@ def version_problems(version: str) -> Iterator[Problem]:
         oldest = ".".join(map(str, MIN_ANSIBLE))
         fix = "run .venv/bin/ansible-playbook of this repository, which `make setup` installs"
         yield Problem("controller", "ansible-core", version, f"is older than {oldest}", fix)
+
+
+def _data_as_hosts(variables: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each file, such as a list of hostnames, whose lines Ansible has read as hosts.
+
+    It does when it is given the inventory's directory, and no ansible.cfg that excludes the file.
+    """
+    hosts = variables["groups"].get("ungrouped") or ()
+    for path in dict.fromkeys(Path(str(variables["hostvars"][host].get("inventory_file"))) for host in hosts):
+        if path.suffix not in INVENTORY_SUFFIXES and path.is_file():
+            why = "is no inventory, but its lines were read as hosts"
+            fix = "name the inventory's file of hosts instead of its directory: -i DIRECTORY/hosts.yml"
+            yield Problem(_from_here(path), "", "", why, f"{fix}; or set ignore_patterns in your ansible.cfg")
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,24 @@
 #!/usr/bin/python
-"""Documentation of the action plugin plugins/action/unmoor_preflight.py, which runs on the controller."""
+"""Documentation of the action plugin plugins/action/preflight.py, which runs on the controller."""
 
 from __future__ import annotations
 
 DOCUMENTATION = """
-module: unmoor_preflight
+module: preflight
 short_description: Validate the inventory and compile the documents of every edge
 description:
   - Runs on the controller and contacts no host. Finds every problem of the inventory at once, with its file,
     line and fix.
   - Compiles the documents of each edge. A list of hostnames for a registry is built into a registry file
     below C(.cache) first.
-  - Secrets in the documents are sealed, so that they can be printed and compared; C(unmoor_files) unseals
-    them.
+  - Secrets in the documents are sealed, so that they can be printed and compared; M(unmoor.unmoor.files)
+    unseals them.
 options: {}
 """
 
 EXAMPLES = """
 - name: Validate the inventory
-  unmoor_preflight:
+  unmoor.unmoor.preflight:
   register: preflight
 
 - name: Show an edge's document

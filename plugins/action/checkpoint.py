@@ -1,6 +1,6 @@
 """Run a module that returns documents, and seal the secrets in its result.
 
-Ansible uses this plugin for the module of the same name, and through a symbolic link for unmoor_in_force.
+Ansible uses this plugin for the module of the same name, and through a symbolic link for in_force.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import json
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
-module: unmoor_in_force
+module: in_force
 short_description: Read what an edge's services have in force
 description:
   - Reads what the DNS server and the kernel have in force, over one connection, and compares it with the
@@ -33,7 +33,7 @@ options:
 
 EXAMPLES = """
 - name: Read what is in force
-  unmoor_in_force:
+  unmoor.unmoor.in_force:
   register: in_force
 
 - name: Refuse to continue after an interrupted run

@@ -15,7 +15,7 @@ from unmoor.model.documents import Documents
 from unmoor.model.removals import parse_expected, unexpected
 
 
-def unmoor_change(
+def document_changes(
     desired: dict[str, str],
     current: dict[str, str],
     expected: str = "",
@@ -37,7 +37,7 @@ def unmoor_change(
     }
 
 
-def unmoor_proofs(
+def probe_runs(
     texts: dict[str, str], via: list[str] | None = None, ca: str | None = None
 ) -> list[dict[str, Any]]:
     """Return runs of the probe: for one edge alone, sent to its own addresses `via`, or for the whole PoP."""
@@ -46,15 +46,15 @@ def unmoor_proofs(
     return [{"title": each.title, "argv": ["unmoor", "probe", *each.arguments, "--json"]} for each in proofs]
 
 
-def unmoor_summary(results: list[dict[str, Any]]) -> list[str]:
-    """Summarize the output of the runs of unmoor_proofs, in a few lines each."""
+def probe_summary(results: list[dict[str, Any]]) -> list[str]:
+    """Summarize the output of the runs of probe_runs, in a few lines each."""
     return [
         line for done in results for line in proof.summary(done["item"]["title"], json.loads(done["stdout"]))
     ]
 
 
-def unmoor_failures(results: list[dict[str, Any]]) -> list[str]:
-    """Return why runs of unmoor_proofs failed, and how to find out more; empty when none failed."""
+def probe_failures(results: list[dict[str, Any]]) -> list[str]:
+    """Return why runs of probe_runs failed, and how to find out more; empty when none failed."""
     return [
         line
         for done in results
@@ -71,7 +71,7 @@ def unmoor_failures(results: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def unmoor_ran_before(started: dict[str, Any]) -> bool:
+def was_running(started: dict[str, Any]) -> bool:
     """Whether a unit was running before a task of systemd_service started it.
 
     If not, it started with all files that were installed by then and needs no reload. The module's `status`
@@ -80,7 +80,7 @@ def unmoor_ran_before(started: dict[str, Any]) -> bool:
     return started.get("status", {}).get("ActiveState") not in ("inactive", "failed")
 
 
-def unmoor_put_back(
+def failure_report(
     edge: str,
     restored: dict[str, Any],
     gate: list[dict[str, Any]],
@@ -90,12 +90,12 @@ def unmoor_put_back(
 ) -> str:
     """Report how an edge's turn failed, at `task`, and the edge's state after it was put back.
 
-    `restored` is what unmoor_checkpoint returned, `gate` the runs of the probe after it. `others` has, of all
-    edges of the run, those whose turn has `begun` and those whose turn has `ended` well.
+    `restored` is what the module checkpoint returned, `gate` the runs of the probe after it. `others` has, of
+    all edges of the run, those whose turn has `begun` and those whose turn has `ended` well.
     """
     failed = f"failed at '{task}': {why}" if task else "another edge of its batch failed"
     lines = [f"{edge}: {failed}"]
-    failures = unmoor_failures(gate)
+    failures = probe_failures(gate)
     if restored.get("skipped"):
         lines.append("Nothing was changed: this was a check.")
         return "\n".join(lines)
@@ -122,8 +122,8 @@ def unmoor_put_back(
     return "\n".join(lines)
 
 
-def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str, Any]:
-    """Plan a rollback of the edges `going`, from what unmoor_checkpoint read on all edges.
+def rollback_plan(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str, Any]:
+    """Plan a rollback of the edges `going`, from what the module checkpoint read on all edges.
 
     Only the newest run among those of `going` is rolled back: `edges` of the result are those that it
     changed. `plan` describes the differences on each; `refused` has the reasons against it, with what to do
@@ -136,7 +136,7 @@ def unmoor_back(edges: dict[str, dict[str, Any]], going: list[str]) -> dict[str,
     for name in going:
         if name in back:
             old = edges[name]["before"]["documents"]
-            lines = unmoor_change(old, edges[name]["documents"])["lines"]
+            lines = document_changes(old, edges[name]["documents"])["lines"]
             plan[name] = [f"to before the run of {newest}", *(lines or ["the documents are the same"])]
         else:
             plan[name] = [
@@ -179,11 +179,11 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
         return {
-            "unmoor_back": unmoor_back,
-            "unmoor_change": unmoor_change,
-            "unmoor_failures": unmoor_failures,
-            "unmoor_proofs": unmoor_proofs,
-            "unmoor_ran_before": unmoor_ran_before,
-            "unmoor_put_back": unmoor_put_back,
-            "unmoor_summary": unmoor_summary,
+            "rollback_plan": rollback_plan,
+            "document_changes": document_changes,
+            "probe_failures": probe_failures,
+            "probe_runs": probe_runs,
+            "was_running": was_running,
+            "failure_report": failure_report,
+            "probe_summary": probe_summary,
         }

@@ -36,7 +36,7 @@ main()
 
 
 class ActionModule(ActionBase):
-    """Runs on the controller alone; plugins/modules/unmoor_bundle.py describes it."""
+    """Runs on the controller alone; plugins/modules/bundle.py describes it."""
 
     _requires_connection = False
     _supports_check_mode = True

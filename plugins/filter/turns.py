@@ -9,14 +9,14 @@ from typing import Any
 from unmoor.model.groups import POP_GROUP
 
 
-def unmoor_unfinished(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
+def unfinished_turns(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
     """Hosts whose turn began (`__begun` is registered) and has not ended well (`__ended`)."""
     return [host for host in hosts if _began(hostvars[host]) and not _ended(hostvars[host])]
 
 
-def unmoor_stopped(hostvars: Mapping[str, Any], hosts: list[str]) -> str:
+def stop_report(hostvars: Mapping[str, Any], hosts: list[str]) -> str:
     """Report why a run stops, and what to do: for `hosts` of which at least one is unfinished."""
-    unfinished = unmoor_unfinished(hostvars, hosts)
+    unfinished = unfinished_turns(hostvars, hosts)
     lines = ["The run stops: nothing more is changed."]
     lost = [host for host in unfinished if "__reported" not in hostvars[host]]
     lines += [f"{host}: was lost in its turn: it is unreachable, and its state is unknown." for host in lost]
@@ -43,7 +43,7 @@ def _ended(variables: Mapping[str, Any]) -> bool:
     return ended is not None and not ended.get("failed") and not ended.get("unreachable")
 
 
-def unmoor_pops(groups: Mapping[str, Iterable[str]], hosts: Iterable[str]) -> list[str]:
+def pops(groups: Mapping[str, Iterable[str]], hosts: Iterable[str]) -> list[str]:
     """Return the PoPs that `hosts` belong to, by the inventory's groups."""
     wanted = set(hosts)
     return sorted(
@@ -53,7 +53,7 @@ def unmoor_pops(groups: Mapping[str, Iterable[str]], hosts: Iterable[str]) -> li
     )
 
 
-def unmoor_arriving(answers: list[dict[str, Any]]) -> list[str]:
+def traffic_rates(answers: list[dict[str, Any]]) -> list[str]:
     """Return an edge's traffic, from the results of `dns status`, `sockets top` and `dns status` again."""
     before, top, after = (None if each["rc"] else json.loads(each["stdout"]) for each in answers)
     lines = []
@@ -83,8 +83,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
         return {
-            "unmoor_arriving": unmoor_arriving,
-            "unmoor_pops": unmoor_pops,
-            "unmoor_stopped": unmoor_stopped,
-            "unmoor_unfinished": unmoor_unfinished,
+            "traffic_rates": traffic_rates,
+            "pops": pops,
+            "stop_report": stop_report,
+            "unfinished_turns": unfinished_turns,
         }

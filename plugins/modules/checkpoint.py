@@ -15,7 +15,7 @@ import tempfile
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
-module: unmoor_checkpoint
+module: checkpoint
 short_description: Save what is in force on a host, and restore it
 description:
   - A checkpoint is a directory below O(directory) with copies of all files that match O(parts), and a list of
@@ -74,7 +74,7 @@ options:
 
 EXAMPLES = """
 - name: Create a checkpoint before a change
-  unmoor_checkpoint:
+  unmoor.unmoor.checkpoint:
     state: begun
     run: "{{ preflight.run }}"
     parts:
@@ -82,7 +82,7 @@ EXAMPLES = """
         command: systemctl reload unmoor-dns.service
 
 - name: Restore it after a failed change
-  unmoor_checkpoint:
+  unmoor.unmoor.checkpoint:
     state: restored
     parts:
       - paths: [/etc/unmoor/dns.json]

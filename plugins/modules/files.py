@@ -16,7 +16,7 @@ import tempfile
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
-module: unmoor_files
+module: files
 short_description: Install files, all validated before the first one is replaced
 description:
   - Writes each file that differs to a temporary file in the same directory, validates all of them, and only
@@ -26,8 +26,8 @@ description:
     when no file differs.
   - In check mode nothing is written, and the differences are the same, also on a host where nothing is
     installed.
-  - Secrets that C(unmoor_preflight) or C(unmoor_checkpoint) sealed in a text are unsealed on the way to the
-    host. They appear in no output and no log.
+  - Secrets that M(unmoor.unmoor.preflight) or M(unmoor.unmoor.checkpoint) sealed in a text are unsealed on
+    the way to the host. They appear in no output and no log.
 options:
   files:
     description: The files, in the order in which they are installed.
@@ -58,7 +58,7 @@ options:
 
 EXAMPLES = """
 - name: Install units
-  unmoor_files:
+  unmoor.unmoor.files:
     files:
       - path: /etc/systemd/system/one.service
         content: "{{ lookup('ansible.builtin.template', 'one.service.j2') }}"
@@ -66,7 +66,7 @@ EXAMPLES = """
         content: "{{ lookup('ansible.builtin.template', 'two.service.j2') }}"
 
 - name: Install dns.json
-  unmoor_files:
+  unmoor.unmoor.files:
     files:
       - path: /etc/unmoor/dns.json
         content: "{{ preflight.documents[inventory_hostname].dns }}"
@@ -184,7 +184,7 @@ def remove_stale(folders):
     """Remove temporary files of killed runs from `folders`; the caller holds LOCK."""
     for folder in folders:
         for path in glob.glob(os.path.join(glob.escape(folder), TEMPORARY + "*"), include_hidden=True):
-            if os.path.isdir(path) and not os.path.islink(path):  # of unmoor_checkpoint
+            if os.path.isdir(path) and not os.path.islink(path):  # of the module checkpoint
                 shutil.rmtree(path)
             else:
                 os.unlink(path)

@@ -1,4 +1,4 @@
-"""Run the module unmoor_files with sealed secrets unsealed, and seal its result."""
+"""Run the module unmoor.unmoor.files with sealed secrets unsealed, and seal its result."""
 
 from __future__ import annotations
 

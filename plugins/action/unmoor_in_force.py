@@ -1,1 +1,0 @@
-unmoor_checkpoint.py
