@@ -17,7 +17,7 @@ UNIT = ROOT / "tests" / "unit"
 FLOORS = (
     ("commands",),
     ("proof", "in_use"),
-    ("probe", "lab", "sockets.whoami", "dns.server", "sockets.observe", "sockets.activation"),
+    ("probe", "lab", "rollout", "sockets.whoami", "dns.server", "sockets.observe", "sockets.activation"),
     ("dns.observe", "sockets.dispatch"),
     ("dns.answer",),
     ("dns.transfer", "sockets.table"),

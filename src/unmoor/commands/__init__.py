@@ -17,6 +17,7 @@ from unmoor.errors import UnmoorError
 COMMANDS = {
     "anyip": ("unmoor.commands.anyip", "Make the edge's prefixes local to this host."),
     "dns": ("unmoor.commands.dns", "The authoritative DNS randomizer."),
+    "edge": ("unmoor.commands.edge", "This edge's generations: apply, confirm, roll back."),
     "lab": ("unmoor.commands.lab", "Virtual hosts on one computer."),
     "probe": ("unmoor.commands.probe", "Probe a PoP from outside: reach, uniformity, watch."),
     "schema": ("unmoor.commands.schema", "Print the JSON Schema of a document."),

@@ -1,0 +1,58 @@
+"""The lock of an edge: one process changes it at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unmoor.errors import UnmoorError
+
+#: In a directory of root's: whoever can open a lock can hold it.
+PATH = Path("/run/unmoor-edge.lock")
+
+
+class LockedError(UnmoorError):
+    """Another process changes this edge."""
+
+
+@contextmanager
+def held(what: str, path: Path = PATH, wait: float = 0) -> Iterator[None]:
+    """Hold the lock; `what` says for what. Raises LockedError, with the holder, after `wait` seconds."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        end = time.monotonic() + wait
+        while not _try(handle):
+            if time.monotonic() >= end:
+                raise LockedError(
+                    f"this edge is being changed by {_holder(handle)}\n    fix: run this again later"
+                )
+            time.sleep(0.1)
+        note = json.dumps({"what": what, "pid": os.getpid(), "since": time.time()})
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, note.encode(), 0)
+        yield
+        os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def _try(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(handle: int) -> str:
+    try:
+        note = json.loads(os.pread(handle, 4096, 0))
+        when = time.strftime("%H:%M:%S", time.localtime(note["since"]))
+        return f"process {note['pid']} ({note['what']}) since {when}"
+    except (ValueError, KeyError):
+        return "another process"
