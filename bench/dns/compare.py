@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import argparse
 import random
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
 import load
 import peers
 from figures import RESULTS, Figure, beside, read, show, write
@@ -112,19 +111,9 @@ def write_queries(path: Path, count: int) -> Path:
 
 @contextmanager
 def running(servers: list[Server], directory: Path, core: int) -> Iterator[list[Subject]]:
-    """All servers, up; gone afterwards."""
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for server in servers:
-            log = directory / f"log.{server.port}"
-            processes.append(server.start(core, log))
-            load.wait_until_it_serves(server, processes[-1], log)
-        yield [Subject(server, process.pid) for server, process in zip(servers, processes, strict=True)]
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            process.wait(30)
+    """Run all servers; they are gone afterwards."""
+    with load.running(servers, directory, core) as pids:
+        yield [Subject(server, pid) for server, pid in zip(servers, pids, strict=True)]
 
 
 def measure(each: Subject, queries: Path, core: int, seconds: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
 import statistics
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +116,24 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def wait_until_it_serves(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+@contextmanager
+def running(servers: Sequence[Server], directory: Path, core: int) -> Iterator[list[int]]:
+    """Run all servers on one core, their logs in `directory`; yields the process IDs once all answer."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for server in servers:
+            log = directory / f"log.{server.port}"
+            processes.append(server.start(core, log))
+            _wait_until_it_serves(server, processes[-1], log)
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.wait(30)
+
+
+def _wait_until_it_serves(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
     query = dns.message.make_query(f"host1.{ZONE}", "A")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

@@ -10,30 +10,30 @@ it is swapped for its update and back while queries arrive. Needs dnsperf, and 5
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import resource
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
 import load
+import peers
 from figures import RESULTS, Figure, beside, show, write
 from hostnames import ZONES, names
 from hostnames import write as write_names
 from load import Round
 from peers import FIRST_PORT, Server
 
+from support.program import UNMOOR
 from unmoor.dns.hostnames.registry import open_registry, sha256_of
 from unmoor.dns.protocol import names as wire_names
 from unmoor.dns.server.control import ask
@@ -43,8 +43,7 @@ FEW = 20_000
 QUERIES = 1_000_000
 CHANGES = 5_000
 SWAPS = 6
-RECORDS = "$TTL 30\n@ SOA ns1 h 1 7200 900 1209600 300\n@ NS ns1\nns1 A 198.18.0.53\nhost1 A 198.18.0.1\n"
-UNMOOR = [sys.executable, "-c", "from unmoor.commands import main; main()"]
+RECORDS = f"{peers.SOA}host1 A 198.18.0.1\n"
 
 
 @dataclass
@@ -63,23 +62,11 @@ class Subject:
 
     @property
     def server(self) -> Server:
-        paths = ["--config", str(self.directory / "dns.json"), "--control", str(self.control)]
-        return Server(self.name, self.port, [*UNMOOR, "dns", "serve", *paths])
+        return peers.serving(self.name, self.directory, self.port)
 
     def document(self, **changes: Any) -> None:
-        data = {
-            "pop": "bench",
-            "edge": "bench",
-            "listen": ["127.0.0.1"],
-            "port": self.port,
-            "workers": 1,
-            "pools": {"all": {"ipv4": ["198.18.0.0/20"]}},
-            "policies": [{"name": "all", "answer": {"pool": "all", "ttl": 30}}],
-            "zones": [{"name": zone, "records": RECORDS} for zone in ZONES],
-            **changes,
-        }
-        self.directory.mkdir(exist_ok=True)
-        (self.directory / "dns.json").write_text(json.dumps(data))
+        zones = [{"name": zone, "records": RECORDS} for zone in ZONES]
+        peers.write(self.directory, peers.document(self.port, **{"zones": zones, **changes}))
 
     def registry(self, path: Path) -> None:
         self.document(registry={"path": str(path), "sha256": sha256_of(path)})
@@ -143,24 +130,6 @@ def look_ups(registry: Path, queries: Path) -> Iterator[Figure]:
         yield Figure(f"a look-up {what}", (time.process_time_ns() - began) / len(asked), "ns")
 
 
-@contextmanager
-def running(subjects: list[Subject], core: int) -> Iterator[None]:
-    """All servers, up; gone afterwards."""
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for subject in subjects:
-            log = subject.directory / "log"
-            processes.append(subject.server.start(core, log))
-            load.wait_until_it_serves(subject.server, processes[-1], log)
-            subject.pid = processes[-1].pid
-        yield
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            process.wait(30)
-
-
 def private_memory(subject: Subject) -> float:
     """Memory of the worker that is its own, MB."""
     pid = ask(subject.control, "status").data["workers"][0]["pid"]
@@ -218,7 +187,9 @@ def measure(directory: Path, count: int, rounds: int, seconds: int, cores: list[
     updated, additions = update(directory, many, CHANGES, 0)
     yield Figure(f"{what}: {CHANGES:,} changes, half of them removals", with_removals, "s")
     yield Figure(f"{what}: {CHANGES:,} additions", additions, "s")
-    with running(subjects, cores[0]):
+    with load.running([subject.server for subject in subjects], directory, cores[0]) as pids:
+        for subject, pid in zip(subjects, pids, strict=True):
+            subject.pid = pid
         for number in range(rounds):
             for subject in subjects:
                 one = load.run(subject.server, subject.pid, subject.queries, cores[1], seconds, cookie=False)

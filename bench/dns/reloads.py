@@ -20,7 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ours import document, query, report, row, serving
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
+from figures import Figure
+from ours import document, query, reload, report, row, serving
 
 PORT = 5392
 RATE = 20_000
@@ -145,7 +148,7 @@ def measure(reloads: int, seconds: float, rate: int) -> tuple[Seen, Reloads]:
             for number in range(reloads):
                 time.sleep(max(0.0, began + number * seconds / reloads - time.monotonic()))
                 before = time.monotonic()
-                server.reload(generation(number + 2))
+                reload(server, generation(number + 2))
                 found.took.append(time.monotonic() - before)
             found.whole = time.monotonic() - began
             found.cost = (cpu_time(server.process.pid) - spent) / reloads
@@ -155,7 +158,7 @@ def measure(reloads: int, seconds: float, rate: int) -> tuple[Seen, Reloads]:
     return client.seen, found
 
 
-def rows(reloads: int = 200, seconds: float = 60.0, rate: int = RATE) -> list[dict[str, Any]]:
+def rows(reloads: int = 200, seconds: float = 60.0, rate: int = RATE) -> list[Figure]:
     """Measure; give the rows of the results."""
     seen, done = measure(reloads, seconds, rate)
     median = statistics.median(done.took)

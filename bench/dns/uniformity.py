@@ -14,8 +14,11 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
+from figures import Figure
 from ours import document, query, report, row, serving
 
 from unmoor.probe.results.statistics import chi_square
@@ -75,7 +78,7 @@ def correlation(sequences: Sequence[bytes], lag: int) -> float:
     return total / variance / math.sqrt(pairs)
 
 
-def rows(count: int = 1_000_000) -> list[dict[str, Any]]:
+def rows(count: int = 1_000_000) -> list[Figure]:
     """Measure; give the rows of the results."""
     sequences = ask(count)
     singles = Counter(b"".join(sequences))

@@ -23,10 +23,9 @@ from pathlib import Path
 
 import tables
 
+from support.sockets import Bed
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import Pins
-from unmoor.sockets.activation.protocol import Request
-from unmoor.sockets.activation.registrar import Peer, Registrar
 from unmoor.sockets.dispatch import generation
 from unmoor.sockets.observe.status import read_status
 
@@ -178,9 +177,9 @@ def _start(flood: str, acceptor: socket.socket) -> subprocess.Popen[bytes]:
 
 def _load(pins: Pins, code: bytes, tcp: socket.socket, udp: socket.socket, acceptor: socket.socket) -> None:
     generation.load(tables.floods(), code, pins)
-    registry, root = Registrar(pins), Peer(0, 0, frozenset())
-    registry.handle(Request("register", "web"), [tcp.fileno(), udp.fileno()], root)
-    registry.handle(Request("register", "connect"), [acceptor.fileno()], root)
+    bed = Bed(pins, code)
+    bed.register("web", tcp, udp)
+    bed.register("connect", acceptor)
 
 
 def _check(pins: Pins) -> None:

@@ -8,54 +8,40 @@ Needs root. Everything runs in a network and mount namespace of its own.
 from __future__ import annotations
 
 import ctypes
-import json
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
 import changes
 import floods
 import lookups
 import tables
+from figures import RESULTS, Figure, show, write
 
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import SHARED, TABLE, Pins
 from unmoor.model import EdgeDocument
 from unmoor.sockets.dispatch import generation
 
-RESULTS = Path(__file__).parent.parent / "results" / "sockets.json"
 PINS = Pins(Path("/sys/fs/bpf/unmoor"))
 COUNTS = (1, 13, 1000, 40_000, 100_000)
 _CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x00020000
 
 
-@dataclass(frozen=True)
-class Result:
-    """A figure beside its baseline; `goal` says what the ratio (or the value) should be."""
-
-    name: str
-    value: float
-    unit: str
-    baseline: float | None = None
-    ratio: float | None = None
-    goal: str = ""
-    met: bool | None = None
-
-
-def at_most(name: str, value: float, unit: str, baseline: float | None, limit: float) -> Result:
+def at_most(name: str, value: float, unit: str, baseline: float | None, limit: float) -> Figure:
     """A figure that meets its goal when its ratio (its value, without a baseline) is at most `limit`."""
     ratio = value / baseline if baseline else None
-    return Result(name, value, unit, baseline, ratio, f"<= {limit}", (ratio or value) <= limit)
+    return Figure(name, value, unit, baseline, ratio, f"<= {limit}", (ratio or value) <= limit)
 
 
-def paired(name: str, value: float, unit: str, baseline: float, ratio: float, limit: float | None) -> Result:
+def paired(name: str, value: float, unit: str, baseline: float, ratio: float, limit: float | None) -> Figure:
     """A figure whose ratio was taken turn by turn, and should be at most `limit`, if any."""
     goal, met = (f"<= {limit}", ratio <= limit) if limit else ("", None)
-    return Result(name, value, unit, baseline, ratio, goal, met)
+    return Figure(name, value, unit, baseline, ratio, goal, met)
 
 
 def documents(count: int) -> Iterator[tuple[int, EdgeDocument]]:
@@ -64,7 +50,7 @@ def documents(count: int) -> Iterator[tuple[int, EdgeDocument]]:
         yield family, tables.thirteen() if count == 13 else tables.many(count, family)
 
 
-def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[Result]:
+def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[Figure]:
     """(a) Nanoseconds for a look-up, and (d) memory."""
     hits: dict[tuple[int, int], float] = {}
     for count in counts:
@@ -87,7 +73,7 @@ def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[R
             )
             if count == 13:
                 least = hit.least / hit.baseline
-                yield Result(
+                yield Figure(
                     f"  no program can take less than (socket look-up, assign, release), ipv{family}",
                     hit.least,
                     "ns",
@@ -95,22 +81,22 @@ def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[R
                     least,
                 )
                 above, above_baseline = hit.ours - hit.least, hit.baseline - hit.least
-                yield Result(
+                yield Figure(
                     f"  the same above that least, {name}",
                     above,
                     "ns",
                     above_baseline,
                     above / above_baseline,
                 )
-            yield Result(f"look-up, miss, {name}", miss.ours, "ns")
+            yield Figure(f"look-up, miss, {name}", miss.ours, "ns")
             yield at_most(
                 f"not ours, above an empty program, {name}", other.ours - other.empty, "ns", None, 10
             )
-            yield Result(f"memory of a generation, {name}", _memory(TABLE) / 1024, "KiB")
+            yield Figure(f"memory of a generation, {name}", _memory(TABLE) / 1024, "KiB")
     for family in (4, 6):
         name = f"look-up, growth from 13 to {counts[-1]} bindings, ipv{family}"
         yield at_most(name, hits[counts[-1], family], "ns", hits[13, family], 1.5)
-    yield Result("memory shared by generations", _memory(SHARED) / 1024, "KiB")
+    yield Figure("memory shared by generations", _memory(SHARED) / 1024, "KiB")
 
 
 def _without_socket() -> None:
@@ -131,7 +117,7 @@ def _memory(names: tuple[str, ...]) -> int:
     return total
 
 
-def replace(code: bytes, count: int, turns: int) -> Iterator[Result]:
+def replace(code: bytes, count: int, turns: int) -> Iterator[Figure]:
     """(c) Seconds to replace so many bindings by as many others; and what clients notice of changes."""
     kinds: dict[str, Callable[[int], EdgeDocument]] = {
         "prefixes on 13 ports each": lambda seed: tables.wide(count, seed),
@@ -142,11 +128,11 @@ def replace(code: bytes, count: int, turns: int) -> Iterator[Result]:
             seconds = changes.replace(make, PINS, code, Path(directory), turns)
         name = f"replace {count} bindings, {kind}"
         yield at_most(f"{name}: document in memory", seconds.memory, "s", None, 0.5)
-        yield Result(f"{name}: processor time of that", seconds.cpu, "s")
+        yield Figure(f"{name}: processor time of that", seconds.cpu, "s")
         yield at_most(f"{name}: document read from its file", seconds.file, "s", None, 0.5)
         yield at_most(f"{name}: the whole command", seconds.command, "s", None, 0.5)
     made, wrong = changes.failures(PINS, code)
-    yield Result(
+    yield Figure(
         f"connections lost of {made} in {changes.REPLACEMENTS} replacements, {changes.UPGRADES} upgrades",
         wrong,
         "",
@@ -158,7 +144,7 @@ def replace(code: bytes, count: int, turns: int) -> Iterator[Result]:
 _LOADS = {"connect": ("TCP connections", 0.99), "udp": ("UDP flood", 0.97), "tcp": ("SYN flood", None)}
 
 
-def flood(code: bytes) -> Iterator[Result]:
+def flood(code: bytes) -> Iterator[Figure]:
     """(b) Floods with our program beside none, with a plain listener for each address beside one for all."""
     rates = floods.compare(PINS, code)
     for kind, (name, limit) in _LOADS.items():
@@ -166,36 +152,27 @@ def flood(code: bytes) -> Iterator[Result]:
         goal = f">= {limit}" if limit else ""
         met = found.ratio >= limit if limit else None
         title = f"{name} across veth, our program beside none, per CPU second"
-        yield Result(title, found.one, "1/s", found.none, found.ratio, goal, met)
+        yield Figure(title, found.one, "1/s", found.none, found.ratio, goal, met)
         plain = rates.get(f"plain {kind}")
         if plain:
             title = f"{name} across veth, {floods.PLAIN} plain listeners beside one, per CPU second"
-            yield Result(title, plain.one, "1/s", plain.none, plain.ratio)
+            yield Figure(title, plain.one, "1/s", plain.none, plain.ratio)
     count, why = floods.listeners_that_fit()
-    yield Result(
+    yield Figure(
         f"plain listeners that fit instead of one socket (then: {why})", count, "", 53_248, count / 53_248
     )
 
 
-def show(results: list[Result]) -> None:
-    """One table, ratios first."""
-    print(f"{'ratio':>7}  {'value':>10}  {'baseline':>10}  {'unit':<4}  {'goal':<8}  {'met':<4}  name")
-    # Ratios first; a row that begins with a space belongs to the one above it.
-    groups: list[list[Result]] = []
+def ratios_first(results: list[Figure]) -> list[Figure]:
+    """Order figures for the table; a figure whose name begins with a space follows the one above it."""
+    groups: list[list[Figure]] = []
     for each in results:
         if each.name.startswith(" "):
             groups[-1].append(each)
         else:
             groups.append([each])
     groups.sort(key=lambda group: group[0].ratio is None)
-    for each in (row for group in groups for row in group):
-        ratio = f"{each.ratio:.2f}" if each.ratio is not None else ""
-        baseline = f"{each.baseline:.1f}" if each.baseline is not None else ""
-        met = {True: "yes", False: "NO", None: ""}[each.met]
-        value = f"{each.value:.3f}" if each.unit == "s" else f"{each.value:.1f}"
-        print(
-            f"{ratio:>7}  {value:>10}  {baseline:>10}  {each.unit:<4}  {each.goal:<8}  {met:<4}  {each.name}"
-        )
+    return [each for group in groups for each in group]
 
 
 def isolate() -> None:
@@ -223,11 +200,9 @@ def main() -> None:
             results.append(each)
             print(f"{each.value:10.3f} {each.unit:<4} {each.name.strip()}", file=sys.stderr)
         generation.unload(PINS)
-    show(results)
+    show(ratios_first(results))
     if not quick:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps([asdict(each) for each in results], indent=2) + "\n", encoding="utf-8")
-        print(f"\nwritten to {os.path.relpath(RESULTS)}")
+        write(RESULTS / "sockets.json", results)
 
 
 if __name__ == "__main__":

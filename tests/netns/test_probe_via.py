@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from support.program import UNMOOR
+from support.program import UNMOOR, output
 
 MAIN = (*UNMOOR, "probe")
 PREFIXES = ("198.18.0.0/28", "2001:db8:100::/60")
@@ -123,13 +123,7 @@ class Network:
         )
 
     def probe(self, *arguments: str, status: int = 0) -> str:
-        with self.start("probe", *MAIN, *arguments) as process:
-            try:
-                out, err = process.communicate(timeout=60)
-            finally:
-                process.kill()
-        assert process.returncode == status, out + err
-        return out if status < 2 else err
+        return output(self.start("probe", *MAIN, *arguments), status)
 
     def routing(self) -> str:
         """Every rule and route of the probe's namespace."""

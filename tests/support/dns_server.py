@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import dns.query
 import dns.rcode
 
 from support.dns_document import document
+from support.program import UNMOOR
 from unmoor.dns.server import control
 
 
@@ -45,7 +45,7 @@ class Running:
 
     def __init__(self, directory: Path, data: dict[str, Any], program: str = "") -> None:
         """With `program`, the path of a release's `unmoor`, that one serves."""
-        command = [program] if program else [sys.executable, "-c", "from unmoor.commands import main; main()"]
+        command = [program] if program else UNMOOR
         self.data = data
         self.port: int = data["port"]
         self.config = directory / "dns.json"

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
-from support.checkout import ROOT
+from support.checkout import load
 
-FILE = ROOT / "plugins/filter/turns.py"
-_spec = importlib.util.spec_from_file_location("unmoor_turns", FILE)
-assert _spec
-assert _spec.loader
-filters = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(filters)
+filters = load("plugins/filter/turns.py")
 
 
 def test_rates_are_shown_and_what_is_gone_is_said() -> None:

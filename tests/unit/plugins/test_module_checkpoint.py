@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.checkout import ROOT
-
-MODULE = ROOT / "plugins/modules/checkpoint.py"
+from support.plugins import run_module
 
 
 class Host:
@@ -42,15 +37,7 @@ class Host:
             "_ansible_remote_tmp": str(self.root),
             **more,
         }
-        done = subprocess.run(
-            [*within, sys.executable, str(MODULE)],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        return run_module("checkpoint", arguments, within)
 
     def change(self) -> None:
         (self.root / "etc/b.json").write_text("b2")

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from support.checkout import ROOT
+from support.checkout import load
 from support.dns_server import running
+from support.plugins import run_module
 
-FILE = ROOT / "plugins/modules/in_force.py"
-_spec = importlib.util.spec_from_file_location("in_force", FILE)
-assert _spec
-assert _spec.loader
-module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(module)
+module = load("plugins/modules/in_force.py")
 
 #: Exit status, output, errors.
 Answer = tuple[int, str, str]
@@ -108,15 +102,7 @@ def test_a_running_server_is_asked_and_not_its_file(tmp_path: Path) -> None:
 
         def result() -> dict[str, Any]:
             arguments = {"edge": f"{tmp_path}/edge.json", "dns": str(server.config), "program": str(program)}
-            done = subprocess.run(
-                [sys.executable, str(FILE)],
-                input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            found: dict[str, Any] = json.loads(done.stdout)
-            return found
+            return run_module("in_force", arguments)
 
         assert result()["dns"] == []
         server.write({**server.data, "rate_limit": 7})

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from support.checkout import ROOT
+from support.checkout import ROOT, load
 from unmoor.dns.hostnames.registry_build import build
 from unmoor.dns.hostnames.registry_list import BadLines, Line
 from unmoor.dns.protocol import names
@@ -40,18 +38,6 @@ def preflight(inventory: Path, *options: str) -> subprocess.CompletedProcess[str
 def inventory(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "inventories/lab", tmp_path / "lab")
     return tmp_path / "lab"
-
-
-def plugin() -> ModuleType:
-    """The action plugin, as Ansible loads it: by its path."""
-    path = ROOT / "plugins/action/preflight.py"
-    spec = importlib.util.spec_from_file_location("preflight", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
 
 
 def replace(inventory: Path, file: str, old: str, new: str) -> None:
@@ -371,7 +357,8 @@ def test_lists_of_names_that_were_cut_short(inventory: Path) -> None:
     ("version", "refused"), [("2.18.6", True), ("2.9", True), ("2.19.0rc1", False), ("3.0", False)]
 )
 def test_an_older_ansible_is_refused_by_its_version(version: str, refused: bool) -> None:
-    found = [str(problem) for problem in plugin().version_problems(version)]
+    plugin = load("plugins/action/preflight.py")
+    found = [str(problem) for problem in plugin.version_problems(version)]
     assert bool(found) == refused
     if refused:
         assert found[0].startswith(

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from typing import Any
 
-from support.checkout import ROOT
+from support.checkout import load
 
-FILE = ROOT / "plugins/filter/rollout.py"
-_spec = importlib.util.spec_from_file_location("unmoor_filters", FILE)
-assert _spec
-assert _spec.loader
-filters = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(filters)
+filters = load("plugins/filter/rollout.py")
 
 
 def texts(edge: str, prefixes: list[str], pool: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from support.probe_servers import answering, dns_answer, listening, make_certificate, web
-from support.program import UNMOOR
+from support.program import UNMOOR, output
 from support.waiting import wait_until
 
 ADDRESSES = [f"127.9.1.{host}" for host in range(16)]
@@ -36,13 +36,7 @@ def started(*arguments: str) -> subprocess.Popen[str]:
 
 
 def probe(*arguments: str, status: int = 0) -> str:
-    with started(*arguments) as process:
-        try:
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == status, out + err
-    return out if status < 2 else err
+    return output(started(*arguments), status)
 
 
 def children(pid: int) -> list[int]:

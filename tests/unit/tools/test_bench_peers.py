@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import dns.exception
 import dns.message
@@ -14,25 +11,11 @@ import dns.query
 import dns.rcode
 import pytest
 
-from support.checkout import ROOT
+from support.checkout import load
 from support.dns_server import free_port
 from support.other_servers import OtherServer
 
-BENCH = ROOT / "bench" / "dns" / "peers.py"
-
-
-def load() -> ModuleType:
-    """The bench's module, whose name is that of ours as well."""
-    spec = importlib.util.spec_from_file_location("bench_peers", BENCH)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-SERVERS = {name: (program, prepare) for name, program, prepare in load().OTHERS}
+SERVERS = {name: (program, prepare) for name, program, prepare in load("bench/dns/peers.py").OTHERS}
 
 
 @pytest.mark.parametrize("name", SERVERS)

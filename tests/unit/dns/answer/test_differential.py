@@ -20,7 +20,8 @@ import pytest
 from support.dns_document import ZONE, document
 from support.dns_local import Local
 from support.dns_server import free_port
-from support.other_servers import KNOT, NSD, PROGRAMS, OtherServer
+from support.other_servers import OtherServer
+from support.peers import KNOT, NSD, OPTIONS
 
 # Policies are nobody else's: only the zone file's records are compared.
 STATIC = document()["zones"][0] | {"hostnames": [{"names": ["registered"]}], "records": ZONE}
@@ -47,7 +48,7 @@ class Peer(OtherServer):
         (directory / "example.com.zone").write_text("$ORIGIN example.com.\n" + ZONE)
         config = directory / f"{program}.conf"
         config.write_text(CONFIGS[program].format(directory=directory, port=self.port))
-        super().__init__(directory / f"{program}.log", program, *PROGRAMS[program], config)
+        super().__init__(directory / f"{program}.log", program, *OPTIONS[program], config)
         self.wait(self._serves)
 
     def _serves(self) -> bool:
@@ -71,8 +72,6 @@ zone:
     + """
   minimal-responses: yes
   refuse-any: yes
-remote-control:
-  control-enable: no
 zone:
   name: example.com
   zonefile: example.com.zone

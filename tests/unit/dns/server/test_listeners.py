@@ -21,6 +21,7 @@ import pytest
 from support.dns_document import document
 from support.dns_release import Release, Upgradable, alive
 from support.dns_server import Running, free_port, running
+from support.program import UNMOOR
 from support.waiting import wait_until
 from unmoor.dns.server.control import borrow
 from unmoor.udp import BUFFER, enlarge_buffers
@@ -32,13 +33,10 @@ DEBIAN_LIMIT = 212_992
 
 
 @pytest.fixture
-def ordinary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers are started as the unit does: without CAP_NET_ADMIN."""
-    launcher = tmp_path / "python"
-    bounds = "--bounding-set=-net_admin --inh-caps=-net_admin"
-    launcher.write_text(f'#!/bin/sh\nexec setpriv {bounds} {sys.executable} "$@"\n')
-    launcher.chmod(0o755)
-    monkeypatch.setattr("support.dns_server.sys.executable", str(launcher))
+    bounds = ("--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    monkeypatch.setattr("support.dns_server.UNMOOR", ("setpriv", *bounds, *UNMOOR))
 
 
 def command(server: Running, *words: str) -> subprocess.CompletedProcess[str]:

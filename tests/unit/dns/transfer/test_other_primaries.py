@@ -21,7 +21,8 @@ from click.testing import CliRunner
 from support.dns_document import document
 from support.dns_primary import KEYS, NAME, SECRET, zone_text
 from support.dns_server import answer, free_port, running
-from support.other_servers import KNOT, NSD, PROGRAMS, OtherServer
+from support.other_servers import OtherServer
+from support.peers import KNOT, NSD, OPTIONS
 from support.waiting import wait_for
 from unmoor.commands.dns import cli
 
@@ -59,8 +60,6 @@ zone:
 """,
     "nsd": NSD
     + """
-remote-control:
-  control-enable: no
 key:
   name: transfer.key
   algorithm: hmac-sha256
@@ -111,7 +110,7 @@ class Peer(OtherServer):
                 directory=directory, port=self.port, ours=ours, secret=SECRET, name=NAME, more=more
             )
         )
-        super().__init__(directory / f"{program}.log", program, *PROGRAMS[program], config)
+        super().__init__(directory / f"{program}.log", program, *OPTIONS[program], config)
         self.wait(lambda: self._serial() is not None)
 
     def _serial(self) -> int | None:
@@ -146,7 +145,7 @@ def start(directory: Path, program: str, ours: int, more: str = "", text: str = 
     return Peer(directory, program, ours, more, text)
 
 
-@pytest.fixture(params=PROGRAMS)
+@pytest.fixture(params=OPTIONS)
 def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Peer, int]]:
     ours = free_port()
     started = start(tmp_path / "peer", request.param, ours)
@@ -194,7 +193,7 @@ def test_a_catalog_that_knot_makes(tmp_path: Path) -> None:
         primary.stop()
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", OPTIONS)
 def test_what_is_exported_is_served_as_we_would(tmp_path: Path, program: str) -> None:
     hosts = ["host", r"a\.b", "*.w", "@"]
     zone = {"name": NAME, "records": zone_text(1, "x TXT one"), "hostnames": [{"names": hosts}]}
