@@ -1,4 +1,4 @@
-"""One load on one server: dnsperf on a core of its own, and the CPU time that the server spends meanwhile."""
+"""A load on one server by dnsperf on another core, and the CPU time that the server spends on it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import dns.message
 import dns.query
 from peers import ZONE, Server
 
-#: Every query carries this client cookie (RFC 7873), as most resolvers' do.
+#: The client cookie (RFC 7873) of every query of a load with cookies.
 COOKIE = "10:0123456789abcdef"
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one load showed: queries a second, and the server's CPU time for each of them, microseconds.
+    """One load: queries a second, and the server's CPU time per query in microseconds.
 
-    `waited` is the share of the time in which the server could have run but somebody else had its core.
+    `waited` is the share of the time in which the server was ready to run but another process had its core.
     """
 
     rate: float
@@ -40,7 +40,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Latency:
-    """From query to reply at `rate` queries a second, microseconds."""
+    """Time from query to reply at `rate` queries a second, microseconds."""
 
     rate: float
     median: float
@@ -48,7 +48,7 @@ class Latency:
 
 
 def run(server: Server, pid: int, queries: Path, core: int, seconds: int, cookie: bool) -> Round:
-    """As many queries as both can do."""
+    """Send as many queries as generator and server can handle."""
     before, started = times(pid), time.monotonic()
     shown = _dnsperf(server, queries, core, seconds, *(["-E", COOKIE] if cookie else ["-e"]))
     wall = time.monotonic() - started
@@ -58,7 +58,7 @@ def run(server: Server, pid: int, queries: Path, core: int, seconds: int, cookie
 
 
 def latency(server: Server, queries: Path, core: int, seconds: int, rate: float) -> Latency:
-    """So many queries a second, each timed."""
+    """Send `rate` queries a second and time each."""
     shown = _dnsperf(server, queries, core, seconds, "-e", "-v", "-Q", str(round(rate)))
     times = sorted(float(line.rsplit(" ", 1)[1]) * 1e6 for line in shown.splitlines() if line[:2] == "> ")
     reached = _number(r"Queries per second:\s+([\d.]+)", shown)
@@ -87,12 +87,12 @@ def _completed(shown: str) -> float:
 def _number(pattern: str, shown: str) -> float:
     found = re.search(pattern, shown)
     if found is None:
-        raise SystemExit(f"dnsperf said:\n{shown[-1500:]}")
+        raise SystemExit(f"dnsperf printed:\n{shown[-1500:]}")
     return float(found[1])
 
 
 def times(pid: int) -> tuple[int, int]:
-    """CPU time of a process and its descendants that live, and how long they waited for it, nanoseconds."""
+    """CPU time of a process and its live descendants, and their time waiting for a core; nanoseconds."""
     spent = waited = 0
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         ran, queued, _ = map(int, path.read_text().split())

@@ -1,8 +1,8 @@
-"""The servers that are compared, each ready to start: ours, and those of other makers that are here.
+"""Prepare the servers of a comparison: ours, and other DNS servers that are unpacked or installed.
 
-All serve host0 to hostN of example.com, on a port each. What each can do decides how it answers: see the
-names. A pool of 4096 addresses for each of 100,000 names does not fit into the others' memory (Knot takes
-270 octets for each pair), so theirs stands at a wildcard, which costs them no more than a name would.
+Each serves host0 to hostN of example.com on its own port, and answers in the way closest to ours that it
+supports: see the names. A pool of 4096 addresses for each of 100,000 names does not fit into the memory of
+the others (Knot takes 270 octets for each pair), so they have the pool at a wildcard, which is no slower.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SOA = "$TTL 30\n@ SOA ns1 h 1 7200 900 1209600 300\n@ NS ns1\nns1 A 198.18.0.53\
 KNOT, KNOT_COOKIES = "knot, 1 of 4096 weighted", "knot with cookies, 1 of 4096 weighted"
 BIND, PDNS = "bind, static", "pdns, 1 of 256 by Lua"
 
-#: What this release can do beside answering, all of it switched on. A limit on rates counts each query also
-#: when nobody reaches it; nobody could measure a server that cuts its asker off.
+#: All optional features of our server. The rate limit is never reached, so that it does not stop the
+#: measurement, but it counts each query.
 FEATURES: dict[str, Any] = {
     "cookie_secret": "000102030405060708090a0b0c0d0e0f",
     "rate_limit": 1_000_000_000,
@@ -86,7 +86,7 @@ plugins => {{ weighted => {{ multi => false, pool => {{ {pool} }} }} }}
 
 @dataclass(frozen=True)
 class Server:
-    """A program that serves the names from files in a directory of its own."""
+    """A program that serves the names from files in its own directory."""
 
     name: str
     port: int
@@ -191,7 +191,7 @@ def _pdns(lua: str, folder: Path, port: int, _: int) -> list[str]:
     return [f"--config-dir={folder}"]
 
 
-#: Name, program, what writes its files and gives its arguments.
+#: Name, program, and a function that writes its files and returns its arguments.
 OTHERS: list[tuple[str, str, Callable[[Path, int, int], list[str]]]] = [
     (KNOT, "knotd", partial(_knot, "mod-geoip/pool")),
     (KNOT_COOKIES, "knotd", partial(_knot, "mod-cookies, mod-geoip/pool")),

@@ -1,10 +1,11 @@
-"""The registry at full size; writes bench/results/dns-registry.json.
+"""Measure the registry at full size; writes bench/results/dns-registry.json.
 
     python bench/dns/registry.py [--names N] [--rounds N] [--seconds N] [--directory DIR]
 
-Builds a registry of N hostnames (20 million unless said), looks names up, updates it, and has a server answer
-from it, in rounds that alternate with servers of 20 thousand names, in a registry and in the document; then
-it is swapped for its update and back while queries arrive. Needs dnsperf, and 5 GB for 20 million names.
+Builds a registry of N hostnames (by default 20 million), looks names up, and updates it. Then a server
+answers from it, in rounds that alternate with servers of 20,000 names, in a registry and in the document.
+Finally the registry is replaced by its update and back while queries arrive. Needs dnsperf, and 5 GB of disk
+for 20 million names.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from unmoor.dns.protocol import names as wire_names
 from unmoor.dns.server.control import ask
 
 FEW = 20_000
-#: More than a round asks, so that no round finds in the caches what it left there.
+#: More than the queries of a round, so that no round benefits from entries that it left in the caches.
 QUERIES = 1_000_000
 CHANGES = 5_000
 SWAPS = 6
@@ -48,7 +49,7 @@ RECORDS = f"{peers.SOA}host1 A 198.18.0.1\n"
 
 @dataclass
 class Subject:
-    """A server of some names, and what each round saw of it."""
+    """A server of some names, and its rounds."""
 
     name: str
     directory: Path
@@ -76,7 +77,7 @@ class Subject:
         return self.directory / "queries"
 
     def write_queries(self, count: int) -> None:
-        """For names of the list, some thousand of each of many parts, in any order."""
+        """Write queries for names from many parts of the list, in random order."""
         chance, found, step = random.Random(7), list[str](), 100_000
         while len(found) < QUERIES:
             start = chance.randrange(-(-count // step)) * step
@@ -87,7 +88,7 @@ class Subject:
 
 
 def spent(*words: str | Path) -> tuple[float, float]:
-    """Run a command of ours; gives its CPU time and its wall time, seconds."""
+    """Run an `unmoor dns registry` command; returns its CPU time and its wall time, seconds."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = ["nice", "-n", "10", *UNMOOR, "dns", "registry", *map(str, words), "--quiet"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -96,7 +97,7 @@ def spent(*words: str | Path) -> tuple[float, float]:
 
 
 def build(directory: Path, count: int) -> tuple[Path, float]:
-    """Build a registry of `count` names; gives it and the CPU time, seconds."""
+    """Build a registry of `count` names; returns its path and the CPU time, seconds."""
     listed, output = directory / f"{count}.csv", directory / f"{count}.registry"
     if not listed.exists():
         write_names(count, listed)
@@ -105,17 +106,17 @@ def build(directory: Path, count: int) -> tuple[Path, float]:
 
 
 def update(directory: Path, registry: Path, added: int, removed: int) -> tuple[Path, float]:
-    """Change some thousand names; removals make it look at all names, additions alone do not."""
+    """Change some thousand names. The update reads all names if there are removals."""
     changes, output = directory / "changes.csv", directory / "updated.registry"
     lines = [f"add,added{number}.{ZONES[number % 5]},free,eu" for number in range(added)]
-    # Every one that is asked for stays, so that no swap may lose it.
+    # None of these is queried, so that every query has an answer before and after a swap.
     lines += [f"remove,{name},," for name in names(0, 100_000)[:removed]] if removed else []
     changes.write_text("\n".join(["action,name,account_type,region", *lines, ""]))
     return output, spent("update", registry, changes, "-o", output)[1]
 
 
 def look_ups(registry: Path, queries: Path) -> Iterator[Figure]:
-    """CPU time of one look-up: of names that are there, and of some that are not."""
+    """CPU time of a look-up, for names that exist and for names that do not."""
     opened = open_registry(registry)
     find = opened.finder({key: key for key in opened.kinds}.get)
     with queries.open() as lines:
@@ -123,7 +124,7 @@ def look_ups(registry: Path, queries: Path) -> Iterator[Figure]:
     absent = [b"\1x" + name for name in there]
     if not all(map(find, there)) or any(map(find, absent)):
         raise SystemExit("the registry does not hold what it was built from")
-    for what, asked in (("of a name that is there", there), ("of one that is not", absent)):
+    for what, asked in (("of a name that exists", there), ("of one that does not", absent)):
         began = time.process_time_ns()
         for name in asked:
             find(name)
@@ -131,14 +132,14 @@ def look_ups(registry: Path, queries: Path) -> Iterator[Figure]:
 
 
 def private_memory(subject: Subject) -> float:
-    """Memory of the worker that is its own, MB."""
+    """Private memory of the worker, MB."""
     pid = ask(subject.control, "status").data["workers"][0]["pid"]
     found = re.search(r"^Private_Dirty:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     return int(found[1]) / 1000 if found else float("nan")
 
 
 def swap(subject: Subject, files: list[Path], core: int) -> tuple[int, float]:
-    """Swap registries while queries arrive; gives how many were lost or refused, and seconds for a swap."""
+    """Swap registries while queries arrive; returns the number lost or refused, and the seconds of a swap."""
     where = ["-s", "127.0.0.1", "-p", str(subject.port), "-d", str(subject.queries)]
     command = ["taskset", "-c", str(core), "dnsperf", *where, "-Q", "5000", "-l", str(5 * SWAPS)]
     generator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -154,12 +155,12 @@ def swap(subject: Subject, files: list[Path], core: int) -> tuple[int, float]:
     shown = generator.communicate()[0]
     sent, good = (re.search(each, shown) for each in (r"Queries sent:\s+(\d+)", r"NOERROR (\d+)"))
     if not sent or not good:
-        raise SystemExit(f"dnsperf said:\n{shown}")
+        raise SystemExit(f"dnsperf printed:\n{shown}")
     return int(sent[1]) - int(good[1]), statistics.median(took)
 
 
 def measure(directory: Path, count: int, rounds: int, seconds: int, cores: list[int]) -> Iterator[Figure]:
-    """Measure all of it."""
+    """Measure everything."""
     what = "20 million names" if count == 20_000_000 else f"{count:,} names"
     few, _ = build(directory, FEW)
     many, built = build(directory, count)

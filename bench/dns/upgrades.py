@@ -1,6 +1,6 @@
-"""20 times a new release takes the server over under 20,000 queries a second: `python bench/dns/upgrades.py`.
+"""Upgrade the server 20 times under 20,000 queries a second: `python bench/dns/upgrades.py`.
 
-The releases are two programs of the same code. `rows()` gives the results as rows of bench/results.
+The two releases that take over from each other are programs of the same code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unmoor.dns.server.control import ask
 
 
 def programs(directory: Path) -> list[str]:
-    """Two releases."""
+    """Write the programs of two releases; returns their paths."""
     found = []
     for name in ("one", "two"):
         program = directory / name
@@ -58,7 +58,7 @@ def measure(upgrades: int, rate: int) -> tuple[Seen, list[float]]:
 
 
 def rows(upgrades: int = 20, rate: int = RATE) -> list[Figure]:
-    """Measure; give the rows of the results."""
+    """Measure; returns the figures."""
     seen, took = measure(upgrades, rate)
     wrong, reached = seen.lost + seen.mixed, seen.answered / seen.seconds
     what = f"{upgrades} new releases under {rate:,} q/s: "

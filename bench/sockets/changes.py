@@ -1,4 +1,4 @@
-"""(c) The time to replace a table by another, and its effect on clients."""
+"""(c) Measure the time to replace a table, and count connections that fail meanwhile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLIENTS, REPLACEMENTS, UPGRADES = 10, 200, 50
 
 @dataclass(frozen=True)
 class Seconds:
-    """Seconds to replace a table: from memory, from its file, by the command; CPU time of the first."""
+    """Seconds to replace a table: from memory, from its file, by the command; and CPU time of the first."""
 
     memory: float
     file: float
@@ -50,7 +50,7 @@ def replace(
     def in_memory(turn: int) -> None:
         change = generation.load(documents[turn % 2], code, pins)
         if len(change.added) < 1000:
-            raise RuntimeError("that was no replacement")
+            raise RuntimeError("the load replaced fewer than 1000 bindings")
 
     def from_file(turn: int) -> None:
         generation.load(model.load(EdgeDocument, paths[turn % 2]), code, pins)
@@ -72,7 +72,7 @@ def replace(
 
 def _median(act: Callable[[int], None], turns: int, cpu: list[float] | None = None) -> float:
     times = []
-    for turn in range(turns + turns % 2):  # even, so that the last table is that of before
+    for turn in range(turns + turns % 2):  # even, so that the last table is the first again
         begin, begin_cpu = time.perf_counter(), time.process_time()
         act(turn)
         times.append(time.perf_counter() - begin)

@@ -1,8 +1,8 @@
-"""All figures of the sockets half, beside a baseline, ratios first; writes bench/results/sockets.json.
+"""Measure the sockets half against a baseline; print ratios first and write bench/results/sockets.json.
 
     python bench/sockets/run.py [--quick]
 
-Needs root. Everything runs in a network and mount namespace of its own.
+Needs root. Everything runs in its own network and mount namespaces.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def at_most(name: str, value: float, unit: str, baseline: float | None, limit: f
 
 
 def paired(name: str, value: float, unit: str, baseline: float, ratio: float, limit: float | None) -> Figure:
-    """A figure whose ratio was taken turn by turn, and should be at most `limit`, if any."""
+    """A figure whose ratio was measured turn by turn, with the goal that it is at most `limit`, if any."""
     goal, met = (f"<= {limit}", ratio <= limit) if limit else ("", None)
     return Figure(name, value, unit, baseline, ratio, goal, met)
 
 
 def documents(count: int) -> Iterator[tuple[int, EdgeDocument]]:
-    """A document of so many bindings, for each family."""
+    """Documents of `count` bindings, one per family."""
     for family in (4, 6):
         yield family, tables.thirteen() if count == 13 else tables.many(count, family)
 
 
 def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[Figure]:
-    """(a) Nanoseconds for a look-up, and (d) memory."""
+    """(a) Measure nanoseconds per look-up, and (d) memory."""
     hits: dict[tuple[int, int], float] = {}
     for count in counts:
         for family, document in documents(count):
@@ -59,7 +59,7 @@ def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[F
                 questions = lookups.sample(document, family)
                 hit = lookups.measure(by_name, questions)
                 other = lookups.measure(by_name, lookups.not_ours(questions))
-                _without_socket()  # the same look-ups are misses
+                _without_socket()  # now the same look-ups are misses
                 miss = lookups.measure(by_name, questions)
             name = f"{count} bindings, ipv{family}"
             hits[count, family] = hit.ours
@@ -74,7 +74,7 @@ def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[F
             if count == 13:
                 least = hit.least / hit.baseline
                 yield Figure(
-                    f"  no program can take less than (socket look-up, assign, release), ipv{family}",
+                    f"  minimum of any program (socket look-up, assign, release), ipv{family}",
                     hit.least,
                     "ns",
                     hit.baseline,
@@ -82,7 +82,7 @@ def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[F
                 )
                 above, above_baseline = hit.ours - hit.least, hit.baseline - hit.least
                 yield Figure(
-                    f"  the same above that least, {name}",
+                    f"  look-up above that minimum, {name}",
                     above,
                     "ns",
                     above_baseline,
@@ -90,7 +90,7 @@ def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[F
                 )
             yield Figure(f"look-up, miss, {name}", miss.ours, "ns")
             yield at_most(
-                f"not ours, above an empty program, {name}", other.ours - other.empty, "ns", None, 10
+                f"not bound, above an empty program, {name}", other.ours - other.empty, "ns", None, 10
             )
             yield Figure(f"memory of a generation, {name}", _memory(TABLE) / 1024, "KiB")
     for family in (4, 6):
@@ -100,7 +100,7 @@ def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[F
 
 
 def _without_socket() -> None:
-    """Our program's service has lost its sockets. (The baseline keeps its own: misses are not compared.)"""
+    """Remove the sockets of our service. (The baseline keeps its sockets: misses are not compared.)"""
     with libbpf.opened(PINS.root / "sockets") as sockets:
         for slot in range(64):
             libbpf.delete(sockets, slot.to_bytes(4, "little"))
@@ -118,7 +118,7 @@ def _memory(names: tuple[str, ...]) -> int:
 
 
 def replace(code: bytes, count: int, turns: int) -> Iterator[Figure]:
-    """(c) Seconds to replace so many bindings by as many others; and what clients notice of changes."""
+    """(c) Measure the seconds to replace `count` bindings by others, and connections that fail meanwhile."""
     kinds: dict[str, Callable[[int], EdgeDocument]] = {
         "prefixes on 13 ports each": lambda seed: tables.wide(count, seed),
         "single addresses on one port": lambda seed: tables.many(count, 4, seed),
@@ -128,7 +128,7 @@ def replace(code: bytes, count: int, turns: int) -> Iterator[Figure]:
             seconds = changes.replace(make, PINS, code, Path(directory), turns)
         name = f"replace {count} bindings, {kind}"
         yield at_most(f"{name}: document in memory", seconds.memory, "s", None, 0.5)
-        yield Figure(f"{name}: processor time of that", seconds.cpu, "s")
+        yield Figure(f"{name}: CPU time of that", seconds.cpu, "s")
         yield at_most(f"{name}: document read from its file", seconds.file, "s", None, 0.5)
         yield at_most(f"{name}: the whole command", seconds.command, "s", None, 0.5)
     made, wrong = changes.failures(PINS, code)
@@ -145,7 +145,7 @@ _LOADS = {"connect": ("TCP connections", 0.99), "udp": ("UDP flood", 0.97), "tcp
 
 
 def flood(code: bytes) -> Iterator[Figure]:
-    """(b) Floods with our program beside none, with a plain listener for each address beside one for all."""
+    """(b) Compare floods with our program and without, and with a listener per address and one for all."""
     rates = floods.compare(PINS, code)
     for kind, (name, limit) in _LOADS.items():
         found = rates[kind]
@@ -176,7 +176,7 @@ def ratios_first(results: list[Figure]) -> list[Figure]:
 
 
 def isolate() -> None:
-    """Leave this computer's network and its BPF file system alone."""
+    """Enter new network and mount namespaces, which leaves the host's network and BPF file system alone."""
     if ctypes.CDLL(None).unshare(_CLONE_NEWNET | _CLONE_NEWNS):
         sys.exit("run this as root")
     subprocess.run(["mount", "--make-rslave", "/"], check=True)

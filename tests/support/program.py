@@ -1,4 +1,4 @@
-"""The command `unmoor` of this checkout, as a process of its own."""
+"""The command `unmoor` of this checkout as a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The module that keeps what is in force and puts it back, in a directory of the test's own."""
+"""The module that keeps checkpoints and restores them, in a temporary directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.plugins import run_module
 
 
 class Host:
-    """A host's files below `root`; `told` says which parts were told, in order."""
+    """A host's files below `root`; file `told` lists the parts whose command ran, in order."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.told = root, root / "told"
@@ -57,7 +57,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def test_what_changed_is_put_back_and_only_that_is_told(host: Host) -> None:
+def test_changed_files_are_restored_and_only_their_commands_run(host: Host) -> None:
     assert host.act("begun")["fresh"] is False
     host.change()
     result = host.act("restored")
@@ -101,7 +101,7 @@ def test_one_step_back_is_kept_over_turns_that_change_nothing(host: Host) -> Non
     assert host.act("read")["before"] == {}
 
 
-def test_all_parts_are_told_and_every_failure_is_said(host: Host) -> None:
+def test_all_commands_run_and_every_failure_is_reported(host: Host) -> None:
     host.act("begun")
     host.change()
     result = host.act("restored", command="echo %s is no good; false")
@@ -114,7 +114,7 @@ def test_all_parts_are_told_and_every_failure_is_said(host: Host) -> None:
     assert host.state()["b.json"] == "b1"
 
 
-def test_a_release_that_is_gone_is_said_before_anything_changes(host: Host) -> None:
+def test_a_missing_release_is_reported_before_anything_changes(host: Host) -> None:
     host.act("begun")
     host.change()
     (host.root / "releases/1").rmdir()

@@ -1,4 +1,4 @@
-"""Every server that the benches compare with starts from its files alone, and answers."""
+"""Every server of the comparison starts from its own files and answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVERS = {name: (program, prepare) for name, program, prepare in load("bench/dn
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_it_needs_its_own_directory_alone(name: str, tmp_path: Path) -> None:
+def test_it_needs_only_its_own_directory(name: str, tmp_path: Path) -> None:
     program, prepare = SERVERS[name]
     port = free_port()
     server = OtherServer(tmp_path / "log", program, *prepare(tmp_path, port, 10))

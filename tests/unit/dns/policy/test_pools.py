@@ -68,7 +68,7 @@ def test_numbers_are_below_the_bound(bound: int) -> None:
 
 
 def chi_square(counts: list[int]) -> float:
-    """Pearson's statistic, as standard deviations from what chance gives (mean k, variance 2k)."""
+    """Pearson's statistic in standard deviations from its mean for random data (mean k, variance 2k)."""
     freedom = len(counts) - 1
     expected = sum(counts) / len(counts)
     statistic = sum((count - expected) ** 2 / expected for count in counts)
@@ -88,7 +88,7 @@ def test_addresses_come_evenly(prefixes: list[str]) -> None:
     assert abs(chi_square(list(counts.values()))) < BOUND
 
 
-def test_successive_addresses_tell_nothing_of_each_other() -> None:
+def test_successive_addresses_are_independent() -> None:
     draw = drawer("198.18.0.0/28")
     drawn = [draw() for _ in range(16 * 16 * 100 + 1)]
     pairs = Counter(pairwise(drawn))
