@@ -279,14 +279,14 @@ def test_workers_count_together(tmp_path: Path) -> None:
 
 def test_the_server_limits_udp_and_not_tcp(tmp_path: Path) -> None:
     with running(tmp_path, rate_limit=10, workers=1) as server:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-            door.settimeout(0.5)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.5)
             for _ in range(200):
-                door.sendto(QUERY, ("127.0.0.1", server.port))
+                sock.sendto(QUERY, ("127.0.0.1", server.port))
             whole = truncated = 0
             try:
                 while True:
-                    if door.recv(4096)[2] & message.TC >> 8:
+                    if sock.recv(4096)[2] & message.TC >> 8:
                         truncated += 1
                     else:
                         whole += 1
