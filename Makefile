@@ -29,41 +29,41 @@ pop-down: setup ## Remove the lab's PoP
 	unmoor lab down
 
 .PHONY: test
-test: lint unit netns molecule ## All tests
+test: lint unit netns molecule ## Run all tests
 
 .PHONY: fresh
-fresh: ## make pop and make test of HEAD on a fresh Debian in a private root; CACHE=0 downloads everything
+fresh: ## Run make pop and make test of HEAD on a fresh Debian in a private root; CACHE=0 downloads everything
 	tools/fresh $(if $(filter 0,$(CACHE)),--no-cache) -- make pop test
 
 .PHONY: lint
-lint: setup ## Formatting, style, types, playbooks, shell and C
+lint: setup ## Check formatting, style, types, playbooks, shell and C
 	pytest -q tests/lint
 
 .PHONY: unit
-unit: setup peers ## Tests that need no private network namespace
+unit: setup peers ## Run tests that need no private network namespace
 	pytest -q -n 2 tests/unit tests/fuzz
 
 .PHONY: netns
-netns: setup ## Tests on the real kernel, each in a fresh network namespace
+netns: setup ## Run tests on the real kernel, each in a fresh network namespace
 	pytest -q tests/netns
 
 # Not part of `test`: virtual machines are slow without KVM.
 .PHONY: kernels
-kernels: setup ## The sockets half on the kernels of Debian 12 and 13, in virtual machines
+kernels: setup ## Run tests of the sockets half on the kernels of Debian 12 and 13, in virtual machines
 	@tools/install requirements/debian-kernels.txt
 	pytest -v tests/kernels
 
 .PHONY: molecule
-molecule: setup ## Scenarios over the lab: SCENARIO=default, or all of them
+molecule: setup ## Run scenarios over the lab: SCENARIO=default, or all of them
 	tests/run-scenarios $(SCENARIO)
 
 .PHONY: bench bench-sockets bench-dns
-bench: bench-sockets bench-dns ## Speed relative to a baseline
+bench: bench-sockets bench-dns ## Measure speed relative to a baseline
 
-bench-sockets: setup ## Look-ups, floods, replacement and memory of the sockets half
+bench-sockets: setup ## Measure look-ups, floods, replacement and memory of the sockets half
 	python bench/sockets/run.py
 
-bench-dns: setup peers ## Evenness, reloads, 20 million names, and other servers for comparison; half an hour
+bench-dns: setup peers ## Measure evenness, reloads, 20 million names, and compare with other servers; half an hour
 	@tools/install requirements/debian-bench.txt
 	-python bench/dns/uniformity.py
 	-python bench/dns/reloads.py
@@ -83,7 +83,7 @@ lock: setup ## Regenerate the lock files
 	    pyproject.toml --group dev -o requirements/dev.txt
 
 .PHONY: setup
-setup: debian .venv/.installed $(COLLECTION) ## Debian packages and the virtual environment
+setup: debian .venv/.installed $(COLLECTION) ## Install Debian packages and the virtual environment
 
 .PHONY: debian
 debian:

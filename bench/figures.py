@@ -1,4 +1,4 @@
-"""A figure beside its baseline, and the one table that a bench prints: ratios first."""
+"""Figures of a bench: ratios to a baseline, the table that is printed, and the file of results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured; `goal` says what the ratio should be (the value, without a baseline).
+    """A measurement. `goal` is for the ratio, or for the value without a baseline.
 
     A goal that this run did not measure has no value, and is neither met nor missed.
     """
@@ -28,7 +28,7 @@ class Figure:
 
 
 def beside(name: str, value: float, unit: str, baseline: float, at_least: float | None = None) -> Figure:
-    """Give a figure whose ratio to its baseline has a goal, or none."""
+    """Return a figure with its ratio to a baseline, and the goal of the ratio, if any."""
     ratio = value / baseline
     if at_least is None:
         return Figure(name, value, unit, baseline, ratio)
@@ -36,7 +36,7 @@ def beside(name: str, value: float, unit: str, baseline: float, at_least: float 
 
 
 def read(path: Path) -> list[Figure]:
-    """Take the figures that another script wrote; none where it has not run here."""
+    """Read the figures that another script wrote; none if it has not run on this machine."""
     if not path.exists():
         return []
     return [Figure(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
@@ -50,7 +50,7 @@ def write(path: Path, figures: Iterable[Figure]) -> None:
 
 
 def show(figures: Iterable[Figure]) -> None:
-    """Print them."""
+    """Print the figures as a table."""
     print(f"{'ratio':>7}  {'value':>10}  {'baseline':>10}  {'unit':<6}  {'goal':<8}  {'met':<4}  name")
     for each in figures:
         ratio = f"{each.ratio:.2f}" if each.ratio is not None else ""

@@ -1,4 +1,4 @@
-"""The lab's hosts for every scenario's tests, which run as plain pytest as well, with UNMOOR_LAB set."""
+"""The lab's hosts for tests of all scenarios. With UNMOOR_LAB set, tests also run under plain pytest."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def reach_edge(router: Host, edge: str, *arguments: str, sample: int = 10) -> di
 
 
 def sockets_status(edge: Host) -> dict[str, Any]:
-    """What `unmoor sockets status --json` prints on `edge`."""
+    """Output of `unmoor sockets status --json` on `edge`."""
     status: dict[str, Any] = json.loads(edge.check_output("unmoor sockets status --json"))
     return status
 
 
 def eventually(what: Callable[[], bool], seconds: float = 300) -> bool:
-    """Whether `what` becomes true within `seconds`, a bound far above what it takes on a busy computer.
+    """Report whether `what` becomes true within `seconds`, far longer than it takes on a busy computer.
 
     A host that ssh cannot reach, or whose connection breaks off, counts as not yet true.
     """

@@ -1,7 +1,7 @@
-"""How hypothesis searches: the same examples on every run, or new ones with HYPOTHESIS_PROFILE=explore.
+"""Profiles of hypothesis: the same examples on every run, or new ones with HYPOTHESIS_PROFILE=explore.
 
-A run that judges a change tries what the run before it tried, whatever the machine is busy with; looking for
-examples that nobody thought of is a run of its own, and what it finds becomes a case.
+A run that judges a change tries the same examples as the run before, on a busy machine too. The search for
+new examples is a separate run, and what it finds becomes a test case.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import pytest
 from hypothesis import settings
 
-# A failed assertion of a shared helper shows its values too. Before any test module imports one.
+# So that a failed assertion of a shared helper shows its values. This precedes the first import of one.
 pytest.register_assert_rewrite("support")
 
 settings.register_profile("repeat", derandomize=True, deadline=None, database=None)

@@ -1,27 +1,26 @@
-"""All figures of the DNS half, beside other servers, ratios first; writes bench/results/dns.json.
+"""Compare the DNS half with other servers; print ratios first and write bench/results/dns.json.
 
     python bench/dns/compare.py [--names N] [--rounds N] [--seconds N]
 
-All servers are up at once, each with one worker, all on one core; dnsperf on another asks one after the
-other, in rounds, so that a machine that drifts does so for all. What is compared is the ratio within a round;
-its median over the rounds is printed. Two ratios each:
+All servers run at once, each with one worker, all on one core. dnsperf, on another core, queries them in
+turn, in rounds, so that a drift of the machine affects all of them. The table has the median over all rounds
+of the ratio within a round. There are two ratios for each server:
 
-- by CPU time: how many queries one core of the server answers, from the CPU time that it spent on those it
-  was asked. The steady figure: neither the generator nor who else uses the machine bounds it.
-- queries a second, as dnsperf counted them. It reaches 130,000 to 175,000; quicker servers look slower.
+- By CPU time: queries that one core of the server answers, from the CPU time that the server spent. This is
+  the reliable figure: it depends neither on the generator nor on other load of the machine.
+- Queries a second, as dnsperf counts them. dnsperf reaches 130,000 to 175,000, so servers that are faster
+  than that appear slower.
 
-Ours has everything switched on that it can do (peers.FEATURES). Needs dnsperf, and takes whichever of the
-others `tools/peers` finds. What other scripts of this folder measure is taken from their results, if they
-have run on this machine.
+Ours has all its features on (peers.FEATURES). Needs dnsperf, and uses those of the other servers that
+`tools/peers` finds. Figures of the other scripts in this folder come from their results, if they have run on
+this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +28,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
 import load
 import peers
 from figures import RESULTS, Figure, beside, read, show, write
@@ -37,12 +37,12 @@ from load import Latency, Round
 from peers import FEATURES, FIRST_PORT, Server
 
 OURS, BARE = "unmoor", "unmoor, bare"
-#: What the ratio to some of the others should be.
+#: Goals of the ratio to some of the others.
 GOALS = {peers.KNOT: 0.45, peers.KNOT_COOKIES: 0.45, peers.BIND: 1.0, peers.PDNS: 20.0}
 ONLY_COOKIES = (peers.KNOT_COOKIES,)
 ANSWER_COOKIES = (OURS, peers.KNOT_COOKIES, peers.BIND)
 
-#: Results of other scripts, and the goals that these measure: unit and goal, shown while they are missing.
+#: Results of other scripts, and their goals with units, which the table has until they have run.
 ELSEWHERE = {
     "dns-registry": [
         ("20 million names: one core, by CPU time, beside 20,000", "q/s", ">= 0.85"),
@@ -62,7 +62,7 @@ ELSEWHERE = {
 
 @dataclass
 class Subject:
-    """A server that runs, and what it showed."""
+    """A running server and its measurements."""
 
     server: Server
     pid: int
@@ -112,23 +112,13 @@ def write_queries(path: Path, count: int) -> Path:
 
 @contextmanager
 def running(servers: list[Server], directory: Path, core: int) -> Iterator[list[Subject]]:
-    """All servers, up; gone afterwards."""
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for server in servers:
-            log = directory / f"log.{server.port}"
-            processes.append(server.start(core, log))
-            load.wait_until_it_serves(server, processes[-1], log)
-        yield [Subject(server, process.pid) for server, process in zip(servers, processes, strict=True)]
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            process.wait(30)
+    """Run all servers; they are gone afterwards."""
+    with load.running(servers, directory, core) as pids:
+        yield [Subject(server, pid) for server, pid in zip(servers, pids, strict=True)]
 
 
 def measure(each: Subject, queries: Path, core: int, seconds: int) -> None:
-    """One round: without cookies, and with them where the server answers them."""
+    """Measure one round: without cookies, and with them if the server answers them."""
     if each.name not in ONLY_COOKIES:
         each.rounds.append(load.run(each.server, each.pid, queries, core, seconds, cookie=False))
     if each.name in ANSWER_COOKIES:
@@ -136,14 +126,14 @@ def measure(each: Subject, queries: Path, core: int, seconds: int) -> None:
 
 
 def measure_latency(each: Subject, queries: Path, core: int, seconds: int) -> None:
-    """At half of what it reached."""
+    """Measure latency at half of the rate that the server reached."""
     if each.rounds:
         half = statistics.median(one.rate for one in each.rounds) / 2
         each.latency = load.latency(each.server, queries, core, seconds, half)
 
 
 def report(subjects: list[Subject]) -> Iterator[Figure]:
-    """Ours beside each of the others."""
+    """Compare ours with each of the others."""
     by_name = {each.name: each for each in subjects}
     ours, bare = by_name[OURS], by_name[BARE]
     rest = [each for each in subjects if not each.name.startswith(OURS)]
@@ -159,7 +149,7 @@ def report(subjects: list[Subject]) -> Iterator[Figure]:
     yield ratio("one core, by CPU time, beside nothing switched on", ours.rounds, bare, "capacity")
     waited = statistics.median(one.waited for each in subjects for one in each.rounds)
     yield Figure(
-        "time that others had the core (much: rates and latency mean little)",
+        "time in which other processes had the core (if high, rates and latency mean little)",
         100 * waited,
         "%",
     )
@@ -167,7 +157,7 @@ def report(subjects: list[Subject]) -> Iterator[Figure]:
 
 
 def ratio(name: str, ours: list[Round], other: Subject, what: str) -> Figure:
-    """The medians of both, and of the ratios within each round."""
+    """The medians of both servers, and the median of the ratios within a round."""
     rounds = other.with_cookies if "a cookie in each query" in name else other.rounds
     mine, theirs = ([getattr(one, what) for one in each] for each in (ours, rounds))
     middle = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
@@ -177,7 +167,7 @@ def ratio(name: str, ours: list[Round], other: Subject, what: str) -> Figure:
 
 
 def side_figures(ours: Subject, rest: list[Subject]) -> Iterator[Figure]:
-    """Latency and memory."""
+    """Compare latency and memory."""
     for each in rest:
         if each.latency and ours.latency:
             for what in ("median", "p99"):
@@ -189,7 +179,7 @@ def side_figures(ours: Subject, rest: list[Subject]) -> Iterator[Figure]:
 
 
 def elsewhere() -> Iterator[Figure]:
-    """What other scripts measured, or that they have not."""
+    """Figures of the other scripts; without a value where they have not run."""
     for name, goals in ELSEWHERE.items():
         found = read(RESULTS / f"{name}.json")
         script = f"bench/dns/{name.removeprefix('dns-')}.py"

@@ -1,6 +1,6 @@
-"""Write a list of hostnames as a large hoster has them: `python bench/dns/hostnames.py COUNT FILE [SEED]`.
+"""Write a list of hostnames like a large hoster's: `python bench/dns/hostnames.py COUNT FILE [SEED]`.
 
-CSV with two tags. Names of 15 to 35 characters in several zones; some stand below a customer's own name.
+The format is CSV with two tags. Names have 15 to 35 characters in several zones; some are below another name.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def write(count: int, file: Path, seed: int = 1) -> None:
 
 
 def names(start: int, end: int, seed: int = 1) -> list[str]:
-    """Names by number, from `start`, a multiple of a hundred thousand; each hundred thousand has its seed."""
+    """Names by number from `start`, a multiple of 100,000; each 100,000 names have their own seed."""
     chance = random.Random(f"{seed} {start // _STEP}")
     found: list[str] = []
     for number in range(start, end):
         if number % 20 == 9:  # below the name before it
             found.append(f"www.{found[-1]}")
             continue
-        below = "www.site" if number % 20 == 19 else ""  # below a name that is none itself
+        below = "www.site" if number % 20 == 19 else ""  # below a name that is not in the list
         found.append(f"{below}{chance.choice(_WORDS)}-{number:x}.{chance.choice(ZONES)}")
     return found
 

@@ -1,11 +1,14 @@
-"""One load on one server: dnsperf on a core of its own, and the CPU time that the server spends meanwhile."""
+"""A load on one server by dnsperf on another core, and the CPU time that the server spends on it."""
 
 from __future__ import annotations
 
 import re
+import signal
 import statistics
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +17,15 @@ import dns.message
 import dns.query
 from peers import ZONE, Server
 
-#: Every query carries this client cookie (RFC 7873), as most resolvers' do.
+#: The client cookie (RFC 7873) of every query of a load with cookies.
 COOKIE = "10:0123456789abcdef"
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one load showed: queries a second, and the server's CPU time for each of them, microseconds.
+    """One load: queries a second, and the server's CPU time per query in microseconds.
 
-    `waited` is the share of the time in which the server could have run but somebody else had its core.
+    `waited` is the share of the time in which the server was ready to run but another process had its core.
     """
 
     rate: float
@@ -37,7 +40,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Latency:
-    """From query to reply at `rate` queries a second, microseconds."""
+    """Time from query to reply at `rate` queries a second, microseconds."""
 
     rate: float
     median: float
@@ -45,7 +48,7 @@ class Latency:
 
 
 def run(server: Server, pid: int, queries: Path, core: int, seconds: int, cookie: bool) -> Round:
-    """As many queries as both can do."""
+    """Send as many queries as generator and server can handle."""
     before, started = times(pid), time.monotonic()
     shown = _dnsperf(server, queries, core, seconds, *(["-E", COOKIE] if cookie else ["-e"]))
     wall = time.monotonic() - started
@@ -55,7 +58,7 @@ def run(server: Server, pid: int, queries: Path, core: int, seconds: int, cookie
 
 
 def latency(server: Server, queries: Path, core: int, seconds: int, rate: float) -> Latency:
-    """So many queries a second, each timed."""
+    """Send `rate` queries a second and time each."""
     shown = _dnsperf(server, queries, core, seconds, "-e", "-v", "-Q", str(round(rate)))
     times = sorted(float(line.rsplit(" ", 1)[1]) * 1e6 for line in shown.splitlines() if line[:2] == "> ")
     reached = _number(r"Queries per second:\s+([\d.]+)", shown)
@@ -84,12 +87,12 @@ def _completed(shown: str) -> float:
 def _number(pattern: str, shown: str) -> float:
     found = re.search(pattern, shown)
     if found is None:
-        raise SystemExit(f"dnsperf said:\n{shown[-1500:]}")
+        raise SystemExit(f"dnsperf printed:\n{shown[-1500:]}")
     return float(found[1])
 
 
 def times(pid: int) -> tuple[int, int]:
-    """CPU time of a process and its descendants that live, and how long they waited for it, nanoseconds."""
+    """CPU time of a process and its live descendants, and their time waiting for a core; nanoseconds."""
     spent = waited = 0
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         ran, queued, _ = map(int, path.read_text().split())
@@ -113,7 +116,24 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def wait_until_it_serves(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+@contextmanager
+def running(servers: Sequence[Server], directory: Path, core: int) -> Iterator[list[int]]:
+    """Run all servers on one core, their logs in `directory`; yields the process IDs once all answer."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for server in servers:
+            log = directory / f"log.{server.port}"
+            processes.append(server.start(core, log))
+            _wait_until_it_serves(server, processes[-1], log)
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.wait(30)
+
+
+def _wait_until_it_serves(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
     query = dns.message.make_query(f"host1.{ZONE}", "A")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

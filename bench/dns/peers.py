@@ -1,8 +1,8 @@
-"""The servers that are compared, each ready to start: ours, and those of other makers that are here.
+"""Prepare the servers of a comparison: ours, and other DNS servers that are unpacked or installed.
 
-All serve host0 to hostN of example.com, on a port each. What each can do decides how it answers: see the
-names. A pool of 4096 addresses for each of 100,000 names does not fit into the others' memory (Knot takes
-270 octets for each pair), so theirs stands at a wildcard, which costs them no more than a name would.
+Each serves host0 to hostN of example.com on its own port, and answers in the way closest to ours that it
+supports: see the names. A pool of 4096 addresses for each of 100,000 names does not fit into the memory of
+the others (Knot takes 270 octets for each pair), so they have the pool at a wildcard, which is no slower.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-PROGRAMS = Path(__file__).parents[2] / "tools" / "peers"
+from support import peers
+from support.peers import KNOT as KNOT_SERVER
+from support.peers import NSD as NSD_SERVER
+from support.peers import OPTIONS
+from support.program import UNMOOR
+
 FIRST_PORT = 5390
 ZONE = "example.com"
 SOA = "$TTL 30\n@ SOA ns1 h 1 7200 900 1209600 300\n@ NS ns1\nns1 A 198.18.0.53\n"
@@ -24,8 +29,8 @@ SOA = "$TTL 30\n@ SOA ns1 h 1 7200 900 1209600 300\n@ NS ns1\nns1 A 198.18.0.53\
 KNOT, KNOT_COOKIES = "knot, 1 of 4096 weighted", "knot with cookies, 1 of 4096 weighted"
 BIND, PDNS = "bind, static", "pdns, 1 of 256 by Lua"
 
-#: What this release can do beside answering, all of it switched on. A limit on rates counts each query also
-#: when nobody reaches it; nobody could measure a server that cuts its asker off.
+#: All optional features of our server. The rate limit is never reached, so that it does not stop the
+#: measurement, but it counts each query.
 FEATURES: dict[str, Any] = {
     "cookie_secret": "000102030405060708090a0b0c0d0e0f",
     "rate_limit": 1_000_000_000,
@@ -33,45 +38,29 @@ FEATURES: dict[str, Any] = {
     "tell_version": True,
 }
 
-KNOT_CONF = """
-server:
-  rundir: {d}
-  user: root:root
-  listen: 127.0.0.1@{port}
-  udp-workers: 1
-  tcp-workers: 1
-  background-workers: 1
-database:
-  storage: {d}/db
+KNOT_CONF = (
+    KNOT_SERVER
+    + """
 mod-geoip:
   - id: pool
-    config-file: {d}/pool.conf
+    config-file: {directory}/pool.conf
     ttl: 30
     mode: weighted
 zone:
   - domain: example.com
-    storage: {d}
+    storage: {directory}
     file: zone
     module: [{modules}]
 """
-NSD_CONF = """
-server:
-  ip-address: 127.0.0.1@{port}
-  database: ""
-  cookie-secret-file: {d}/cookies
-  zonesdir: {d}
-  zonelistfile: {d}/zone.list
-  xfrdfile: {d}/xfrd.state
-  xfrdir: {d}
-  pidfile: {d}/pid
-  username: root
-  server-count: 1
-remote-control:
-  control-enable: no
+)
+NSD_CONF = (
+    NSD_SERVER
+    + """
 zone:
   name: example.com
   zonefile: zone
 """
+)
 NAMED_CONF = """
 options {{ directory "{d}"; pid-file "{d}/pid"; session-keyfile "{d}/key"; recursion no;
   listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; }};
@@ -97,7 +86,7 @@ plugins => {{ weighted => {{ multi => false, pool => {{ {pool} }} }} }}
 
 @dataclass(frozen=True)
 class Server:
-    """A program that serves the names from files in a directory of its own."""
+    """A program that serves the names from files in its own directory."""
 
     name: str
     port: int
@@ -109,40 +98,50 @@ class Server:
             return subprocess.Popen(["taskset", "-c", str(core), *self.command], stdout=output, stderr=output)
 
 
-def where(port: int) -> dict[str, Any]:
-    """One worker on loopback."""
-    return {"listen": ["127.0.0.1"], "port": port, "workers": 1}
+def document(port: int, **more: Any) -> dict[str, Any]:
+    """A document of ours, without zones: one policy with a pool of 4096 addresses, one worker on loopback."""
+    return {
+        "pop": "bench",
+        "edge": "bench",
+        "listen": ["127.0.0.1"],
+        "port": port,
+        "workers": 1,
+        "pools": {"all": {"ipv4": ["198.18.0.0/20"]}},
+        "policies": [{"name": "all", "answer": {"pool": "all", "ttl": 30}}],
+        **more,
+    }
+
+
+def write(directory: Path, data: dict[str, Any]) -> None:
+    """Write our document into a directory, which is created."""
+    directory.mkdir(exist_ok=True)
+    (directory / "dns.json").write_text(json.dumps(data))
+
+
+def serving(name: str, directory: Path, port: int) -> Server:
+    """Our server of the document in a directory."""
+    paths = ["--config", str(directory / "dns.json"), "--control", str(directory / "control.sock")]
+    return Server(name, port, [*UNMOOR, "dns", "serve", *paths])
 
 
 def ours(name: str, directory: Path, port: int, count: int, **more: Any) -> Server:
-    """Write a document of ours and say how to serve it."""
-    directory.mkdir()
+    """Write a document of `count` names; returns our server of it."""
     names = [f"host{number}" for number in range(count)]
-    document = {
-        "pop": "bench",
-        "edge": "bench",
-        **where(port),
-        "pools": {"all": {"ipv4": ["198.18.0.0/20"]}},
-        "policies": [{"name": "all", "answer": {"pool": "all", "ttl": 30}}],
-        "zones": [{"name": ZONE, "records": SOA, "hostnames": [{"names": names}] if names else []}],
-        **more,
-    }
-    (directory / "dns.json").write_text(json.dumps(document))
-    program = [sys.executable, "-c", "from unmoor.commands import main; main()", "dns", "serve"]
-    paths = ["--config", str(directory / "dns.json"), "--control", str(directory / "control.sock")]
-    return Server(name, port, [*program, *paths])
+    zone = {"name": ZONE, "records": SOA, "hostnames": [{"names": names}] if names else []}
+    write(directory, document(port, zones=[zone], **more))
+    return serving(name, directory, port)
 
 
 def others(directory: Path, count: int) -> Iterator[Server]:
-    """Write the files of every other server that is here."""
+    """Write the files of every other server that is unpacked or installed."""
     for at, (name, program, prepare) in enumerate(OTHERS):
-        if subprocess.run([PROGRAMS, "has", program], check=False).returncode:
+        if not peers.has(program):
             print(f"{program} is not here: tools/peers fetch", file=sys.stderr)
             continue
         port, folder = FIRST_PORT + 10 + at, directory / str(at)
         folder.mkdir()
         arguments = prepare(folder, port, count)
-        yield Server(name, port, [str(PROGRAMS), "run", program, *arguments])
+        yield Server(name, port, list(map(str, peers.command(program, *arguments))))
 
 
 def _static(folder: Path, count: int) -> None:
@@ -157,14 +156,14 @@ def _knot(modules: str, folder: Path, port: int, count: int) -> list[str]:
     with (folder / "pool.conf").open("w") as pool:
         pool.write(f"*.{ZONE}:\n")
         pool.writelines(f"  - weight: 1\n    A: 198.18.{at >> 8}.{at & 255}\n" for at in range(4096))
-    (folder / "conf").write_text(KNOT_CONF.format(d=folder, port=port, modules=modules))
-    return ["-c", str(folder / "conf")]
+    (folder / "conf").write_text(KNOT_CONF.format(directory=folder, port=port, modules=modules))
+    return [*OPTIONS["knotd"], str(folder / "conf")]
 
 
 def _nsd(folder: Path, port: int, count: int) -> list[str]:
     _static(folder, count)
-    (folder / "conf").write_text(NSD_CONF.format(d=folder, port=port))
-    return ["-d", "-c", str(folder / "conf")]
+    (folder / "conf").write_text(NSD_CONF.format(directory=folder, port=port))
+    return [*OPTIONS["nsd"], str(folder / "conf")]
 
 
 def _bind(folder: Path, port: int, count: int) -> list[str]:
@@ -192,7 +191,7 @@ def _pdns(lua: str, folder: Path, port: int, _: int) -> list[str]:
     return [f"--config-dir={folder}"]
 
 
-#: Name, program, what writes its files and gives its arguments.
+#: Name, program, and a function that writes its files and returns its arguments.
 OTHERS: list[tuple[str, str, Callable[[Path, int, int], list[str]]]] = [
     (KNOT, "knotd", partial(_knot, "mod-geoip/pool")),
     (KNOT_COOKIES, "knotd", partial(_knot, "mod-cookies, mod-geoip/pool")),

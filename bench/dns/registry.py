@@ -1,55 +1,55 @@
-"""The registry at full size; writes bench/results/dns-registry.json.
+"""Measure the registry at full size; writes bench/results/dns-registry.json.
 
     python bench/dns/registry.py [--names N] [--rounds N] [--seconds N] [--directory DIR]
 
-Builds a registry of N hostnames (20 million unless said), looks names up, updates it, and has a server answer
-from it, in rounds that alternate with servers of 20 thousand names, in a registry and in the document; then
-it is swapped for its update and back while queries arrive. Needs dnsperf, and 5 GB for 20 million names.
+Builds a registry of N hostnames (by default 20 million), looks names up, and updates it. Then a server
+answers from it, in rounds that alternate with servers of 20,000 names, in a registry and in the document.
+Finally the registry is replaced by its update and back while queries arrive. Needs dnsperf, and 5 GB of disk
+for 20 million names.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import resource
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
 import load
+import peers
 from figures import RESULTS, Figure, beside, show, write
 from hostnames import ZONES, names
 from hostnames import write as write_names
 from load import Round
 from peers import FIRST_PORT, Server
 
+from support.program import UNMOOR
 from unmoor.dns.hostnames.registry import open_registry, sha256_of
 from unmoor.dns.protocol import names as wire_names
 from unmoor.dns.server.control import ask
 
 FEW = 20_000
-#: More than a round asks, so that no round finds in the caches what it left there.
+#: More than the queries of a round, so that no round benefits from entries that it left in the caches.
 QUERIES = 1_000_000
 CHANGES = 5_000
 SWAPS = 6
-RECORDS = "$TTL 30\n@ SOA ns1 h 1 7200 900 1209600 300\n@ NS ns1\nns1 A 198.18.0.53\nhost1 A 198.18.0.1\n"
-UNMOOR = [sys.executable, "-c", "from unmoor.commands import main; main()"]
+RECORDS = f"{peers.SOA}host1 A 198.18.0.1\n"
 
 
 @dataclass
 class Subject:
-    """A server of some names, and what each round saw of it."""
+    """A server of some names, and its rounds."""
 
     name: str
     directory: Path
@@ -63,23 +63,11 @@ class Subject:
 
     @property
     def server(self) -> Server:
-        paths = ["--config", str(self.directory / "dns.json"), "--control", str(self.control)]
-        return Server(self.name, self.port, [*UNMOOR, "dns", "serve", *paths])
+        return peers.serving(self.name, self.directory, self.port)
 
     def document(self, **changes: Any) -> None:
-        data = {
-            "pop": "bench",
-            "edge": "bench",
-            "listen": ["127.0.0.1"],
-            "port": self.port,
-            "workers": 1,
-            "pools": {"all": {"ipv4": ["198.18.0.0/20"]}},
-            "policies": [{"name": "all", "answer": {"pool": "all", "ttl": 30}}],
-            "zones": [{"name": zone, "records": RECORDS} for zone in ZONES],
-            **changes,
-        }
-        self.directory.mkdir(exist_ok=True)
-        (self.directory / "dns.json").write_text(json.dumps(data))
+        zones = [{"name": zone, "records": RECORDS} for zone in ZONES]
+        peers.write(self.directory, peers.document(self.port, **{"zones": zones, **changes}))
 
     def registry(self, path: Path) -> None:
         self.document(registry={"path": str(path), "sha256": sha256_of(path)})
@@ -89,7 +77,7 @@ class Subject:
         return self.directory / "queries"
 
     def write_queries(self, count: int) -> None:
-        """For names of the list, some thousand of each of many parts, in any order."""
+        """Write queries for names from many parts of the list, in random order."""
         chance, found, step = random.Random(7), list[str](), 100_000
         while len(found) < QUERIES:
             start = chance.randrange(-(-count // step)) * step
@@ -100,7 +88,7 @@ class Subject:
 
 
 def spent(*words: str | Path) -> tuple[float, float]:
-    """Run a command of ours; gives its CPU time and its wall time, seconds."""
+    """Run an `unmoor dns registry` command; returns its CPU time and its wall time, seconds."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = ["nice", "-n", "10", *UNMOOR, "dns", "registry", *map(str, words), "--quiet"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -109,7 +97,7 @@ def spent(*words: str | Path) -> tuple[float, float]:
 
 
 def build(directory: Path, count: int) -> tuple[Path, float]:
-    """Build a registry of `count` names; gives it and the CPU time, seconds."""
+    """Build a registry of `count` names; returns its path and the CPU time, seconds."""
     listed, output = directory / f"{count}.csv", directory / f"{count}.registry"
     if not listed.exists():
         write_names(count, listed)
@@ -118,17 +106,17 @@ def build(directory: Path, count: int) -> tuple[Path, float]:
 
 
 def update(directory: Path, registry: Path, added: int, removed: int) -> tuple[Path, float]:
-    """Change some thousand names; removals make it look at all names, additions alone do not."""
+    """Change some thousand names. The update reads all names if there are removals."""
     changes, output = directory / "changes.csv", directory / "updated.registry"
     lines = [f"add,added{number}.{ZONES[number % 5]},free,eu" for number in range(added)]
-    # Every one that is asked for stays, so that no swap may lose it.
+    # None of these is queried, so that every query has an answer before and after a swap.
     lines += [f"remove,{name},," for name in names(0, 100_000)[:removed]] if removed else []
     changes.write_text("\n".join(["action,name,account_type,region", *lines, ""]))
     return output, spent("update", registry, changes, "-o", output)[1]
 
 
 def look_ups(registry: Path, queries: Path) -> Iterator[Figure]:
-    """CPU time of one look-up: of names that are there, and of some that are not."""
+    """CPU time of a look-up, for names that exist and for names that do not."""
     opened = open_registry(registry)
     find = opened.finder({key: key for key in opened.kinds}.get)
     with queries.open() as lines:
@@ -136,40 +124,22 @@ def look_ups(registry: Path, queries: Path) -> Iterator[Figure]:
     absent = [b"\1x" + name for name in there]
     if not all(map(find, there)) or any(map(find, absent)):
         raise SystemExit("the registry does not hold what it was built from")
-    for what, asked in (("of a name that is there", there), ("of one that is not", absent)):
+    for what, asked in (("of a name that exists", there), ("of one that does not", absent)):
         began = time.process_time_ns()
         for name in asked:
             find(name)
         yield Figure(f"a look-up {what}", (time.process_time_ns() - began) / len(asked), "ns")
 
 
-@contextmanager
-def running(subjects: list[Subject], core: int) -> Iterator[None]:
-    """All servers, up; gone afterwards."""
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for subject in subjects:
-            log = subject.directory / "log"
-            processes.append(subject.server.start(core, log))
-            load.wait_until_it_serves(subject.server, processes[-1], log)
-            subject.pid = processes[-1].pid
-        yield
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            process.wait(30)
-
-
 def private_memory(subject: Subject) -> float:
-    """Memory of the worker that is its own, MB."""
+    """Private memory of the worker, MB."""
     pid = ask(subject.control, "status").data["workers"][0]["pid"]
     found = re.search(r"^Private_Dirty:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     return int(found[1]) / 1000 if found else float("nan")
 
 
 def swap(subject: Subject, files: list[Path], core: int) -> tuple[int, float]:
-    """Swap registries while queries arrive; gives how many were lost or refused, and seconds for a swap."""
+    """Swap registries while queries arrive; returns the number lost or refused, and the seconds of a swap."""
     where = ["-s", "127.0.0.1", "-p", str(subject.port), "-d", str(subject.queries)]
     command = ["taskset", "-c", str(core), "dnsperf", *where, "-Q", "5000", "-l", str(5 * SWAPS)]
     generator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -185,12 +155,12 @@ def swap(subject: Subject, files: list[Path], core: int) -> tuple[int, float]:
     shown = generator.communicate()[0]
     sent, good = (re.search(each, shown) for each in (r"Queries sent:\s+(\d+)", r"NOERROR (\d+)"))
     if not sent or not good:
-        raise SystemExit(f"dnsperf said:\n{shown}")
+        raise SystemExit(f"dnsperf printed:\n{shown}")
     return int(sent[1]) - int(good[1]), statistics.median(took)
 
 
 def measure(directory: Path, count: int, rounds: int, seconds: int, cores: list[int]) -> Iterator[Figure]:
-    """Measure all of it."""
+    """Measure everything."""
     what = "20 million names" if count == 20_000_000 else f"{count:,} names"
     few, _ = build(directory, FEW)
     many, built = build(directory, count)
@@ -218,7 +188,9 @@ def measure(directory: Path, count: int, rounds: int, seconds: int, cores: list[
     updated, additions = update(directory, many, CHANGES, 0)
     yield Figure(f"{what}: {CHANGES:,} changes, half of them removals", with_removals, "s")
     yield Figure(f"{what}: {CHANGES:,} additions", additions, "s")
-    with running(subjects, cores[0]):
+    with load.running([subject.server for subject in subjects], directory, cores[0]) as pids:
+        for subject, pid in zip(subjects, pids, strict=True):
+            subject.pid = pid
         for number in range(rounds):
             for subject in subjects:
                 one = load.run(subject.server, subject.pid, subject.queries, cores[1], seconds, cookie=False)

@@ -1,10 +1,8 @@
-"""200 reloads in a minute under 20,000 queries a second: `python bench/dns/reloads.py [--reloads N]`.
+"""Reload 200 times in a minute under 20,000 queries a second: `python bench/dns/reloads.py [--reloads N]`.
 
-Every generation has a TTL and a pool of its own, so that each answer tells the generation that it is from,
-and whether all of it is from the same one. The clients' sockets each keep to one worker (the kernel chooses
-it by the socket's address and port): there, an answer of a newer generation is never followed by an older.
-
-`rows()` measures and gives the results as rows of bench/results/dns.json.
+Every generation has its own TTL and its own pool, so each answer shows its generation, and whether all of it
+is from that generation. Each of the clients' sockets is served by one worker (the kernel chooses it by the
+socket's address and port), so an answer of a newer generation is never followed by one of an older there.
 """
 
 from __future__ import annotations
@@ -20,26 +18,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ours import document, query, report, row, serving
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
+from figures import Figure
+from ours import document, query, reload, report, row, serving
 
 PORT = 5392
 RATE = 20_000
 NAMES = 20_000
 SOCKETS = 8
-#: Queries under way at most; the server's socket buffers hold more than that.
+#: Maximum number of queries without a reply; the server's socket buffers hold more.
 WINDOW = 2_000
 #: Seconds after which a query counts as lost.
 LOST = 5.0
 
 
 def generation(number: int) -> dict[str, Any]:
-    """A document whose answers carry `number` twice: as TTL, and in the third octet of the address."""
+    """A document whose answers have `number` twice: as the TTL, and as the third octet of the address."""
     return document(PORT, f"198.18.{number % 256}.0/24", number, NAMES)
 
 
 @dataclass
 class Seen:
-    """What the clients saw."""
+    """Counts of the clients."""
 
     asked: int = 0
     answered: int = 0
@@ -52,7 +53,7 @@ class Seen:
 
 
 class Client(threading.Thread):
-    """Asks at RATE over some sockets until told otherwise; then waits for what is under way."""
+    """Sends `rate` queries a second over some sockets until `enough` is set, then waits for replies."""
 
     def __init__(self, rate: int) -> None:
         super().__init__()
@@ -60,17 +61,17 @@ class Client(threading.Thread):
         self.enough = threading.Event()
         self._rate = rate
         self._poll = select.epoll()
-        self._doors: dict[int, socket.socket] = {}
+        self._sockets: dict[int, socket.socket] = {}
         self._newest: dict[int, int] = {}
         self._under_way: dict[tuple[int, bytes], float] = {}
         for _ in range(SOCKETS):
-            door = socket.socket(type=socket.SOCK_DGRAM)
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            door.setblocking(False)
-            door.connect(("127.0.0.1", PORT))
-            self._doors[door.fileno()] = door
-            self._newest[door.fileno()] = 0
-            self._poll.register(door.fileno(), select.EPOLLIN)
+            sock = socket.socket(type=socket.SOCK_DGRAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            sock.setblocking(False)
+            sock.connect(("127.0.0.1", PORT))
+            self._sockets[sock.fileno()] = sock
+            self._newest[sock.fileno()] = 0
+            self._poll.register(sock.fileno(), select.EPOLLIN)
 
     def run(self) -> None:
         began = time.monotonic()
@@ -87,20 +88,20 @@ class Client(threading.Thread):
         self.seen.lost = len(self._under_way)
 
     def _ask(self, count: int, now: float) -> None:
-        door = self._doors[list(self._doors)[(self.seen.asked // 64) % SOCKETS]]
+        sock = self._sockets[list(self._sockets)[(self.seen.asked // 64) % SOCKETS]]
         for _ in range(count):
             ident = (self.seen.asked & 0xFFFF).to_bytes(2, "big")
-            door.send(query(self.seen.asked, self.seen.asked * 7919 % NAMES))
-            self._under_way[door.fileno(), ident] = now
+            sock.send(query(self.seen.asked, self.seen.asked * 7919 % NAMES))
+            self._under_way[sock.fileno(), ident] = now
             self.seen.asked += 1
 
     def _read(self, timeout: float) -> None:
         for descriptor, _ in self._poll.poll(timeout):
-            door = self._doors[descriptor]
+            sock = self._sockets[descriptor]
             now = time.monotonic()
             while True:
                 try:
-                    reply = door.recv(512)
+                    reply = sock.recv(512)
                 except BlockingIOError:
                     break
                 self._judge(descriptor, reply, now)
@@ -122,7 +123,7 @@ class Client(threading.Thread):
 
 @dataclass
 class Reloads:
-    """How long each took, all with the pauses between them, and the parent's CPU time for one; seconds."""
+    """Seconds: of each reload, of all with their pauses, and of the parent's CPU time for one."""
 
     took: list[float] = field(default_factory=list)
     whole: float = 0.0
@@ -145,7 +146,7 @@ def measure(reloads: int, seconds: float, rate: int) -> tuple[Seen, Reloads]:
             for number in range(reloads):
                 time.sleep(max(0.0, began + number * seconds / reloads - time.monotonic()))
                 before = time.monotonic()
-                server.reload(generation(number + 2))
+                reload(server, generation(number + 2))
                 found.took.append(time.monotonic() - before)
             found.whole = time.monotonic() - began
             found.cost = (cpu_time(server.process.pid) - spent) / reloads
@@ -155,8 +156,8 @@ def measure(reloads: int, seconds: float, rate: int) -> tuple[Seen, Reloads]:
     return client.seen, found
 
 
-def rows(reloads: int = 200, seconds: float = 60.0, rate: int = RATE) -> list[dict[str, Any]]:
-    """Measure; give the rows of the results."""
+def rows(reloads: int = 200, seconds: float = 60.0, rate: int = RATE) -> list[Figure]:
+    """Measure; returns the figures."""
     seen, done = measure(reloads, seconds, rate)
     median = statistics.median(done.took)
     latencies = sorted(seen.latencies)

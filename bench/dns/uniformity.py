@@ -1,7 +1,7 @@
-"""A million answers from a /24: even, and each independent of those before it, as a client sees them.
+"""Test that a million answers from a /24 are even, and independent of the answers before them.
 
-`python bench/dns/uniformity.py [--queries N]` asks a real server with two workers from some sockets; the
-order is that in which a socket got its answers. `rows()` gives the results as rows of bench/results.
+`python bench/dns/uniformity.py [--queries N]` queries a server with two workers from some sockets. Answers
+are ordered as each socket received them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
+from figures import Figure
 from ours import document, query, report, row, serving
 
 from unmoor.probe.results.statistics import chi_square
@@ -25,22 +28,22 @@ SOCKETS = 4
 WINDOW = 32
 CELLS = 256
 LAGS = range(1, 9)
-#: Standard deviations. Of eight lags that are chance alone, one exceeds this once in two thousand runs.
-MOST = 4.0
+#: Standard deviations. With eight lags of random data, one exceeds this in one of two thousand runs.
+MAX_CORRELATION = 4.0
 
 
 def collect(count: int) -> bytes:
-    """Give the last octets of `count` answers to one socket, in their order."""
+    """Return the last octets of `count` answers to one socket, in order."""
     found = bytearray()
-    with socket.socket(type=socket.SOCK_DGRAM) as door:
-        door.settimeout(10)
-        door.connect(("127.0.0.1", PORT))
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.connect(("127.0.0.1", PORT))
         while len(found) < count:
             for number in range(WINDOW):
-                door.send(query(number, len(found) % 100))
+                sock.send(query(number, len(found) % 100))
             for number in range(WINDOW):
-                reply = door.recv(512)
-                # One worker answers a socket, in order; and 198.18.0 is the pool.
+                reply = sock.recv(512)
+                # One worker answers a socket, in order; the pool is 198.18.0.0/24.
                 if reply[:4] != bytes((0, number)) + b"\x84\0" or reply[-4:-1] != b"\xc6\x12\0":
                     raise ValueError(f"a wrong answer: {reply.hex()}")
                 found.append(reply[-1])
@@ -48,7 +51,7 @@ def collect(count: int) -> bytes:
 
 
 def ask(count: int) -> list[bytes]:
-    """Ask from all sockets at once."""
+    """Query from all sockets at once."""
     sequences: list[bytes] = []
     each = -(-count // SOCKETS)
     threads = [threading.Thread(target=lambda: sequences.append(collect(each))) for _ in range(SOCKETS)]
@@ -63,7 +66,7 @@ def ask(count: int) -> list[bytes]:
 
 
 def correlation(sequences: Sequence[bytes], lag: int) -> float:
-    """Give the serial correlation at this lag in standard deviations: it is normal (0, 1) for chance."""
+    """Serial correlation at this lag, in standard deviations: normal (0, 1) for random data."""
     mean = (CELLS - 1) / 2
     variance = (CELLS**2 - 1) / 12
     total = sum(
@@ -75,8 +78,8 @@ def correlation(sequences: Sequence[bytes], lag: int) -> float:
     return total / variance / math.sqrt(pairs)
 
 
-def rows(count: int = 1_000_000) -> list[dict[str, Any]]:
-    """Measure; give the rows of the results."""
+def rows(count: int = 1_000_000) -> list[Figure]:
+    """Measure; returns the figures."""
     sequences = ask(count)
     singles = Counter(b"".join(sequences))
     pairs = Counter(pair for each in sequences for pair in pairwise(each))
@@ -92,7 +95,13 @@ def rows(count: int = 1_000_000) -> list[dict[str, Any]]:
         row(f"{what}pairs, p", following.p, "", inside, 0.001 <= following.p <= 0.999),
     ]
     return found + [
-        row(f"{what}correlation, lag {lag}", score, "sd", f"within {MOST:.0f}", abs(score) < MOST)
+        row(
+            f"{what}correlation, lag {lag}",
+            score,
+            "sd",
+            f"within {MAX_CORRELATION:.0f}",
+            abs(score) < MAX_CORRELATION,
+        )
         for lag, score in scores.items()
     ]
 

@@ -1,76 +1,64 @@
-"""20 times a new release takes the server over under 20,000 queries a second: `python bench/dns/upgrades.py`.
+"""Upgrade the server 20 times under 20,000 queries a second: `python bench/dns/upgrades.py`.
 
-The releases are two programs of the same code. `rows()` gives the results as rows of bench/results.
+The two releases that take over from each other are programs of the same code.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
+from figures import Figure
 from ours import report, row
 from reloads import RATE, Client, Seen, generation
 
+from support.dns_release import Upgradable
 from unmoor.dns.server.control import ask
 
 
-def programs(directory: Path) -> list[Path]:
-    """Two releases."""
+def programs(directory: Path) -> list[str]:
+    """Write the programs of two releases; returns their paths."""
     found = []
     for name in ("one", "two"):
         program = directory / name
         program.write_text(f"#!{sys.executable}\nfrom unmoor.commands import main\nmain()\n")
         program.chmod(0o755)
-        found.append(program)
+        found.append(str(program))
     return found
 
 
 def measure(upgrades: int, rate: int) -> tuple[Seen, list[float]]:
-    """Upgrade to and fro; what the client saw, and how long each took, seconds."""
+    """Upgrade back and forth; returns what the clients saw, and the seconds that each upgrade took."""
     took = []
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        releases = programs(directory)
-        control, config, log = directory / "control.sock", directory / "dns.json", directory / "log"
-        config.write_text(json.dumps(generation(1)))
-        with log.open("w") as stream:
-            first = subprocess.Popen(
-                [str(releases[0]), "dns", "serve", "--config", str(config), "--control", str(control)],
-                stderr=stream,
-            )
-        while "serving" not in log.read_text():
-            if first.poll() is not None:
-                raise SystemExit(log.read_text())
-            time.sleep(0.05)
+        releases = programs(Path(name))
+        server = Upgradable(Path(name), generation(1), releases[0])
         client = Client(rate)
-        client.start()
         try:
+            server.wait()
+            client.start()
             for number in range(upgrades):
                 before = time.monotonic()
-                reply = ask(control, "upgrade", str(releases[(number + 1) % 2]))
+                reply = ask(server.control, "upgrade", releases[(number + 1) % 2])
                 took.append(time.monotonic() - before)
                 if not reply.done:
                     raise SystemExit("\n".join(reply.lines))
         finally:
             client.enough.set()
-            client.join()
-            os.kill(ask(control, "status").data["pid"], signal.SIGTERM)
-            while control.exists():
-                time.sleep(0.05)
+            if client.ident:
+                client.join()
+            server.stop()
     return client.seen, took
 
 
-def rows(upgrades: int = 20, rate: int = RATE) -> list[dict[str, Any]]:
-    """Measure; give the rows of the results."""
+def rows(upgrades: int = 20, rate: int = RATE) -> list[Figure]:
+    """Measure; returns the figures."""
     seen, took = measure(upgrades, rate)
     wrong, reached = seen.lost + seen.mixed, seen.answered / seen.seconds
     what = f"{upgrades} new releases under {rate:,} q/s: "

@@ -1,4 +1,4 @@
-"""(c) The time to replace a table by another, and its effect on clients."""
+"""(c) Measure the time to replace a table, and count connections that fail meanwhile."""
 
 from __future__ import annotations
 
@@ -6,31 +6,29 @@ import gc
 import socket
 import statistics
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import floods
 import tables
 
+from support.program import UNMOOR
+from support.sockets import Bed, listener
 from unmoor import model
 from unmoor.bpf.pins import Pins
 from unmoor.model import EdgeDocument
-from unmoor.sockets.activation.protocol import Request
-from unmoor.sockets.activation.registrar import Peer, Registrar
 from unmoor.sockets.dispatch import generation
 
 CLIENTS, REPLACEMENTS, UPGRADES = 10, 200, 50
-_COMMAND = (sys.executable, "-c", "from unmoor.commands import main; main()", "sockets", "load")
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Seconds to replace a table: from memory, from its file, by the command; CPU time of the first."""
+    """Seconds to replace a table: from memory, from its file, by the command; and CPU time of the first."""
 
     memory: float
     file: float
@@ -52,14 +50,14 @@ def replace(
     def in_memory(turn: int) -> None:
         change = generation.load(documents[turn % 2], code, pins)
         if len(change.added) < 1000:
-            raise RuntimeError("that was no replacement")
+            raise RuntimeError("the load replaced fewer than 1000 bindings")
 
     def from_file(turn: int) -> None:
         generation.load(model.load(EdgeDocument, paths[turn % 2]), code, pins)
 
     def command(turn: int) -> None:
         arguments = ["--config", paths[turn % 2], "--object", program, "--pins", pins.root]
-        subprocess.run([*_COMMAND, *map(str, arguments)], check=True, capture_output=True)
+        subprocess.run([*UNMOOR, "sockets", "load", *map(str, arguments)], check=True, capture_output=True)
 
     in_memory(1)
     cpu: list[float] = []
@@ -74,7 +72,7 @@ def replace(
 
 def _median(act: Callable[[int], None], turns: int, cpu: list[float] | None = None) -> float:
     times = []
-    for turn in range(turns + turns % 2):  # even, so that the last table is that of before
+    for turn in range(turns + turns % 2):  # even, so that the last table is the first again
         begin, begin_cpu = time.perf_counter(), time.process_time()
         act(turn)
         times.append(time.perf_counter() - begin)
@@ -95,14 +93,16 @@ def failures(pins: Pins, code: bytes) -> tuple[int, int]:
             address = f"198.18.{number}.{made[number] % 256}"
             try:
                 with socket.create_connection((address, 80), timeout=5) as client:
-                    if client.recv(100) != address.encode():
+                    if client.recv(100) != f"web {address} 80".encode():
                         wrong.append("misdirected")
             except OSError as error:
                 wrong.append(str(error))
             made[number] += 1
 
     documents = [tables.thirteen(), tables.thirteen(ports=tables.PORTS[:7])]
-    with _server(pins, documents[0], code), ExitStack() as stack:
+    generation.load(documents[0], code, pins)
+    with listener(says="web", backlog=1024) as server, ExitStack() as stack:
+        Bed(pins, code).register("web", server)
         threads = [threading.Thread(target=hammer, args=(number,)) for number in range(CLIENTS)]
         for thread in threads:
             stack.callback(thread.join)
@@ -115,28 +115,3 @@ def failures(pins: Pins, code: bytes) -> tuple[int, int]:
             generation.load(documents[0], code + bytes(1 + turn % 2), pins)
     generation.unload(pins)
     return sum(made), len(wrong)
-
-
-@contextmanager
-def _server(pins: Pins, document: EdgeDocument, code: bytes) -> Iterator[None]:
-    """Sends each client the address that it dialled."""
-    generation.load(document, code, pins)
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as server:
-        Registrar(pins).handle(Request("register", "web"), [server.fileno()], Peer(0, 0, frozenset()))
-
-        def serve() -> None:
-            while True:
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                with client:
-                    client.sendall(client.getsockname()[0].encode())
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()

@@ -1,8 +1,8 @@
-"""SYN and UDP floods across a veth pair: the cost of the program for each packet, compared with no program.
+"""Measure the cost of the program per packet with SYN and UDP floods across a veth pair.
 
-One source address, 10,000 source ports; a listener that never accepts, a UDP socket whose filter drops
-everything. The figure is packets per second of the sender's CPU time, which includes the receiving side of a
-veth pair. Only the ratio of two turns in direct succession is meaningful.
+Floods have one source address and 10,000 source ports. The listener never accepts, and the filter of the UDP
+socket drops everything. The figure is packets per second of the sender's CPU time, which includes the
+receiving side of a veth pair. Only the ratio of two turns in direct succession is meaningful.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from pathlib import Path
 
 import tables
 
+from support.sockets import Bed
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import Pins
-from unmoor.sockets.activation.protocol import Request
-from unmoor.sockets.activation.registrar import Peer, Registrar
 from unmoor.sockets.dispatch import generation
 from unmoor.sockets.observe.status import read_status
 
@@ -81,7 +80,7 @@ class Rates:
 
 
 def compare(pins: Pins, code: bytes) -> dict[str, Rates]:
-    """Compare floods of SYN and UDP, and whole connections, with the program and without.
+    """Compare SYN floods, UDP floods and whole connections, with the program and without.
 
     Also both floods with a plain listener for each address (`plain tcp`, `plain udp`), and with one for all.
     """
@@ -109,7 +108,7 @@ def compare(pins: Pins, code: bytes) -> dict[str, Rates]:
 
 @contextmanager
 def _prepared(pins: Pins, code: bytes, flood: str) -> Iterator[Condition]:
-    """Everything is loaded and registered; the program runs while the condition that is yielded holds."""
+    """Load and register everything; yields a context manager that attaches the program."""
     with ExitStack() as stack:
         tcp = stack.enter_context(socket.create_server(("", PORTS["tcp"]), backlog=16))
         udp = stack.enter_context(_sink(""))
@@ -118,7 +117,7 @@ def _prepared(pins: Pins, code: bytes, flood: str) -> Iterator[Condition]:
         _load(pins, code, tcp, udp, acceptor)
         program = stack.enter_context(libbpf.opened(pins.current / "dispatch"))
         namespace = stack.enter_context(generation.OWN_NETNS.open("rb"))
-        pins.link.unlink()  # detached; from here on only while it is measured
+        pins.link.unlink()  # detached; from now on attached only while it is measured
 
         @contextmanager
         def ours() -> Iterator[None]:
@@ -153,7 +152,7 @@ def _addresses(count: int) -> list[str]:
 
 @contextmanager
 def _listeners(kind: str, addresses: list[str]) -> Iterator[None]:
-    """A socket of its own for each address, on one port."""
+    """Open a socket for each address, on one port."""
     with ExitStack() as sockets:
         for address in addresses:
             sockets.enter_context(
@@ -178,9 +177,9 @@ def _start(flood: str, acceptor: socket.socket) -> subprocess.Popen[bytes]:
 
 def _load(pins: Pins, code: bytes, tcp: socket.socket, udp: socket.socket, acceptor: socket.socket) -> None:
     generation.load(tables.floods(), code, pins)
-    registry, root = Registrar(pins), Peer(0, 0, frozenset())
-    registry.handle(Request("register", "web"), [tcp.fileno(), udp.fileno()], root)
-    registry.handle(Request("register", "connect"), [acceptor.fileno()], root)
+    bed = Bed(pins, code)
+    bed.register("web", tcp, udp)
+    bed.register("connect", acceptor)
 
 
 def _check(pins: Pins) -> None:
@@ -190,7 +189,7 @@ def _check(pins: Pins) -> None:
 
 
 def listeners_that_fit(wanted: int = 53_248) -> tuple[int, str]:
-    """How many plain listeners, one for each address and port, can be opened, and what stopped them."""
+    """Open plain listeners, one per address and port; returns their number and the error that ended it."""
     sockets: list[socket.socket] = []
     why = "nothing"
     try:

@@ -1,6 +1,6 @@
-"""Nanoseconds for a look-up, by BPF_PROG_TEST_RUN, of `dispatch`, the baseline and an empty program.
+"""Measure nanoseconds per look-up of `dispatch`, the baseline and an empty program (BPF_PROG_TEST_RUN).
 
-The machine drifts, so programs take turns, and each figure is the median of its turns.
+The machine drifts, so the programs take turns, and each figure is the median of its turns.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Question = tuple[IPv4Address | IPv6Address, int]
 
 @dataclass(frozen=True)
 class Figures:
-    """Nanoseconds for a look-up by program, median over turns; `ratio` is `dispatch` to the baseline.
+    """Nanoseconds per look-up of each program, median over turns; `ratio` is `dispatch` to the baseline.
 
     Ratios are taken turn by turn, since the machine drifts, and their median is `ratio`. `least` is a program
     that only looks a socket up, assigns and releases it; `empty` does nothing.
@@ -112,7 +112,7 @@ def not_ours(questions: list[Question]) -> list[Question]:
 
 
 def compile_both(directory: Path) -> tuple[bytes, bytes]:
-    """Our program and the baseline, as BPF objects."""
+    """Compile our program and the baseline to BPF objects."""
     compiler.compile_program(directory / "dispatch.o")
     compiler.compile_program(directory / "baseline.o", source=_HERE / "baseline.bpf.c")
     return (directory / "dispatch.o").read_bytes(), (directory / "baseline.o").read_bytes()

@@ -1,71 +1,57 @@
-"""All figures of the sockets half, beside a baseline, ratios first; writes bench/results/sockets.json.
+"""Measure the sockets half against a baseline; print ratios first and write bench/results/sockets.json.
 
     python bench/sockets/run.py [--quick]
 
-Needs root. Everything runs in a network and mount namespace of its own.
+Needs root. Everything runs in its own network and mount namespaces.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
 import changes
 import floods
 import lookups
 import tables
+from figures import RESULTS, Figure, show, write
 
 from unmoor.bpf import libbpf
 from unmoor.bpf.pins import SHARED, TABLE, Pins
 from unmoor.model import EdgeDocument
 from unmoor.sockets.dispatch import generation
 
-RESULTS = Path(__file__).parent.parent / "results" / "sockets.json"
 PINS = Pins(Path("/sys/fs/bpf/unmoor"))
 COUNTS = (1, 13, 1000, 40_000, 100_000)
 _CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x00020000
 
 
-@dataclass(frozen=True)
-class Result:
-    """A figure beside its baseline; `goal` says what the ratio (or the value) should be."""
-
-    name: str
-    value: float
-    unit: str
-    baseline: float | None = None
-    ratio: float | None = None
-    goal: str = ""
-    met: bool | None = None
-
-
-def at_most(name: str, value: float, unit: str, baseline: float | None, limit: float) -> Result:
+def at_most(name: str, value: float, unit: str, baseline: float | None, limit: float) -> Figure:
     """A figure that meets its goal when its ratio (its value, without a baseline) is at most `limit`."""
     ratio = value / baseline if baseline else None
-    return Result(name, value, unit, baseline, ratio, f"<= {limit}", (ratio or value) <= limit)
+    return Figure(name, value, unit, baseline, ratio, f"<= {limit}", (ratio or value) <= limit)
 
 
-def paired(name: str, value: float, unit: str, baseline: float, ratio: float, limit: float | None) -> Result:
-    """A figure whose ratio was taken turn by turn, and should be at most `limit`, if any."""
+def paired(name: str, value: float, unit: str, baseline: float, ratio: float, limit: float | None) -> Figure:
+    """A figure whose ratio was measured turn by turn, with the goal that it is at most `limit`, if any."""
     goal, met = (f"<= {limit}", ratio <= limit) if limit else ("", None)
-    return Result(name, value, unit, baseline, ratio, goal, met)
+    return Figure(name, value, unit, baseline, ratio, goal, met)
 
 
 def documents(count: int) -> Iterator[tuple[int, EdgeDocument]]:
-    """A document of so many bindings, for each family."""
+    """Documents of `count` bindings, one per family."""
     for family in (4, 6):
         yield family, tables.thirteen() if count == 13 else tables.many(count, family)
 
 
-def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[Result]:
-    """(a) Nanoseconds for a look-up, and (d) memory."""
+def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[Figure]:
+    """(a) Measure nanoseconds per look-up, and (d) memory."""
     hits: dict[tuple[int, int], float] = {}
     for count in counts:
         for family, document in documents(count):
@@ -73,7 +59,7 @@ def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[R
                 questions = lookups.sample(document, family)
                 hit = lookups.measure(by_name, questions)
                 other = lookups.measure(by_name, lookups.not_ours(questions))
-                _without_socket()  # the same look-ups are misses
+                _without_socket()  # now the same look-ups are misses
                 miss = lookups.measure(by_name, questions)
             name = f"{count} bindings, ipv{family}"
             hits[count, family] = hit.ours
@@ -87,34 +73,34 @@ def look_up(code: bytes, baseline: bytes, counts: tuple[int, ...]) -> Iterator[R
             )
             if count == 13:
                 least = hit.least / hit.baseline
-                yield Result(
-                    f"  no program can take less than (socket look-up, assign, release), ipv{family}",
+                yield Figure(
+                    f"  minimum of any program (socket look-up, assign, release), ipv{family}",
                     hit.least,
                     "ns",
                     hit.baseline,
                     least,
                 )
                 above, above_baseline = hit.ours - hit.least, hit.baseline - hit.least
-                yield Result(
-                    f"  the same above that least, {name}",
+                yield Figure(
+                    f"  look-up above that minimum, {name}",
                     above,
                     "ns",
                     above_baseline,
                     above / above_baseline,
                 )
-            yield Result(f"look-up, miss, {name}", miss.ours, "ns")
+            yield Figure(f"look-up, miss, {name}", miss.ours, "ns")
             yield at_most(
-                f"not ours, above an empty program, {name}", other.ours - other.empty, "ns", None, 10
+                f"not bound, above an empty program, {name}", other.ours - other.empty, "ns", None, 10
             )
-            yield Result(f"memory of a generation, {name}", _memory(TABLE) / 1024, "KiB")
+            yield Figure(f"memory of a generation, {name}", _memory(TABLE) / 1024, "KiB")
     for family in (4, 6):
         name = f"look-up, growth from 13 to {counts[-1]} bindings, ipv{family}"
         yield at_most(name, hits[counts[-1], family], "ns", hits[13, family], 1.5)
-    yield Result("memory shared by generations", _memory(SHARED) / 1024, "KiB")
+    yield Figure("memory shared by generations", _memory(SHARED) / 1024, "KiB")
 
 
 def _without_socket() -> None:
-    """Our program's service has lost its sockets. (The baseline keeps its own: misses are not compared.)"""
+    """Remove the sockets of our service. (The baseline keeps its sockets: misses are not compared.)"""
     with libbpf.opened(PINS.root / "sockets") as sockets:
         for slot in range(64):
             libbpf.delete(sockets, slot.to_bytes(4, "little"))
@@ -131,8 +117,8 @@ def _memory(names: tuple[str, ...]) -> int:
     return total
 
 
-def replace(code: bytes, count: int, turns: int) -> Iterator[Result]:
-    """(c) Seconds to replace so many bindings by as many others; and what clients notice of changes."""
+def replace(code: bytes, count: int, turns: int) -> Iterator[Figure]:
+    """(c) Measure the seconds to replace `count` bindings by others, and connections that fail meanwhile."""
     kinds: dict[str, Callable[[int], EdgeDocument]] = {
         "prefixes on 13 ports each": lambda seed: tables.wide(count, seed),
         "single addresses on one port": lambda seed: tables.many(count, 4, seed),
@@ -142,11 +128,11 @@ def replace(code: bytes, count: int, turns: int) -> Iterator[Result]:
             seconds = changes.replace(make, PINS, code, Path(directory), turns)
         name = f"replace {count} bindings, {kind}"
         yield at_most(f"{name}: document in memory", seconds.memory, "s", None, 0.5)
-        yield Result(f"{name}: processor time of that", seconds.cpu, "s")
+        yield Figure(f"{name}: CPU time of that", seconds.cpu, "s")
         yield at_most(f"{name}: document read from its file", seconds.file, "s", None, 0.5)
         yield at_most(f"{name}: the whole command", seconds.command, "s", None, 0.5)
     made, wrong = changes.failures(PINS, code)
-    yield Result(
+    yield Figure(
         f"connections lost of {made} in {changes.REPLACEMENTS} replacements, {changes.UPGRADES} upgrades",
         wrong,
         "",
@@ -158,48 +144,39 @@ def replace(code: bytes, count: int, turns: int) -> Iterator[Result]:
 _LOADS = {"connect": ("TCP connections", 0.99), "udp": ("UDP flood", 0.97), "tcp": ("SYN flood", None)}
 
 
-def flood(code: bytes) -> Iterator[Result]:
-    """(b) Floods with our program beside none, with a plain listener for each address beside one for all."""
+def flood(code: bytes) -> Iterator[Figure]:
+    """(b) Compare floods with our program and without, and with a listener per address and one for all."""
     rates = floods.compare(PINS, code)
     for kind, (name, limit) in _LOADS.items():
         found = rates[kind]
         goal = f">= {limit}" if limit else ""
         met = found.ratio >= limit if limit else None
         title = f"{name} across veth, our program beside none, per CPU second"
-        yield Result(title, found.one, "1/s", found.none, found.ratio, goal, met)
+        yield Figure(title, found.one, "1/s", found.none, found.ratio, goal, met)
         plain = rates.get(f"plain {kind}")
         if plain:
             title = f"{name} across veth, {floods.PLAIN} plain listeners beside one, per CPU second"
-            yield Result(title, plain.one, "1/s", plain.none, plain.ratio)
+            yield Figure(title, plain.one, "1/s", plain.none, plain.ratio)
     count, why = floods.listeners_that_fit()
-    yield Result(
+    yield Figure(
         f"plain listeners that fit instead of one socket (then: {why})", count, "", 53_248, count / 53_248
     )
 
 
-def show(results: list[Result]) -> None:
-    """One table, ratios first."""
-    print(f"{'ratio':>7}  {'value':>10}  {'baseline':>10}  {'unit':<4}  {'goal':<8}  {'met':<4}  name")
-    # Ratios first; a row that begins with a space belongs to the one above it.
-    groups: list[list[Result]] = []
+def ratios_first(results: list[Figure]) -> list[Figure]:
+    """Order figures for the table; a figure whose name begins with a space follows the one above it."""
+    groups: list[list[Figure]] = []
     for each in results:
         if each.name.startswith(" "):
             groups[-1].append(each)
         else:
             groups.append([each])
     groups.sort(key=lambda group: group[0].ratio is None)
-    for each in (row for group in groups for row in group):
-        ratio = f"{each.ratio:.2f}" if each.ratio is not None else ""
-        baseline = f"{each.baseline:.1f}" if each.baseline is not None else ""
-        met = {True: "yes", False: "NO", None: ""}[each.met]
-        value = f"{each.value:.3f}" if each.unit == "s" else f"{each.value:.1f}"
-        print(
-            f"{ratio:>7}  {value:>10}  {baseline:>10}  {each.unit:<4}  {each.goal:<8}  {met:<4}  {each.name}"
-        )
+    return [each for group in groups for each in group]
 
 
 def isolate() -> None:
-    """Leave this computer's network and its BPF file system alone."""
+    """Enter new network and mount namespaces, which leaves the host's network and BPF file system alone."""
     if ctypes.CDLL(None).unshare(_CLONE_NEWNET | _CLONE_NEWNS):
         sys.exit("run this as root")
     subprocess.run(["mount", "--make-rslave", "/"], check=True)
@@ -223,11 +200,9 @@ def main() -> None:
             results.append(each)
             print(f"{each.value:10.3f} {each.unit:<4} {each.name.strip()}", file=sys.stderr)
         generation.unload(PINS)
-    show(results)
+    show(ratios_first(results))
     if not quick:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps([asdict(each) for each in results], indent=2) + "\n", encoding="utf-8")
-        print(f"\nwritten to {os.path.relpath(RESULTS)}")
+        write(RESULTS / "sockets.json", results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Documents of so many bindings, the same at every run."""
+"""Documents of a given number of bindings, the same at every run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def thirteen(ports: tuple[int, ...] = PORTS) -> EdgeDocument:
 
 
 def floods() -> EdgeDocument:
-    """A /20 on the usual 13 ports, TCP and UDP; one of them is a service of its own."""
+    """A /20 on the usual 13 ports, TCP and UDP; one of the ports is a separate service."""
     web = Service(label="web", protocols=("tcp", "udp"), ports=tuple(port for port in PORTS if port != 8080))
     connect = Service(label="connect", ports=(8080,))
     prefixes = (ip_network("198.18.0.0/20"),)
@@ -26,7 +26,7 @@ def floods() -> EdgeDocument:
 
 
 def many(count: int, family: int, seed: int = 1) -> EdgeDocument:
-    """So many single addresses of one family, spread at random over a /15 or a /44, on port 80."""
+    """`count` single addresses of one family, spread at random over a /15 or a /44, on port 80."""
     draw = random.Random(seed)
     base, bits = _BASES[family]
     offsets = (
@@ -40,7 +40,7 @@ def many(count: int, family: int, seed: int = 1) -> EdgeDocument:
 
 
 def wide(count: int, seed: int = 1) -> EdgeDocument:
-    """About so many bindings as operators have them: prefixes of both families on the 13 ports."""
+    """About `count` bindings like those of operators: prefixes of both families on the 13 ports."""
     draw = random.Random(seed)
     number = round(count / len(PORTS))
     base = int(IPv4Address("198.18.0.0"))

@@ -1,8 +1,8 @@
-"""The corpus: packets that between them reach all of the answering half, one a line in corpus.txt, as hex.
+"""The corpus: packets that together reach all code that answers queries, one per line of corpus.txt, in hex.
 
-`python tests/fuzz/corpus.py DIRECTORY` writes it anew: of the packets that it has and those in a directory
-that a fuzzer left, the shortest first, it keeps each that takes a step of the code that none before it took,
-or takes one more often (twice, four times and so on).
+`python tests/fuzz/corpus.py DIRECTORY` rewrites it from its packets and those of a directory that a fuzzer
+left. Shortest first, it keeps each packet that takes a step of the code that no packet before it took, or
+that takes one more often (twice, four times and so on).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Step = tuple[str, int, int, int]
 
 
 def read() -> list[bytes]:
-    """Give all packets."""
+    """Return all packets."""
     return [bytes.fromhex(line) for line in FILE.read_text(encoding="ascii").split()]
 
 
 def steps(run: Callable[[], None]) -> set[Step]:
-    """Run, and say which steps of the code that took."""
+    """Run `act`; returns the steps of the code that it took."""
     taken: Counter[tuple[str, int, int]] = Counter()
     at: dict[FrameType, int] = {}
 
@@ -55,7 +55,7 @@ def main() -> None:
     known: set[Step] = set()
     kept = []
     for packet in sorted(packets, key=lambda packet: (len(packet), packet)):
-        harness.one(packet)  # what is cached afterwards is of no interest
+        harness.one(packet)  # fills caches, so that cached steps do not count
         found = steps(lambda packet=packet: harness.one(packet))  # type: ignore[misc]
         if packet and not found <= known:
             known |= found

@@ -1,7 +1,7 @@
-"""What a packet is thrown at, and what must be true of whatever comes back.
+"""Answer packets without sockets, and check each reply.
 
-The answering half without sockets: parse, answer, write, for each way that a packet may come in. All pools
-have one address of a family, so that the hot path and the careful path must say the same to the octet.
+Each packet is parsed, answered and written as for each transport. All pools have one address per family, so
+the replies of the fast path and of the resolver must be identical.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def everything() -> Local:
 
 
 class Tireless(Notices):
-    """Reads every NOTIFY, however many come in a second."""
+    """A limiter that accepts every NOTIFY."""
 
     def _pass_on(self, apex: bytes, address: str) -> bool:
         return True
@@ -105,14 +105,14 @@ LIMITED = answerer(LOCAL.snapshot, LOCAL.counts, OPTIONS, NOTICES, LIMITER)
 
 
 def one(packet: bytes, thorough: bool = False) -> None:
-    """Throw a packet at every way in. Raises AssertionError, or what the answering half raised.
+    """Answer a packet over each transport. Raises AssertionError, or what answering raised.
 
     With `thorough`, dnspython reads the replies as well.
     """
     for address, limit in WAYS:
         reply = ANSWER(packet, limit, address)
         if not message.is_notify(packet) and reply != CAREFUL(packet, limit, address):
-            # A minute may have gone by in between, and with it a cookie's time.
+            # A minute may have passed in between, which changes the time in a cookie.
             again = ANSWER(packet, limit, address)
             assert again == CAREFUL(packet, limit, address), "the two paths differ"
         check(packet, reply, limit, thorough)
@@ -121,7 +121,7 @@ def one(packet: bytes, thorough: bool = False) -> None:
 
 
 def check(packet: bytes, reply: bytes | None, limit: int, thorough: bool) -> None:
-    """Hold a reply, or silence, to what must be true of every one."""
+    """Check what must hold for every reply, and for silence."""
     if len(packet) < HEADER or packet[2] & 0x80:
         assert reply is None, "an answer to a response, or to less than a header (RFC 1035 section 7.3)"
         return
@@ -129,7 +129,7 @@ def check(packet: bytes, reply: bytes | None, limit: int, thorough: bool) -> Non
     assert reply[:2] == packet[:2], "another id"
     assert reply[2] & 0x80, "no response"
     assert not (reply[2] ^ packet[2]) & 0x78, "another opcode"
-    # RD is a flag of queries; other operations have nothing to say about recursion.
+    # RD is a flag of queries; other operations have no recursion.
     assert reply[2] & 1 == (0 if packet[2] & 0x78 else packet[2] & 1), "another RD"
     assert reply[3] & 0xF != message.SERVFAIL, "a defect of ours"
     assert not reply[3] & 0xF0, "RA, Z, AD or CD"
@@ -137,13 +137,13 @@ def check(packet: bytes, reply: bytes | None, limit: int, thorough: bool) -> Non
     assert well_formed(reply, packet), "malformed"
     if thorough:
         dns.message.from_wire(reply, keyring=False)
-        # A signature that is not good comes back with its names, whatever these take.
+        # The reply to a bad signature repeats its names, whatever their length.
         takes = max(_what_it_takes(packet), len(packet) if reply[3] & 0xF == message.NOTAUTH else 0)
         assert limit == message.TCP_SIZE or len(reply) <= takes, "longer than the asker takes"
 
 
 def _what_it_takes(packet: bytes) -> int:
-    """How much its sender takes over UDP, as another parser reads it."""
+    """Octets that the sender accepts over UDP, as another parser reads them."""
     try:
         query = dns.message.from_wire(packet, keyring=False)
     except Exception:  # not even a message: a bare error
@@ -152,7 +152,7 @@ def _what_it_takes(packet: bytes) -> int:
 
 
 def well_formed(reply: bytes, packet: bytes) -> bool:
-    """Whether counts and lengths are right, names end and point backwards, and the question is echoed."""
+    """Check that counts and lengths are right, names end and point backwards, and the question is echoed."""
     questions, *counts = struct.unpack_from("!4H", reply, 4)
     at = HEADER
     for _ in range(questions):

@@ -1,10 +1,10 @@
-"""Throw packets at the answering half for long: each answered as the RFCs say, or not at all; memory stays.
+"""Fuzz the answering of queries: each packet gets a valid reply or none, and memory does not grow.
 
     python tests/fuzz/run.py [--count N] [--seed N]             mutations of the corpus and of the seeds
-    python tests/fuzz/run.py --atheris DIRECTORY [--count N]    guided by what each packet reaches
+    python tests/fuzz/run.py --atheris DIRECTORY [--count N]    guided by coverage
 
-The second needs atheris (PyPI), which is no dependency; it leaves what it found worth keeping in the
-directory (then: corpus.py). A failure prints the packet: add it to seeds.py.
+The second form needs atheris (PyPI), which is not a dependency. It leaves the packets that reach more code in
+the directory: then run corpus.py. A failure prints the packet: add it to seeds.py.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import seeds
 
 #: One packet in so many is also read by dnspython, which is slow.
 THOROUGH = 100
-#: What the process may grow by after the first quarter, KiB: room for caches that are bounded, and no more.
+#: Maximum growth of the process after the first quarter, KiB: room for bounded caches.
 ROOM = 8192
 
 
 def main() -> None:
-    """Run, and say what was found."""
+    """Run, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def by_chance(count: int, seed: int) -> None:
-    """Half are mutations, a quarter octets behind a good header, a quarter two packets joined."""
+    """Half are mutations, a quarter random octets behind a good header, a quarter two packets joined."""
     import harness
 
     chance = random.Random(seed)
@@ -64,19 +64,19 @@ def by_chance(count: int, seed: int) -> None:
             early = memory()
     grown = memory() - early
     rate = count / (time.monotonic() - started)
-    print(f"{count:,} packets, seed {seed}: all answered as they should be; {rate:,.0f}/s")
+    print(f"{count:,} packets, seed {seed}: all replies valid; {rate:,.0f}/s")
     print(f"{grown:,} KiB more memory than after the first quarter")
     if grown > ROOM:
-        sys.exit("memory grows with what is asked")
+        sys.exit("memory grows with the number of queries")
 
 
 def memory() -> int:
-    """Give the most memory that this process has had, KiB."""
+    """Return the peak memory of this process, KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def guided(directory: Path, count: int) -> None:
-    """Let libFuzzer look for packets that reach what none before them did."""
+    """Let libFuzzer search for packets that reach new code."""
     import atheris
 
     with atheris.instrument_imports(include=["unmoor.dns"]):

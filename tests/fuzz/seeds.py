@@ -1,4 +1,4 @@
-"""Packets to begin with: good queries of every kind, and every known way of being malformed."""
+"""The first packets of a fuzzer: good queries of every kind, and known kinds of malformed ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OPTIONS: dict[str, tuple[dns.edns.Option, ...]] = {
     "keepalive with a time": (dns.edns.GenericOption(11, b"\0\5"),),
     "two cookies": (dns.edns.GenericOption(10, b"12345678"),) * 2,
 }
-#: RFC 8906 section 8 and what the registry has: opcodes, classes, types that are none.
+#: Opcodes, classes and types that do not exist or are not for queries (RFC 8906 section 8, IANA registries).
 OPCODES, CLASSES, ODD_TYPES = range(1, 16), (0, 3, 4, 254, 255), (0, 41, 128, 249, 250, 251, 253, 254, 65535)
 
 ID = b"\x12\x34"
@@ -64,7 +64,7 @@ def _header(flags: int, *counts: int) -> bytes:
 
 
 def good() -> Iterator[tuple[str, bytes]]:
-    """Give queries that deserve an answer, with what they are."""
+    """Queries that get an answer, with descriptions."""
     for name, rtype in product(NAMES, TYPES):
         yield f"{name} {rtype}", dns.message.make_query(name, rtype, id=1).to_wire()
     for name, (what, options) in product(NAMES[:5], OPTIONS.items()):
@@ -85,7 +85,7 @@ def good() -> Iterator[tuple[str, bytes]]:
 
 
 def notifies() -> Iterator[tuple[str, bytes]]:
-    """Give NOTIFYs (RFC 1996) for zones with a primary, with one that signs, and with none."""
+    """NOTIFY messages (RFC 1996) for zones with a primary, with one that signs, and with none."""
     for zone, signed in product(("example.com", "plain.example", "elsewhere.example"), (False, True)):
         notify = dns.message.make_query(zone, "SOA", id=1)
         notify.set_opcode(dns.opcode.NOTIFY)
@@ -95,7 +95,7 @@ def notifies() -> Iterator[tuple[str, bytes]]:
 
 
 def odd() -> Iterator[tuple[str, bytes]]:
-    """Give packets that deserve an error or silence."""
+    """Packets that get an error or no reply."""
     for opcode in OPCODES:
         yield f"opcode {opcode}", _header(opcode << 11 | 0x100, 1, 0, 0, 0) + QUESTION
     for qclass in CLASSES:

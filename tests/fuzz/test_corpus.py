@@ -1,4 +1,4 @@
-"""All that fuzzing found worth keeping, thrown again; and each packet of it cut off anywhere."""
+"""The corpus and the seeds are answered correctly, whole and truncated at every length."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_nothing_in_the_corpus_breaks_it() -> None:
 
 
 @pytest.mark.parametrize("what", SEEDS)
-def test_seeds_whole_and_cut_off_anywhere(what: str) -> None:
+def test_seeds_whole_and_truncated(what: str) -> None:
     packet = SEEDS[what]
     harness.one(packet, thorough=True)
     for size in range(min(len(packet), 200)):

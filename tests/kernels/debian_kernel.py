@@ -13,13 +13,13 @@ from unmoor.lab.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache/kernels"
-#: Increased by whoever changes how a kernel is unpacked.
+#: Increase this when the way in which a kernel is unpacked changes.
 _LAYOUT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class DebianKernel:
-    """What `package` of `suite` depends on; `cpu` is the QEMU model that it boots on without KVM."""
+    """The kernel that `package` of `suite` depends on; `cpu` is the QEMU model for it without KVM."""
 
     version: str
     suite: str
@@ -27,7 +27,7 @@ class DebianKernel:
     package: str = "linux-image-amd64"
 
     def unpacked(self) -> Path:
-        """The directory with the package's files, fetched unless it is there. Raises UnmoorError."""
+        """Return the directory of the package's files, which are fetched if missing. Raises UnmoorError."""
         key = hashlib.sha256(json.dumps([_LAYOUT, asdict(self)]).encode()).hexdigest()[:12]
         place = CACHE / f"{self.version}-{key}"
         if not place.is_dir():

@@ -1,8 +1,7 @@
-"""A virtual machine that boots a given kernel over this computer's files, runs one command and powers off.
+"""A virtual machine that boots a given kernel on the host's files, runs one command and powers off.
 
-The guest's root is this computer's root, shared read-only (9P) below a tmpfs that takes what is written:
-Python, the virtual environment, clang and this checkout are the same files at the same paths. It has no
-network and no disk.
+The guest's root is the host's root, shared read-only (9P) below a tmpfs for writes: Python, the virtual
+environment, clang and this checkout are the same files at the same paths. It has no network and no disk.
 """
 
 from __future__ import annotations
@@ -62,16 +61,16 @@ exec {command}
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The command's exit status, None when the machine stopped without one, and all that the console got."""
+    """The command's exit status (None if the machine stopped without one) and the console's output."""
 
     status: int | None
     output: str
 
 
 def run_in(kernel: DebianKernel, command: Sequence[str], work: Path, timeout: float) -> Ended:
-    """Boot `kernel` with root's files of this computer, and run `command` in this checkout.
+    """Boot `kernel` on the host's files, and run `command` in this checkout.
 
-    `work` takes the initramfs and the console's log. After `timeout` seconds the machine is killed.
+    The initramfs and the console's log are written to `work`. After `timeout` seconds the machine is killed.
     """
     unpacked = kernel.unpacked()
     initramfs = _initramfs(debian_kernel.modules_of(unpacked), command, work)

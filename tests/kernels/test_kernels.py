@@ -25,7 +25,7 @@ TESTS = [
         "udp",
     )
 ]
-#: Seconds for each kernel: many times what it takes.
+#: Timeout for each kernel, seconds: many times the usual duration.
 TIMEOUT = 3600
 
 

@@ -31,7 +31,7 @@ FOLDERS = {name.split("/")[0] for name in tracked() if "/" in name}
 
 
 def anchors(page: Path) -> set[str]:
-    """The fragments that GitHub gives the headings of a page."""
+    """Fragments of the headings of a page, as on GitHub."""
     found: set[str] = set()
     for heading in HEADING.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -56,12 +56,12 @@ def broken_links(page: Path, text: str) -> Iterator[str]:
 
 
 def ignored(name: str) -> bool:
-    """Whether git ignores it, as it does what programs write."""
+    """Report whether git ignores a path, as it does files that programs write."""
     return subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT, check=False).returncode == 0
 
 
 def missing_paths(text: str) -> Iterator[str]:
-    """Files of the tree that a page names in code, and that are not there."""
+    """Files of the tree that a page names in code and that do not exist."""
     for code in CODE.findall(FENCE.sub("", text)):
         name = code.split()[0].rstrip(":,;")
         if "/" not in name or name.split("/")[0] not in FOLDERS:

@@ -1,4 +1,4 @@
-"""Every linter is a test: what it says is in the failure."""
+"""Every linter is a test; its output is in the failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from support.checkout import ROOT
 
 BIN = Path(sys.executable).parent
-#: Of tests mypy asks whether what they name is there, and less about types than of the program.
+#: For tests, mypy checks that names exist, and is less strict about types than for the program.
 LOOSE = [
     "--allow-untyped-defs",
     "--allow-untyped-calls",
@@ -47,7 +47,7 @@ COMMANDS: dict[str, Callable[[], list[str | Path]]] = {
     "mypy --strict": lambda: [BIN / "mypy"],
     "mypy of tests": lambda: [BIN / "mypy", *LOOSE, "tests", "plugins", "tools"],
     "mypy of scenarios": lambda: [BIN / "mypy", *LOOSE, "molecule"],
-    # Each by itself: names of their files clash.
+    # Separately, since names of their files clash.
     "mypy of bench/dns": lambda: [BIN / "mypy", "bench/dns", "bench/figures.py"],
     "mypy of bench/sockets": lambda: [BIN / "mypy", "bench/sockets"],
     "yamllint": lambda: [BIN / "yamllint", "--strict", "--config-file", ".config/yamllint.yml", "."],
@@ -70,7 +70,7 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_defaults_and_argument_specs_say_the_same(role: str) -> None:
+def test_defaults_and_argument_specs_agree(role: str) -> None:
     spec = yaml.safe_load((ROOT / "roles" / role / "meta/argument_specs.yml").read_text())
     options = spec["argument_specs"]["main"].get("options", {})
     path = ROOT / "roles" / role / "defaults/main.yml"

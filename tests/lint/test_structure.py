@@ -1,4 +1,4 @@
-"""The layout shows the architecture: imports run one way, and no room is too large to read."""
+"""The layout shows the architecture: imports run one way, and no module, class or package is too large."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FLOORS = (
 MAX_MODULE_LINES = 450
 MAX_CLASS_LINES = 200
 MAX_MODULES = 14
-#: What is larger than that, with the reason. A line goes when its reason does.
+#: Exceptions, each with its reason.
 LARGER: dict[str, str] = {}
 
 
@@ -58,7 +58,7 @@ def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
 
 
 def floor(module: str) -> int | None:
-    """Which line of FLOORS a module belongs to; None for the packages above them, which import nothing."""
+    """The line of FLOORS that a module belongs to; None for the packages above them, which import nothing."""
     for number, names in enumerate(FLOORS):
         if any(module == f"unmoor.{name}" or module.startswith(f"unmoor.{name}.") for name in names):
             return number

@@ -1,4 +1,4 @@
-"""Texts that operators read are plain English: names of tasks begin with a verb, no message is a riddle."""
+"""Texts for operators are plain English: task names begin with a verb, messages use no known dialect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERBS = re.compile(
     r"Update|Upgrade|Upload|Validate|Wait|Write"
     r") "
 )
-#: Words and turns of phrase of the old dialect; CONTRIBUTING.md describes the language.
+#: Words and phrases that are not plain English in messages; CONTRIBUTING.md describes the language.
 DIALECT = re.compile(
     r"\b(?:is|are|was|be|been|being) told\b|\btells?\b|\banew\b|\bstands? (?:where|in|behind|beside)\b"
     r"|\beach (?:is|by) itself\b|\bby itself\b|\bwho(?:ever)? (?:does|may|is)\b|\bsays? (?:so|it)\b"
@@ -126,7 +126,7 @@ def _strings(node: ast.expr, name: str) -> Iterator[Text]:
 
 
 def dialect(texts: Iterator[Text]) -> dict[str, str]:
-    """Place to the text and the words found in it."""
+    """Map each place to the words found in its text."""
     found = {}
     for path, line, text in texts:
         if match := DIALECT.search(" ".join(text.split())):

@@ -1,4 +1,4 @@
-"""A fresh network namespace and a BPF file system of its own for each test that asks for them."""
+"""A fresh network namespace and BPF file system for each test that requests them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _call(result: int) -> None:
 
 @pytest.fixture
 def netns() -> Iterator[None]:
-    """This process is in a network namespace of its own, its loopback up; afterwards back where it was."""
+    """Move this process to a new network namespace with its loopback up, and back afterwards."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     _call(_libc.unshare(_CLONE_NEWNET))
     try:
@@ -44,7 +44,7 @@ def netns() -> Iterator[None]:
 
 @pytest.fixture
 def open_path() -> Iterator[Path]:
-    """A directory that other users may enter; whoever starts pytest closes the one above `tmp_path`."""
+    """A directory that other users may enter; pytest closes the one above `tmp_path` to them."""
     with tempfile.TemporaryDirectory(prefix="unmoor-") as name:
         path = Path(name)
         path.chmod(0o711)
@@ -53,7 +53,7 @@ def open_path() -> Iterator[Path]:
 
 @pytest.fixture
 def pins(open_path: Path) -> Iterator[Pins]:
-    """An empty directory of pins on a BPF file system of its own."""
+    """An empty directory of pins on a new BPF file system."""
     mount = open_path / "bpf"
     mount.mkdir()
     subprocess.run(["mount", "-t", "bpf", "-o", "mode=0711", "bpf", str(mount)], check=True)
@@ -83,7 +83,7 @@ def bed(netns: None, pins: Pins, code: bytes) -> Bed:
 
 @pytest.fixture(scope="session")
 def unmoor_for_others() -> Iterator[list[str]]:
-    """The command `unmoor` for users who may not read this checkout: a copy with what it needs."""
+    """The command `unmoor` for users who cannot read this checkout: a copy with its dependencies."""
     with tempfile.TemporaryDirectory(prefix="unmoor-") as name:
         directory = Path(name)
         shutil.copytree(ROOT / "src" / "unmoor", directory / "unmoor")

@@ -1,4 +1,4 @@
-"""Prefixes made local in a namespace of their own: only the difference is applied, others' routes stay."""
+"""Prefixes are made local: only differences are applied, and routes of others stay."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ PLAY = """
 
 
 def roll_out(directory: Path, *runs: dict[str, str]) -> list[tuple[int, list[str]]]:
-    """Run the play again and again on one fresh /var/lib; gives how much changed, and what lies there."""
+    """Run the play repeatedly on one fresh /var/lib; returns the number of changes, and the files there."""
     (directory / "play.yml").write_text(PLAY)
     script = ["set -e", "mount -t tmpfs none /var/lib", "mkdir /var/lib/unmoor"]
     for run in runs:

@@ -1,5 +1,7 @@
-"""Replies that cannot be delivered hold up nobody: spoofed senders of the server's own subnet, whom no
-neighbour discovery finds. The kernel keeps such replies for seconds, and counts them against the socket.
+"""Undeliverable replies do not delay others.
+
+Spoofed senders in the server's own subnet have no neighbour entry. The kernel queues replies to them for
+seconds, and counts them against the socket.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ MAC = bytes.fromhex("020000000001")
 RATE = 3_000
 MAX_SPOOFED = 10 * RATE
 ASKED = 40
-#: Seconds that a client waits for an answer. The kernel gives a neighbour up after three.
+#: Seconds that a client waits for an answer. The kernel drops an unreachable neighbour after three.
 TIMEOUT = 0.5
 QUERY = dns.message.make_query("host0.example.com", "A").to_wire()
 
 
 @pytest.fixture
 def subnet(netns: None) -> None:
-    """An interface with a subnet behind it in which nobody answers ARP."""
+    """An interface to a subnet without any host, so that ARP gets no answer."""
     for command in (
         f"link add near address {MAC.hex(':')} type veth peer name far",
         f"address add {SERVER}/24 dev near",
@@ -86,7 +88,7 @@ def spoofed(port: int, data: bytes) -> Iterator[None]:
 
 
 def answered(port: int) -> int:
-    """Ask ASKED times, one after another; gives how often an answer came."""
+    """Send ASKED queries, one after another; returns the number of answers."""
     count = 0
     for _ in range(ASKED):
         with socket.socket(type=socket.SOCK_DGRAM) as sock:

@@ -77,7 +77,7 @@ def status(name: str = SHARED, host: str = "edge1") -> dict[str, Any]:
 
 
 def remains(name: str) -> dict[str, list[str]]:
-    """What there is of the lab on this computer, of every kind that it could leave behind."""
+    """List everything of the lab that exists on this computer, of every kind that it could leave behind."""
 
     def said(path: Path) -> str:
         try:
@@ -163,7 +163,7 @@ def test_a_command_that_was_stopped_ends_as_well() -> None:
 
     wait_until(lambda: send("STOP"), "it runs")
     wait_until(lambda: guest("pgrep", "--runstates=T", "-f", "^sleep 4322") != "", "it is stopped")
-    time.sleep(0.5)  # whoever waits for it has seen it; if not, the test is only weaker
+    time.sleep(0.5)  # long enough to be seen by a waiting command; if not, the test is only weaker
     for number in ("TERM", "CONT"):
         assert send(number)
     try:
@@ -209,7 +209,7 @@ def test_a_reboot_comes_back_with_the_labs_network_and_the_disk() -> None:
 
 
 @pytest.mark.usefixtures("shared")
-def test_a_host_that_is_off_is_said_and_started_again(two_hosts: str) -> None:
+def test_a_host_that_is_off_is_reported_and_started_again(two_hosts: str) -> None:
     guest("systemctl", "poweroff")
     wait_until(lambda: status()["phase"] == "off", "it is off")
     assert unmoor("status", "--name", SHARED).returncode == 1

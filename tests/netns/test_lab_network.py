@@ -41,7 +41,7 @@ def routes(place: Layout, host: str, family: str) -> dict[str, Any]:
 
 
 def answers(place: Layout, host: str, address: str) -> bool:
-    """Whether `address` refuses a connection to a port where nobody listens: it is there then."""
+    """Report whether `address` is reachable: it refuses a connection to a closed port."""
     target = f"[{address}]" if ":" in address else address
     args = [
         "ip",

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from support.program import UNMOOR
+from support.program import UNMOOR, output
 
 MAIN = (*UNMOOR, "probe")
 PREFIXES = ("198.18.0.0/28", "2001:db8:100::/60")
@@ -45,7 +45,7 @@ for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
 print("serving", flush=True)
 """
 
-# The gateway's route goes while the probe runs, as it does when its link goes.
+# The gateway's route is removed while the probe runs, as when its link fails.
 LOST_GATEWAY = """
 import subprocess
 from contextlib import closing
@@ -123,13 +123,7 @@ class Network:
         )
 
     def probe(self, *arguments: str, status: int = 0) -> str:
-        with self.start("probe", *MAIN, *arguments) as process:
-            try:
-                out, err = process.communicate(timeout=60)
-            finally:
-                process.kill()
-        assert process.returncode == status, out + err
-        return out if status < 2 else err
+        return output(self.start("probe", *MAIN, *arguments), status)
 
     def routing(self) -> str:
         """Every rule and route of the probe's namespace."""
@@ -137,7 +131,7 @@ class Network:
         for family in ("-4", "-6"):
             shown.append(self.ip("probe", family, "rule", "show"))
             routes = self.ip("probe", family, "route", "show", "table", "all").splitlines()
-            # What the kernel adds by itself for neighbours and addresses comes and goes.
+            # The kernel adds and removes entries for neighbours and addresses.
             shown += sorted(line for line in routes if "proto kernel" not in line and "multicast" not in line)
         return "\n".join(shown)
 
@@ -189,7 +183,7 @@ def test_two_probes_at_once_do_not_meet(network: Network) -> None:
 
 
 def hanging(network: Network) -> subprocess.Popen[str]:
-    """A probe through edge2 that is in the middle of its work: it waits for a line that nobody sends."""
+    """A probe through edge2 that is still running: it waits for a line that never comes."""
     options = ("--check", "banner", "--timeout", "600", *VIA["edge2"])
     before = network.routing()
     process = network.start("probe", *MAIN, *REACH, *options)

@@ -1,4 +1,4 @@
-"""Who may open which pin, and what a reader can do with it: look, and nothing else."""
+"""Which users may open which pins; readers can read, and change nothing."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_member_asks_the_service(bed: Bed, unmoor_for_others: list[str], open_
     assert (done.returncode, "is unmoor-activation.service running?" in done.stderr) == (2, True)
 
 
-def test_who_may_ask(bed: Bed) -> None:
+def test_users_who_may_query(bed: Bed) -> None:
     question = Question("tcp", ip_address("198.18.3.7"), 80)
     registry = Registrar(bed.pins)
     for peer in (ROOT_PEER, Peer(1, MEMBER, frozenset({7, GROUP}))):

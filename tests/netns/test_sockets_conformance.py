@@ -46,7 +46,7 @@ def server(protocol: str, address: str, port: int = 0, reuseport: bool = False) 
 
 
 def knock(protocol: str, address: str, port: int) -> bool:
-    """Knock at a door; False when it is refused."""
+    """Connect, or send a datagram; returns False if it is refused."""
     with socket.socket(family_of(address), KINDS[protocol]) as client:
         client.settimeout(0.2)
         try:
@@ -57,7 +57,7 @@ def knock(protocol: str, address: str, port: int) -> bool:
         except ConnectionRefusedError:
             return False
         except TimeoutError:
-            pass  # UDP: nobody answers, nobody refuses
+            pass  # UDP: neither an answer nor a refusal
         return True
 
 
@@ -225,8 +225,8 @@ def foreign_code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return output.read_bytes()
 
 
-# What ours does, what theirs does, and who answers: when ours runs first, and when theirs does. A hit of ours
-# replaces what ran before. A socket that theirs chose stays where ours refuses, and where theirs runs last.
+# Our program's verdict, the other's, and which listener answers if ours runs first, and if the other does.
+# Our hit replaces an earlier choice. The other's socket stays if ours refuses, or if the other runs last.
 TOGETHER = {
     ("pass", "pass"): ("nobody", "nobody"),
     ("pass", "drop"): ("refused", "refused"),
@@ -267,7 +267,7 @@ def test_two_programs(bed: Bed, foreign_code: bytes, ours: str, theirs: str, fir
         expected = TOGETHER[ours, theirs][0 if first == "ours" else 1]
         if expected == "refused":
             assert refuses(ADDRESSES[4], PORT)
-        elif expected == "nobody":  # neither cares: the kernel's own look-up finds the plain listener
+        elif expected == "nobody":  # both pass: the kernel's own look-up finds the plain listener
             assert knock("tcp", ADDRESSES[4], PORT)
             assert arrived(plain) == 1
         else:
@@ -277,7 +277,7 @@ def test_two_programs(bed: Bed, foreign_code: bytes, ours: str, theirs: str, fir
         assert (found.counters["replaced"], found.errors) == (int(chosen_before), 0)
 
 
-def test_who_is_attached_can_be_asked(bed: Bed, foreign_code: bytes) -> None:
+def test_attached_programs_can_be_queried(bed: Bed, foreign_code: bytes) -> None:
     bed.load({"label": "web", "ports": [PORT]})
     with (
         libbpf.open_object(foreign_code, entries={}, shared={}, initial={}) as bpf,
@@ -289,7 +289,7 @@ def test_who_is_attached_can_be_asked(bed: Bed, foreign_code: bytes) -> None:
         assert list(libbpf.attached(namespace.fileno())) == numbers
 
 
-# Bindings before and after, as PREFIX PORTS SERVICE; what is added and what is removed.
+# Bindings before and after, as PREFIX PORTS SERVICE; those added and those removed.
 REPLACEMENTS = {
     "the first": ("", "198.18.0.0/20 80 a", 1, 0),
     "the last": ("198.18.0.0/20 80 a", "", 0, 1),

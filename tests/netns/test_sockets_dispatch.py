@@ -33,7 +33,7 @@ def test_one_socket_serves_every_address_and_port(bed: Bed) -> None:
 
 def test_a_bound_service_without_a_socket_refuses_and_counts_a_miss(bed: Bed) -> None:
     bed.load(WEB)
-    # Fail closed: not even a listener on all addresses gets what is bound.
+    # Fail closed: a listener on all addresses does not get bound packets either.
     with socket.create_server(("0.0.0.0", 80)):
         assert refuses("198.18.1.1", 80)
     assert bed.count("web").counters["misses"] == 1
@@ -247,7 +247,7 @@ def test_a_label_that_comes_back_gets_no_others_socket_or_counters(bed: Bed) -> 
     with listener(says="four") as four:
         bed.register("web", four)
         ask("198.18.1.1", 80)
-        for port in (1, 2, 3):  # the id is free once no generation kept knows it
+        for port in (1, 2, 3):  # the id is free once no kept generation has it
             bed.load({"label": f"other{port}", "ports": [port]})
         bed.load({"label": "new", "ports": [80]})
         assert refuses("198.18.1.1", 80)

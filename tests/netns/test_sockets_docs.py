@@ -1,4 +1,4 @@
-"""Every command of docs/sockets.md does what the page says."""
+"""Every command of docs/sockets.md prints what the page shows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_page(tmp_path: Path) -> None:
     lines = [
         "set -e",
         f"export PATH={unmoor.parent}:$PATH",
-        # What the page writes stays in this mount namespace.
+        # Files that the page writes stay in this mount namespace.
         f"mkdir {tmp_path}/upper {tmp_path}/work; mount -t tmpfs tmpfs /run",
         f"mount -t overlay -o lowerdir=/etc,upperdir={tmp_path}/upper,workdir={tmp_path}/work overlay /etc",
         "trap 'kill $(jobs -p)' EXIT",

@@ -28,7 +28,7 @@ C = {"label": "c", "ports": [82]}
 
 
 class Paused:
-    """`act` in a process of its own that stops before it calls `where.name`, until it may go on."""
+    """Runs `act` in another process, which pauses before it calls `where.name` until it may continue."""
 
     def __init__(self, act: Callable[[], object], where: Any, name: str) -> None:
         self._stopped, stopped = os.pipe()
@@ -133,7 +133,7 @@ def test_a_registration_that_waited_goes_by_the_new_table(bed: Bed, monkeypatch:
             bed.register("b", server)
 
 
-def test_who_is_killed_holds_nothing(bed: Bed) -> None:
+def test_a_killed_process_holds_no_lock(bed: Bed) -> None:
     bed.load(A, B)
     with listener(says="a") as server:
         with paused(lambda: bed.load(A), libbpf, "switch") as load:

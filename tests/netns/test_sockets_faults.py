@@ -40,7 +40,7 @@ def map_id(path: Path) -> int:
 
 
 def check(bed: Bed, service: str = "web", port: int = 80) -> None:
-    """What is registered is what is reached; every shared pin is a map of the attached program."""
+    """Check that registered sockets are reached, and that every shared pin is a map of the program."""
     with listener(says="registered") as server:
         bed.register(service, server)
         assert ask("198.18.1.1", port).startswith("registered")
@@ -162,7 +162,7 @@ def write(bed: Bed) -> tuple[Path, Path]:
 
 
 def in_child(act: Callable[[], object], errors: Path) -> int:
-    """The pid of a process that does this and writes what goes wrong to `errors`."""
+    """Start a process that runs this and writes its errors to `errors`; returns its pid."""
     child = os.fork()
     if child:
         return child

@@ -28,7 +28,7 @@ def bed(bed: Bed) -> Bed:
 
 
 class Service:
-    """The running service, and what must still hold after each attack."""
+    """The running service, and checks of what must hold after each attack."""
 
     def __init__(self, bed: Bed, door: Path, process: subprocess.Popen[str], good: socket.socket) -> None:
         self.bed, self.door, self.process, self.good = bed, door, process, good
@@ -45,7 +45,7 @@ class Service:
         return client
 
     def send(self, data: bytes, descriptors: list[int] | None = None, half_close: bool = False) -> bytes:
-        """What the service answers; empty when it closed without a word."""
+        """Return the service's answer; empty if it closed the connection without one."""
         with self.connect() as client:
             try:
                 socket.send_fds(client, [data], descriptors or [])
@@ -170,7 +170,7 @@ def test_ten_thousand_clients_in_a_row(service: Service) -> None:
     service.check()
 
 
-def test_a_flood_of_silent_clients_keeps_nobody_out(service: Service) -> None:
+def test_a_flood_of_silent_clients_does_not_block_others(service: Service) -> None:
     silent = [service.connect() for _ in range(300)]
     for _ in range(5):
         service.register()

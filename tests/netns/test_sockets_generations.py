@@ -105,7 +105,7 @@ def test_killed_at_any_step_of_a_load_the_old_or_the_new_table_is_whole(bed: Bed
         assert len(bed.count("web").sockets) == 1
         if finished:
             break
-        # Whatever was left behind, the next load works and ends where it should.
+        # Whatever state was left behind, the next load succeeds.
         bed.load(*OLD)
         assert live(bed) == "old"
         assert {path.name for path in bed.pins.root.iterdir()} & {"new", "displaced"} == set()
@@ -258,7 +258,7 @@ def test_a_program_that_is_wrong_is_not_switched_in(bed: Bed, tmp_path: Path) ->
         with pytest.raises(UnmoorError, match="the new program is wrong, nothing was switched: tcp"):
             generation.load(document(*NEW), output.read_bytes(), bed.pins)
         assert live(bed) == "old"
-    # What the copy of the program was asked is counted nowhere.
+    # Runs of the copy of the program are not counted.
     before = bed.count("web").counters["lookups"]
     bed.load(*NEW)
     assert bed.count("web").counters["lookups"] == before

@@ -1,4 +1,4 @@
-"""What an unprivileged user may send the activation service, and root's registrations beside it."""
+"""Attacks of unprivileged users on the activation service do not block registrations of root."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def register(tmp_path: Path, label: str = "web") -> protocol.Reply:
 
 @contextmanager
 def nobody(directory: Path, act: Callable[[], None]) -> Iterator[int]:
-    """A process of user nobody, in a directory that it may not search a way to; killed at the end."""
+    """A process of user nobody whose working directory it cannot reach by a path; killed at the end."""
     directory.chmod(0o711)
     pid = os.fork()
     if pid == 0:
@@ -82,7 +82,7 @@ def connect() -> socket.socket:
 
 
 def lingering(port: int) -> socket.socket:
-    """A TCP socket whose last close(2) takes an hour: its peer reads nothing of what it has sent."""
+    """A TCP socket whose last close(2) takes an hour: its peer does not read what it has sent."""
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setblocking(False)
     with suppress(BlockingIOError):
@@ -103,7 +103,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("case", REQUESTS)
-def test_a_socket_that_lingers_blocks_nobody(
+def test_a_socket_that_lingers_does_not_block_others(
     service: subprocess.Popen[str], tmp_path: Path, case: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reader:
@@ -123,7 +123,7 @@ def test_a_socket_that_lingers_blocks_nobody(
 
 
 @pytest.mark.parametrize("case", ["not authorised", "authorised"])
-def test_a_fuse_file_blocks_nobody(
+def test_a_fuse_file_does_not_block_others(
     service: subprocess.Popen[str], tmp_path: Path, log: Path, case: str
 ) -> None:
     mount = tmp_path / "fuse"
@@ -197,7 +197,7 @@ def test_an_internal_error_costs_one_request(
 
 
 def damages(good: bytes) -> Iterator[bytes]:
-    """Records that are not compressed, that lack their end, and one whose document is damaged."""
+    """Records that are not compressed or truncated, and one with a damaged document."""
     yield good[:4] + bytes(len(good) - 4)
     yield good[: len(good) // 2]
     plain = zlib.decompress(good[4:])

@@ -1,4 +1,4 @@
-"""What the loader asks of the kernel: its version, and the capabilities that the loader's unit leaves."""
+"""What the loader requires: the kernel's version, and the capabilities of its unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""explain, diff, top, metrics, foreign programs, and who may look."""
+"""explain, diff, top, metrics, foreign programs, and the users who may read them."""
 
 from __future__ import annotations
 
@@ -60,13 +60,15 @@ def test_explain_names_what_matches_as_well(bed: Bed) -> None:
         ("tcp", "198.51.100.1", 80, "198.51.100.1 is in no bound prefix"),
     ],
 )
-def test_explain_says_why_not(bed: Bed, protocol: str, address: str, port: int, why: str) -> None:
+def test_explain_gives_the_reason_of_a_refusal(
+    bed: Bed, protocol: str, address: str, port: int, why: str
+) -> None:
     found = explain(bed.pins, protocol, ip_address(address), port)  # type: ignore[arg-type]  # tcp or udp
     assert found.verdict == "pass"
     assert why in found.why
 
 
-def test_explain_says_that_a_socket_does_not_fit(bed: Bed) -> None:
+def test_explain_reports_a_socket_that_does_not_fit(bed: Bed) -> None:
     with listener() as four:
         # No registration would do this: an IPv4 socket in the slot for IPv6.
         from unmoor.bpf.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
@@ -289,7 +291,7 @@ def member(bed: Bed) -> list[str]:
     return ["setpriv", "--reuid=65533", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
 
 
-def test_a_member_of_the_group_may_look_and_not_change(
+def test_a_member_of_the_group_may_read_and_not_change(
     bed: Bed, member: list[str], unmoor_for_others: list[str]
 ) -> None:
     def as_member(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -313,7 +315,7 @@ def test_a_member_of_the_group_may_look_and_not_change(
     assert bed.pins.link.exists()
 
 
-def test_another_user_may_not_even_look(bed: Bed, member: list[str], unmoor_for_others: list[str]) -> None:
+def test_another_user_may_not_read(bed: Bed, member: list[str], unmoor_for_others: list[str]) -> None:
     stranger = [*member[:2], "--regid=65532", *member[3:]]
     done = subprocess.run(
         [*stranger, *unmoor_for_others, "sockets", "status", "--pins", str(bed.pins.root)],

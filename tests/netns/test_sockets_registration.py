@@ -206,7 +206,7 @@ def _with_listen_fds(sockets: list[socket.socket], *arguments: str) -> subproces
             os.close(descriptor)
 
 
-def test_without_any_socket_it_says_what_to_do(bed: Bed, door: Path) -> None:
+def test_without_any_socket_it_prints_a_fix(bed: Bed, door: Path) -> None:
     done = run("sockets", "register", "web", "--socket", str(door))
     assert done.returncode == 2
     assert "--pidfile" in done.stderr
@@ -405,7 +405,7 @@ def test_more_sockets_than_slots_are_refused(bed: Bed) -> None:
         server.close()
 
 
-def test_without_a_table_registration_says_so(netns: None, pins: Pins) -> None:
+def test_without_a_table_registration_is_refused(netns: None, pins: Pins) -> None:
     with listener() as four, pytest.raises(RefusedError, match="no dispatch table is loaded"):
         Registrar(pins).handle(Request("register", "web"), [four.fileno()], ROOT_PEER)
 

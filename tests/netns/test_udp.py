@@ -1,4 +1,4 @@
-"""A UDP server on a whole prefix: it knows the address dialled, and replies from it."""
+"""A UDP server on a whole prefix gets the dialled address, and replies from it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_dual_stack_socket_serves_both(bed: Bed) -> None:
         assert ask("198.18.7.9") == b"198.18.7.9 5300 hello"
 
 
-def test_a_socket_that_was_not_prepared_says_so(bed: Bed) -> None:
+def test_a_socket_that_was_not_prepared_is_refused(bed: Bed) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as sock, socket.socket(type=socket.SOCK_DGRAM) as client:
         sock.bind(("127.0.0.1", 5300))
         client.sendto(b"hello", ("127.0.0.1", 5300))

@@ -1,1 +1,1 @@
-"""What test modules share: documents, servers and clients. `tests` is on the path of pytest and mypy."""
+"""Helpers that test modules and benches share: documents, servers and clients."""

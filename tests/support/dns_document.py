@@ -50,7 +50,7 @@ host0     IN CAA   0 issue "ca.example.net"
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    """A small document that is correct."""
+    """A small valid document."""
     return {
         "version": 1,
         "pop": "lab",

@@ -1,4 +1,4 @@
-"""The answering half of the DNS server, without sockets."""
+"""The DNS server's answers, without sockets."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def snapshot(data: dict[str, Any] | None = None) -> Snapshot:
 
 
 class Local:
-    """The answering half, without sockets."""
+    """Answers queries of a document, without sockets."""
 
     def __init__(self, data: dict[str, Any] | None = None, secret: bytes = b"") -> None:
-        """With `secret`, that of cookies in a document without one."""
+        """`secret` is the cookie secret if the document has none."""
         self.counts = Counts.private()
         self.snapshot = snapshot(data)
         self.answer = answerer(self.snapshot, self.counts, Options(self.snapshot.document, secret))
@@ -31,7 +31,7 @@ class Local:
     def ask(
         self, name: str, rtype: str = "A", limit: int = 1232, address: str = "127.0.0.1", **options: Any
     ) -> dns.message.Message:
-        """Ask as a client would; the reply has gone through dnspython's own checks."""
+        """Query like a client; dnspython parses and checks the reply."""
         query = dns.message.make_query(name, rtype, **options)
         query.flags &= ~dns.flags.RD
         wire = self.answer(query.to_wire(), limit, address)

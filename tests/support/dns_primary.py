@@ -1,4 +1,4 @@
-"""A primary for tests: SOA, AXFR, IXFR and TSIG over real sockets, with ways to misbehave."""
+"""A primary for tests: SOA, AXFR, IXFR and TSIG over real sockets; it can misbehave on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import dns.zone
 
 Records = list[dns.rrset.RRset]
 SECRET = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="  # noqa: S105 - of tests
-#: The zone of tests, and the keys of a document whose primary signs.
+#: The zone of tests, and the keys of a document for a primary that signs.
 NAME = "example.org"
 KEYS = {"transfer.key": {"algorithm": "hmac-sha256", "secret": SECRET}}
 
@@ -33,7 +33,7 @@ def zone_text(serial: int, *lines: str, refresh: int = 3600, retry: int = 3600, 
 
 
 class Primary:
-    """Serves the versions of each zone that it was given; the last is the current one."""
+    """Serves all versions of each zone; the last is the current one."""
 
     def __init__(self, address: str = "127.0.0.1", key: str = "", secret: str = SECRET) -> None:
         self.address = address
@@ -43,7 +43,7 @@ class Primary:
             self.keyring = {name: dns.tsig.Key(name, secret, "hmac-sha256")}
         self.versions: dict[dns.name.Name, list[dns.zone.Zone]] = {}
         self.asked: list[str] = []
-        #: What becomes of the records of a transfer, and of each message's octets, before they are sent.
+        #: Applied to the records of a transfer, and to each message's octets, before they are sent.
         self.tamper: Callable[[Records], Records] = list
         self.mangle: Callable[[bytes], bytes] = bytes
         self.rcode = dns.rcode.NOERROR
@@ -64,13 +64,13 @@ class Primary:
             thread.start()
 
     def set(self, name: str, text: str) -> None:
-        """Give a zone its next version."""
+        """Set the next version of a zone."""
         origin = dns.name.from_text(name)
         zone = dns.zone.from_text(text, origin, relativize=False, check_origin=False)
         self.versions.setdefault(origin, []).append(zone)
 
     def entry(self, **more: object) -> dict[str, object]:
-        """How a document names this primary."""
+        """This primary's entry in a document."""
         return {"address": self.address, "port": self.port, **more}
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class Primary:
             sock.close()
 
     def notify(self, name: str, port: int, to: str = "127.0.0.1", sign: bool = True) -> dns.message.Message:
-        """Tell a secondary that a zone has changed, from this primary's address."""
+        """Send NOTIFY to a secondary from this primary's address; returns the reply."""
         message = dns.message.make_query(name, "SOA")
         message.set_opcode(dns.opcode.NOTIFY)
         message.flags = (message.flags & ~dns.flags.RD) | dns.flags.AA
@@ -159,7 +159,7 @@ def soa(zone: dns.zone.Zone) -> dns.rrset.RRset:
 
 
 def whole(zone: dns.zone.Zone) -> Records:
-    """What AXFR sends (RFC 5936 section 2.2)."""
+    """The records of an AXFR (RFC 5936 section 2.2)."""
     others = [each for each in _single(zone) if each.rdtype != dns.rdatatype.SOA]
     return [soa(zone), *others, soa(zone)]
 
@@ -169,7 +169,7 @@ def _single(zone: dns.zone.Zone) -> Records:
 
 
 def differences(versions: list[dns.zone.Zone], serial: int) -> Records:
-    """What IXFR sends (RFC 1995 section 4); nothing if the version is not known."""
+    """The records of an IXFR (RFC 1995 section 4); none if the version is unknown."""
     serials = [zone.get_soa().serial for zone in versions]
     if serial not in serials:
         return []

@@ -1,4 +1,4 @@
-"""Releases of the program, and a DNS server that they take over."""
+"""Releases of the program, and a DNS server that they can take over."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Release:
 
 
 class Upgradable(Running):
-    """A server whose process changes."""
+    """A server whose process changes with each upgrade."""
 
     def stop(self) -> int:
         with contextlib.suppress(Exception):

@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import dns.query
 import dns.rcode
 
 from support.dns_document import document
+from support.program import UNMOOR
 from unmoor.dns.server import control
 
 
@@ -41,11 +41,11 @@ def free_port() -> int:
 
 
 class Running:
-    """A server in a process of its own."""
+    """A server as a separate process."""
 
     def __init__(self, directory: Path, data: dict[str, Any], program: str = "") -> None:
-        """With `program`, the path of a release's `unmoor`, that one serves."""
-        command = [program] if program else [sys.executable, "-c", "from unmoor.commands import main; main()"]
+        """`program` is the path of a release's `unmoor`; by default this checkout's code runs."""
+        command = [program] if program else UNMOOR
         self.data = data
         self.port: int = data["port"]
         self.config = directory / "dns.json"
@@ -70,7 +70,7 @@ class Running:
         fresh.rename(self.config)
 
     def wait(self) -> Running:
-        """Until it serves."""
+        """Return once the server serves."""
         deadline = time.monotonic() + 60
         while "serving" not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
@@ -79,7 +79,7 @@ class Running:
         return self
 
     def until(self, said: str) -> str:
-        """Wait until the log says it; gives the log."""
+        """Wait until the log contains `said`; returns the log."""
         deadline = time.monotonic() + 60
         while said not in (log := self.log.read_text()):
             assert time.monotonic() < deadline, log
@@ -104,7 +104,7 @@ class Running:
 
 @contextmanager
 def running(directory: Path, **changes: Any) -> Iterator[Running]:
-    """A server that serves the small document on a free port, and is gone afterwards."""
+    """Run a server of the small document on a free port; it is gone afterwards."""
     server = Running(directory, document(**{"port": free_port(), **changes}))
     try:
         yield server.wait()
@@ -118,7 +118,7 @@ def ask(server: Running, name: str, rtype: str = "TXT", **options: Any) -> dns.m
 
 
 def answer(server: Running, name: str, rtype: str = "TXT") -> str:
-    """The answer's data, or the code."""
+    """The data of the answer's first record, or the response code."""
     reply = ask(server, name, rtype)
     return reply.answer[0][0].to_text() if reply.answer else dns.rcode.to_text(reply.rcode())
 

@@ -1,4 +1,4 @@
-"""A FUSE file system with one file, whose owner never answers fstat(2) or close(2) of it."""
+"""A FUSE file system with one file on which fstat(2) and close(2) block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def unanswered_file(directory: Path) -> Iterator[Path]:
-    """The file, which every user may open. At the end the file system goes, and whoever it blocks goes on."""
+    """The file, which every user may open. Removal of the file system ends all blocked calls."""
     device = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
     if _libc.mount(b"fuse", os.fsencode(directory), b"fuse", 0, options.encode()):
@@ -36,7 +36,7 @@ def unanswered_file(directory: Path) -> Iterator[Path]:
     try:
         yield directory / "file"
     finally:
-        os.kill(pid, signal.SIGKILL)  # its end of /dev/fuse was the last: the kernel ends what waits
+        os.kill(pid, signal.SIGKILL)  # it had the last descriptor of /dev/fuse: the kernel ends blocked calls
         os.waitpid(pid, 0)
         _libc.umount2(os.fsencode(directory), 2)  # MNT_DETACH
 

@@ -1,8 +1,4 @@
-"""DNS servers of other makers, where `make peers` fetched them or somebody installed them.
-
-Each configuration names every directory that its server writes to: tools/peers hides the directories of an
-installed server.
-"""
+"""Other DNS servers in tests."""
 
 from __future__ import annotations
 
@@ -13,53 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from support import peers
 from support.checkout import ROOT
-
-_TOOL = ROOT / "tools" / "peers"
-
-#: The options of each program: the configuration follows them, and it stays in the foreground.
-PROGRAMS = {"knotd": ["-c"], "nsd": ["-d", "-c"], "named": ["-g", "-c"]}
-
-KNOT = """
-server:
-  rundir: {directory}
-  user: root:root
-  listen: 127.0.0.1@{port}
-  udp-workers: 1
-  tcp-workers: 1
-  background-workers: 1
-database:
-  storage: {directory}/db
-"""
-NSD = """
-server:
-  ip-address: 127.0.0.1@{port}
-  database: ""
-  cookie-secret-file: {directory}/cookies
-  zonesdir: {directory}
-  zonelistfile: {directory}/zone.list
-  xfrdfile: {directory}/xfrd.state
-  xfrdir: {directory}
-  pidfile: {directory}/nsd.pid
-  username: root
-  server-count: 1
-"""
 
 
 def command(program: str, *arguments: str | Path) -> list[str | Path]:
-    """How to run a program, as one process.
+    """Return the command that runs a program as one process.
 
-    Skips the test where it is missing and `make peers` never ran. Where it ran, as before `make unit`,
-    its list lacks a package: the test fails.
+    Without the program, skips the test if `make peers` never ran. If it ran, as before `make unit`, its list
+    lacks a package, and the test fails.
     """
-    if subprocess.run([_TOOL, "has", program], check=False).returncode:
+    if not peers.has(program):
         fetched = (ROOT / ".cache" / "peers" / "fetched").exists()
         (pytest.fail if fetched else pytest.skip)(f"{program} is not here: make peers")
-    return [_TOOL, "run", program, *arguments]
+    return peers.command(program, *arguments)
 
 
 class OtherServer:
-    """A program of another maker, which runs from its start to `stop`."""
+    """A server that runs until `stop`."""
 
     def __init__(self, log: Path, program: str, *arguments: str | Path) -> None:
         self.log = log

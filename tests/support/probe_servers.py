@@ -24,7 +24,7 @@ def answer(
     said_address: str = "",
     status: str = "200 OK",
 ) -> bytes:
-    """What the lab's listener answers."""
+    """The reply of the lab's listener."""
     return (
         f"HTTP/1.1 {status}\r\nContent-Length: 3\r\nConnection: close\r\nUnmoor-Edge: {edge}\r\n"
         f"Unmoor-Service: {service}\r\nUnmoor-Address: {said_address or address}\r\n"
@@ -41,7 +41,7 @@ def web(**said: str) -> Handler:
 
 
 def raw(data: bytes) -> Handler:
-    """Answer with these bytes, whatever was asked."""
+    """Answer every request with these bytes."""
 
     def handle(connection: socket.socket, _address: str, _port: int) -> None:
         read_request(connection)
@@ -132,9 +132,9 @@ def answering(
     address: str = "127.0.0.1",
     seen: Callable[[object], None] = lambda _: None,
 ) -> Iterator[int]:
-    """A UDP server that sends what `reply` makes of each datagram, if anything; the value is its port.
+    """A UDP server that sends the result of `reply` for each datagram, if any; the value is its port.
 
-    `seen` is told who asks.
+    `seen` is called with each client's address.
     """
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)

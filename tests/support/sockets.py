@@ -1,4 +1,4 @@
-"""What the tests of the sockets half share: a loaded table, listeners, clients."""
+"""Helpers for the sockets half: a loaded table, listeners, clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def document(*services: dict[str, Any], prefixes: Sequence[str] = PREFIXES) -> E
 
 @dataclass
 class Bed:
-    """A directory of pins and a program, to load documents and register sockets by."""
+    """A directory of pins and a program, with methods to load documents and register sockets."""
 
     pins: Pins
     code: bytes
@@ -63,7 +63,7 @@ class Bed:
 
 @contextmanager
 def listener(address: str = "127.0.0.1", says: str = "", **options: Any) -> Iterator[socket.socket]:
-    """A TCP server: says `says`, and the address and port that the client dialled."""
+    """A TCP server that sends `says`, and the address and port that the client dialled."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family, **options) as server:
         threading.Thread(target=_serve, args=(server, says), daemon=True).start()
@@ -85,7 +85,7 @@ def _serve(server: socket.socket, says: str) -> None:
 
 
 def ask(address: str, port: int) -> str:
-    """What the server behind this address says. Raises ConnectionRefusedError."""
+    """Return what the server at this address sends. Raises ConnectionRefusedError."""
     with socket.create_connection((address, port), timeout=5) as client:
         text = b""
         while more := client.recv(4096):
@@ -103,7 +103,7 @@ def refuses(address: str, port: int) -> bool:
 
 @contextmanager
 def activation(pins: Pins, path: Path, log: Any = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
-    """`unmoor sockets serve` as a process of its own."""
+    """Run `unmoor sockets serve` as a separate process."""
     process = subprocess.Popen(
         [*UNMOOR, "sockets", "serve", "--pins", str(pins.root), "--socket", str(path)],
         stderr=log,
@@ -118,7 +118,7 @@ def activation(pins: Pins, path: Path, log: Any = subprocess.PIPE) -> Iterator[s
 
 
 def _listens(pid: int, path: Path) -> bool:
-    """Whether the socket at `path` is ready; its path is there a moment earlier."""
+    """Report whether the socket at `path` is ready; its path exists a moment earlier."""
     lines = Path(f"/proc/{pid}/net/unix").read_text(encoding="utf-8").splitlines()
     return any(
         line.split()[3] == "00010000" and line.endswith(f" {path}") for line in lines[1:]

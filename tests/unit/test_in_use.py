@@ -1,4 +1,4 @@
-"""Which addresses DNS answers with, and when a change would take one of them away."""
+"""Addresses that DNS answers with, and changes that would remove one of them."""
 
 from __future__ import annotations
 

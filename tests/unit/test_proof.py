@@ -1,4 +1,4 @@
-"""Which runs of the probe prove an edge or a PoP, from its documents."""
+"""The runs of the probe that prove an edge or a PoP, from its documents."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_pop_is_asked_on_its_shared_address_often_enough_for_every_address() -
     assert asked[asked.index("--pool") + 1] == "198.18.0.0/20"
 
 
-def test_summary_says_what_was_printed() -> None:
+def test_summary_has_what_was_printed() -> None:
     reach = {
         "pairs": 2,
         "families": {"ipv4": {"pairs": 2, "answered": 1}},
@@ -97,7 +97,7 @@ def test_summary_says_what_was_printed() -> None:
     assert proof.summary("y", asked)[2] == "  4 distinct addresses of 4 seen; chi-square p 0.500"
 
 
-def test_a_failure_says_what_was_seen_and_where_to_look() -> None:
+def test_a_failure_has_the_finding_and_a_pointer() -> None:
     reach = {"pairs": 2, "causes": {"refused": 2}, "examples": {"refused": ["198.18.0.1:80: refused", "x"]}}
     said = proof.failure("web on 198.18.0.0/20", 1, reach, "")
     assert said[:2] == ["web on 198.18.0.0/20:", "  2 times refused; 198.18.0.1:80: refused"]
@@ -108,7 +108,7 @@ def test_a_failure_says_what_was_seen_and_where_to_look() -> None:
     assert "chi-square p 0.000" in proof.failure("DNS", 1, uneven, "")[-1]
 
 
-def test_a_probe_that_did_not_run_says_why_and_one_that_passed_says_nothing() -> None:
+def test_a_probe_that_did_not_run_has_a_reason_and_one_that_passed_none() -> None:
     assert proof.failure("web", 2, None, "unmoor: no route\n") == [
         "web: the probe did not run: unmoor: no route"
     ]

@@ -1,4 +1,4 @@
-"""What the DNS servers answer, asked from the client on the anycast and on each edge's own addresses."""
+"""Answers of the DNS servers to the client, on anycast addresses and on each edge's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from testinfra.host import Host
 from conftest import EDGE_ADDRESSES, probe
 
 ANYCAST = ("198.51.100.53", "2001:db8:53::53")
-#: Any address of the prefixes of service dns: the dispatch program hands them to the server.
+#: Addresses of the prefixes of service dns, which the dispatch program delivers to the server.
 DIALLED = ("198.18.14.0", "198.18.14.77", "198.18.14.255", "2001:db8:10e::", "2001:db8:10e:7::77")
 SERVERS = [*ANYCAST, *EDGE_ADDRESSES["edge1"], *EDGE_ADDRESSES["edge2"], *DIALLED]
 FREE = {"A": "198.18.0.0/20", "AAAA": "2001:db8:100::/44"}

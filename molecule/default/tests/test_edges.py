@@ -67,7 +67,7 @@ def test_the_dns_server_runs_as_its_user_with_one_worker_for_each_core(edge: Hos
 def test_the_dns_servers_sockets_have_large_buffers(edge: Host) -> None:
     sockets = edge.check_output("ss --no-header --udp --all --numeric --memory sport = :53")
     sizes = re.findall(r"\b(rb|tb)(\d+)", sockets)
-    # The kernel shows twice what was asked for.
+    # The kernel shows twice the requested size.
     assert set(sizes) == {("rb", str(8 << 20)), ("tb", str(8 << 20))}, sockets
     assert json.loads(edge.check_output("unmoor dns status --json"))["shortage"] == ""
 
@@ -111,7 +111,7 @@ def scraped(edge: Host, port: int) -> str:
 def test_prometheus_finds_the_counters_of_the_sockets_half(edge: Host) -> None:
     found = scraped(edge, 9109)
     assert 'unmoor_sockets_registered{family="ipv4",protocol="tcp",service="web-http"}' in found
-    assert "unmoor_sockets_foreign_programs" not in found  # it may not ask
+    assert "unmoor_sockets_foreign_programs" not in found  # it has no permission to query them
 
 
 def test_prometheus_finds_the_counters_of_the_dns_half(edge: Host) -> None:
@@ -120,7 +120,7 @@ def test_prometheus_finds_the_counters_of_the_dns_half(edge: Host) -> None:
     assert "unmoor_dns_journal_failing 0.0" in found
 
 
-def test_the_journal_says_who_is_on_an_address(edge: Host) -> None:
+def test_the_journal_lists_the_policies_of_an_address(edge: Host) -> None:
     found = json.loads(edge.check_output("unmoor dns journal 198.18.9.9 --json"))
     assert {each["policy"] for each in found["intervals"] if each["to"] is None} == {"business", "free"}
     directory = edge.file("/var/lib/unmoor-dns")

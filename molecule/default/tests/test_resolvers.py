@@ -1,4 +1,4 @@
-"""Debian's resolvers on the client resolve through the edges, cold and warm; dig, kdig and drill ask them."""
+"""Debian's resolvers on the client resolve through the edges, cold and warm, for dig, kdig and drill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import EDGE_ADDRESSES, eventually
 
 PORT = 5301
 FREE = {"A": "198.18.0.0/20", "AAAA": "2001:db8:100::/44"}
-#: What resolvers ask, through the router: ECMP chooses the edge.
+#: The resolvers' queries go through the router, whose ECMP chooses the edge.
 ANYCAST = ("198.51.100.53", "2001:db8:53::53")
 
 UNBOUND = """
@@ -70,7 +70,7 @@ def over(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def resolver(client: Host, program: str, over: str) -> Iterator[Host]:
-    """The client with a resolver on a port of its loopback, whose cache is empty."""
+    """The client with a resolver on its loopback whose cache is empty."""
     unit = f"test-{program}-{over}"
     text, command = (
         part.format(unit=unit, port=PORT, tcp="yes" if over == "tcp" else "no") for part in RESOLVERS[program]
@@ -105,14 +105,14 @@ def asked(hosts: dict[str, Host]) -> tuple[int, int]:
 
 
 def everything(client: Host) -> list[str]:
-    """Ask for names of each kind; gives the addresses that were drawn."""
+    """Resolve names of each kind; returns the addresses that were drawn."""
     drawn = []
     for name in ("site0001.unmoor.test", "status.unmoor.test", "SITE0011.unmoor.test"):
         for qtype, pool in FREE.items():
             record = answers(client, name, qtype)[-1]
             assert record[3] == qtype
             assert ip_address(record[4]) in ip_network(pool)
-            assert int(record[1]) <= 30  # the policy's TTL, or what is left of it
+            assert int(record[1]) <= 30  # the policy's TTL, or the rest of it
             drawn.append(record[4])
     assert "status: NXDOMAIN" in ask(client, "nothing.unmoor.test")
     nodata = ask(client, "site0001.unmoor.test", "HTTPS")
@@ -131,7 +131,7 @@ def test_a_resolver_resolves(resolver: Host, hosts: dict[str, Host], over: str) 
     everything_asked, over_tcp = (now - then for now, then in zip(between, before, strict=True))
     assert everything_asked >= 8
     assert over_tcp == (everything_asked if over == "tcp" else 0)
-    # What was kept is answered again, the drawn addresses too, and no edge is asked.
+    # Cached answers are repeated, drawn addresses too, without a query to an edge.
     assert warm == cold
     assert after == between
 

@@ -1,4 +1,4 @@
-"""Whole runs at -vvv over ssh, whose connection prints what modules return, show no secret."""
+"""Whole runs at -vvv over ssh, which print the results of modules, show no secret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLD_COOKIE, NEW_COOKIE = "c00c1e5ec2e7" + "0f" * 10, "c00c1e5ec2e8" + "0f" * 10
 OLD_STICKY, NEW_STICKY = "an old secret of sticky answers", "a new secret of sticky answers"
 OLD_TSIG, NEW_TSIG = "b2xkIHRzaWcgc2VjcmV0IG9mIHRoZSB0ZXN0", "bmV3IHRzaWcgc2VjcmV0IG9mIHRoZSB0ZXN0"
 SECRETS = (OLD_COOKIE, NEW_COOKIE, OLD_STICKY, NEW_STICKY, OLD_TSIG, NEW_TSIG)
-#: In force on an edge, and what the inventory asks for.
+#: The secret in force on an edge, and that of the inventory.
 OLD = {"cookie_secret": OLD_COOKIE, "sticky_key": OLD_STICKY, "tsig_keys": {"k": {"secret": OLD_TSIG}}}
 NEW = {
     "unmoor_dns_cookie_secret": NEW_COOKIE,

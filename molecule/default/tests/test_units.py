@@ -1,4 +1,4 @@
-"""How far systemd confines our units and nginx, and that nginx does all of its work there."""
+"""How far systemd confines our units and nginx, and that nginx works there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_nginx_is_confined(edge: Host) -> None:
 
 
 def test_nginx_reopens_its_logs(edge: Host) -> None:
-    """As logrotate asks; a log of another owner, which Debian's are, needs a capability."""
+    """As on logrotate's signal. Debian's logs have another owner, so this needs a capability."""
     log = "/var/log/nginx/error.log"
     edge.check_output(f"mv {log} {log}.1 && systemctl kill --signal=USR1 --kill-who=main nginx")
     assert eventually(lambda: edge.run("stat -c %%U %s", log).stdout.strip() == "www-data")

@@ -1,4 +1,4 @@
-"""The client that connected and asked through all changes: nothing failed, and it saw them take effect."""
+"""The watch through all changes: no connection or query failed, and the changes took effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What differs between documents, and which playbook may make it so."""
+"""Differences of documents, and the playbook that may apply them."""
 
 from __future__ import annotations
 

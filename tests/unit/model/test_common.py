@@ -1,4 +1,4 @@
-"""The quick way to read a prefix takes what the ipaddress module takes, and nothing else."""
+"""The fast parser of prefixes accepts the same texts as the ipaddress module."""
 
 from __future__ import annotations
 

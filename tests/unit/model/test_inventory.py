@@ -1,4 +1,4 @@
-"""From inventory variables to documents: what is right compiles, and each mistake is named with its fix."""
+"""From inventory variables to documents: valid ones compile, and each mistake is reported with its fix."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_narrower_port_beside_a_range_is_no_clash(directory: Path) -> None:
     assert compiled(directory, {"edge1": changed("unmoor_services/tls", any_port)}).problems == ()
 
 
-def test_every_problem_is_said_at_once(directory: Path) -> None:
+def test_every_problem_is_reported_at_once(directory: Path) -> None:
     variables = changed("unmoor_pools/free/ipv4/0", "198.20.0.0/24")
     variables["unmoor_prefixes"] += ["198.18.0.0/24"]
     variables["unmoor_services"]["tls"]["ports"] = [80]
@@ -231,7 +231,7 @@ def test_two_edges_with_the_same_address(directory: Path) -> None:
     assert (problem.key, problem.value) == ("unmoor_dns_unicast", "198.19.1.11")
 
 
-def test_a_problem_of_all_hosts_is_said_once(directory: Path) -> None:
+def test_a_problem_of_all_hosts_is_reported_once(directory: Path) -> None:
     variables = changed("unmoor_pools/free/ipv4/0", "198.20.0.0/24")
     groups = {"edges": ["edge1", "edge2"], "pop_ams": ["edge1", "edge2"]}
     hosts = {"edge1": variables, "edge2": variables | {"unmoor_dns_unicast": ["198.19.1.12"]}}
@@ -330,7 +330,7 @@ def test_a_prefix_over_the_management_network(directory: Path) -> None:
     ]
 
 
-def test_a_service_may_say_that_it_is_not_proved(directory: Path) -> None:
+def test_a_service_may_opt_out_of_proof(directory: Path) -> None:
     services = {**VARIABLES["unmoor_services"], "game": {"ports": [9], "protocols": ["udp"], "check": "none"}}
     result = compiled(directory, {"edge1": VARIABLES | {"unmoor_services": services}})
     assert result.problems == ()

@@ -15,7 +15,7 @@ from unmoor.model.edge import ServiceBody
     ("data", "keys"),
     [
         ({"ports": []}, ["ports"]),
-        # pydantic also counts a list as empty whose entries are all wrong; only the entries are reported.
+        # pydantic also reports a list as empty if all entries are wrong; only the entries are reported here.
         ({"ports": ["x", "y"]}, ["ports.0", "ports.1"]),
         ({"ports": [80, "y"]}, ["ports.1"]),
         # Wrong entries of one list do not hide that another one is empty.

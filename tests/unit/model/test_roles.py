@@ -1,4 +1,4 @@
-"""Variables of roles that no role has, and services that no listener takes."""
+"""Variables that no role has, and services that no listener serves."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""Whether a handler still has something to tell a unit, by what the task that starts it reported."""
+"""Whether a handler still has to reload a unit, by the result of the task that starts it."""
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 
-from support.checkout import ROOT
+from support.checkout import load
 
-PLUGIN = ROOT / "plugins/filter/rollout.py"
+filters = load("plugins/filter/rollout.py").FilterModule().filters()
 
 
 @pytest.mark.parametrize(
@@ -19,13 +18,8 @@ PLUGIN = ROOT / "plugins/filter/rollout.py"
         ({"status": {"ActiveState": "failed"}}, False),
         ({"status": {"ActiveState": "active"}}, True),
         ({"status": {"ActiveState": "reloading"}}, True),
-        ({"skipped": True}, True),  # nothing is known, so it must be told
+        ({"skipped": True}, True),  # nothing is known, so it must be reloaded
     ],
 )
-def test_a_unit_that_was_just_started_need_not_be_told_anew(started: dict[str, Any], ran: bool) -> None:
-    spec = importlib.util.spec_from_file_location("unmoor_filters", PLUGIN)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.FilterModule().filters()["was_running"](started) is ran
+def test_a_unit_that_was_just_started_need_not_be_reloaded(started: dict[str, Any], ran: bool) -> None:
+    assert filters["was_running"](started) is ran

@@ -1,21 +1,15 @@
-"""What still arrives at an edge, and which PoPs edges are of."""
+"""Rates that still arrive at an edge, and the PoPs of edges."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
-from support.checkout import ROOT
+from support.checkout import load
 
-FILE = ROOT / "plugins/filter/turns.py"
-_spec = importlib.util.spec_from_file_location("unmoor_turns", FILE)
-assert _spec
-assert _spec.loader
-filters = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(filters)
+filters = load("plugins/filter/turns.py")
 
 
-def test_rates_are_shown_and_what_is_gone_is_said() -> None:
+def test_rates_are_shown_and_a_failure_has_its_reason() -> None:
     top = {"services": {"web": {"lookups": 12.0}, "dns": {"lookups": 3.5}}}
     answers = [
         {"rc": 0, "stdout": json.dumps({"rcodes": {"NOERROR": 10, "NXDOMAIN": 0}, "uptime": 100.0})},

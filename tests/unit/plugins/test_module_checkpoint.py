@@ -1,22 +1,17 @@
-"""The module that keeps what is in force and puts it back, in a directory of the test's own."""
+"""The module that keeps checkpoints and restores them, in a temporary directory."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.checkout import ROOT
-
-MODULE = ROOT / "plugins/modules/checkpoint.py"
+from support.plugins import run_module
 
 
 class Host:
-    """A host's files below `root`; `told` says which parts were told, in order."""
+    """A host's files below `root`; file `told` lists the parts whose command ran, in order."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.told = root, root / "told"
@@ -42,15 +37,7 @@ class Host:
             "_ansible_remote_tmp": str(self.root),
             **more,
         }
-        done = subprocess.run(
-            [*within, sys.executable, str(MODULE)],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        return run_module("checkpoint", arguments, within)
 
     def change(self) -> None:
         (self.root / "etc/b.json").write_text("b2")
@@ -70,7 +57,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def test_what_changed_is_put_back_and_only_that_is_told(host: Host) -> None:
+def test_changed_files_are_restored_and_only_their_commands_run(host: Host) -> None:
     assert host.act("begun")["fresh"] is False
     host.change()
     result = host.act("restored")
@@ -114,7 +101,7 @@ def test_one_step_back_is_kept_over_turns_that_change_nothing(host: Host) -> Non
     assert host.act("read")["before"] == {}
 
 
-def test_all_parts_are_told_and_every_failure_is_said(host: Host) -> None:
+def test_all_commands_run_and_every_failure_is_reported(host: Host) -> None:
     host.act("begun")
     host.change()
     result = host.act("restored", command="echo %s is no good; false")
@@ -127,7 +114,7 @@ def test_all_parts_are_told_and_every_failure_is_said(host: Host) -> None:
     assert host.state()["b.json"] == "b1"
 
 
-def test_a_release_that_is_gone_is_said_before_anything_changes(host: Host) -> None:
+def test_a_missing_release_is_reported_before_anything_changes(host: Host) -> None:
     host.act("begun")
     host.change()
     (host.root / "releases/1").rmdir()

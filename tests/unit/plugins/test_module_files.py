@@ -1,4 +1,4 @@
-"""The module that puts several files in place: run by Ansible here, in a directory of the test's own."""
+"""The module that installs several files together, run by Ansible in a temporary directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.checkout import ROOT
 
 
 def run(*files: dict[str, Any], check: bool = False, within: tuple[str | Path, ...] = ()) -> dict[str, Any]:
-    """What the module returns; `within` is a command that runs Ansible, such as unshare."""
+    """Run the module and return its result; `within` is a command that runs Ansible, such as unshare."""
     environment = os.environ | {
         "ANSIBLE_LOAD_CALLBACK_PLUGINS": "true",
         "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.minimal",
@@ -46,7 +46,7 @@ def test_files_land_with_their_mode_and_a_second_run_changes_nothing(tmp_path: P
     assert (again["changed"], again["paths"]) == (True, [str(tmp_path / "two")])
 
 
-def test_check_mode_writes_nothing_and_tells_the_same(tmp_path: Path) -> None:
+def test_check_mode_writes_nothing_and_returns_the_same(tmp_path: Path) -> None:
     file = {"path": str(tmp_path / "not/there/file"), "content": "x\n", "validate": "false %s"}
     result = run(file, check=True)
     assert result["changed"] is True
@@ -70,7 +70,7 @@ def names_in(directory: Path) -> list[str]:
 
 
 def on_small_disk(size: str, directory: Path, log: Path) -> tuple[str | Path, ...]:
-    """A command that runs another with a file system of `size` at `directory`, then lists that into `log`."""
+    """A command that runs another with a file system of `size` at `directory`, and lists that in `log`."""
     script = f'mount -t tmpfs -o {size} none "$0"; "$@"; status=$?; ls -A "$0" > {log}; exit $status'
     return ("unshare", "--mount", "sh", "-c", script, directory)
 
@@ -90,7 +90,7 @@ def test_a_full_disk_names_the_file_and_the_file_system_and_leaves_nothing(tmp_p
     assert log.read_text().split() == ["new"]
 
 
-def test_a_disk_without_inodes_says_so(tmp_path: Path) -> None:
+def test_a_disk_without_inodes_is_reported(tmp_path: Path) -> None:
     disk, log = tmp_path / "disk", tmp_path / "log"
     disk.mkdir()
     files = [{"path": str(disk / name), "content": "1\n"} for name in "abc"]

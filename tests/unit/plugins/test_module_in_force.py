@@ -1,24 +1,18 @@
-"""What an edge has in force beside what its files hold."""
+"""The state in force on an edge, compared with its files."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from support.checkout import ROOT
+from support.checkout import load
 from support.dns_server import running
+from support.plugins import run_module
 
-FILE = ROOT / "plugins/modules/in_force.py"
-_spec = importlib.util.spec_from_file_location("in_force", FILE)
-assert _spec
-assert _spec.loader
-module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(module)
+module = load("plugins/modules/in_force.py")
 
 #: Exit status, output, errors.
 Answer = tuple[int, str, str]
@@ -32,7 +26,7 @@ def digest(text: str) -> str:
 
 
 def server(text: str, *workers: str) -> Answer:
-    """What `dns status --json --text` gives of a server that has `text` in force, and its workers these."""
+    """Output of `dns status --json --text` for a server with `text` in force and these workers."""
     status = {
         "release": "0.1.0",
         "document": digest(text),
@@ -72,7 +66,7 @@ def test_a_release_that_does_not_report_is_reloaded() -> None:
     assert found["dns"] == ["DNS: the release 0.0.9 does not report its document, so it is reloaded"]
 
 
-def test_so_is_one_whose_program_cannot_ask() -> None:
+def test_so_is_one_whose_program_cannot_query() -> None:
     older = (2, "", "Error: No such option: --text Did you mean --metrics?")
     found = in_force(NEW, older, NO_CHANGE, NO_CHANGE)
     assert (len(found["dns"]), found["down"]) == (1, [])
@@ -94,7 +88,7 @@ def test_nothing_is_compared_where_nothing_is_rolled_out() -> None:
 
 
 def test_a_running_server_is_asked_and_not_its_file(tmp_path: Path) -> None:
-    """The module itself, on an edge whose program is the one here, with the control socket of this server."""
+    """The module as a program, on an edge whose `unmoor` is this checkout's, with this server."""
     with running(tmp_path) as server:
         program = tmp_path / "unmoor"
         program.write_text(
@@ -108,15 +102,7 @@ def test_a_running_server_is_asked_and_not_its_file(tmp_path: Path) -> None:
 
         def result() -> dict[str, Any]:
             arguments = {"edge": f"{tmp_path}/edge.json", "dns": str(server.config), "program": str(program)}
-            done = subprocess.run(
-                [sys.executable, str(FILE)],
-                input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            found: dict[str, Any] = json.loads(done.stdout)
-            return found
+            return run_module("in_force", arguments)
 
         assert result()["dns"] == []
         server.write({**server.data, "rate_limit": 7})

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from support.checkout import ROOT
+from support.checkout import ROOT, load
 from unmoor.dns.hostnames.registry_build import build
 from unmoor.dns.hostnames.registry_list import BadLines, Line
 from unmoor.dns.protocol import names
 
-#: Lines of a terminal: ten problems with their fixes, and what Ansible says around them.
+#: Lines of a terminal: ten problems with their fixes, and Ansible's own output.
 SCREEN = 40
 EDGES = "group_vars/edges.yml"
 NAMES = "zones/registry.csv"
@@ -40,18 +38,6 @@ def preflight(inventory: Path, *options: str) -> subprocess.CompletedProcess[str
 def inventory(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "inventories/lab", tmp_path / "lab")
     return tmp_path / "lab"
-
-
-def plugin() -> ModuleType:
-    """The action plugin, as Ansible loads it: by its path."""
-    path = ROOT / "plugins/action/preflight.py"
-    spec = importlib.util.spec_from_file_location("preflight", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
 
 
 def replace(inventory: Path, file: str, old: str, new: str) -> None:
@@ -215,7 +201,7 @@ def test_bad_input(inventory: Path, file: str, old: str, new: str, said: list[st
     ],
     ids=["a wrong value", "a misspelt key"],
 )
-def test_problems_of_variables_and_of_files_are_said_together(
+def test_problems_of_variables_and_of_files_are_reported_together(
     inventory: Path, old: str, new: str, said: str
 ) -> None:
     replace(inventory, EDGES, old, new)
@@ -232,7 +218,7 @@ def test_problems_of_variables_and_of_files_are_said_together(
         f"{NAMES}:3: reg0001.unmoor.test is registered twice",
     ):
         assert text in shown, shown
-    # These four, and that the list was not built: what could not be read is not held against the rest.
+    # These four, and that the list was not built: files that could not be read cause no further problems.
     assert "The inventory has 5 problems" in shown, shown
     assert "Traceback" not in shown
 
@@ -295,7 +281,7 @@ def refused(inventory: Path, count: int, *said: str, options: tuple[str, ...] = 
     assert len(shown.splitlines()) <= SCREEN, shown
 
 
-def test_what_an_edge_would_fail_of_in_its_turn_is_said_at_once(inventory: Path) -> None:
+def test_what_would_fail_in_the_turn_of_an_edge_is_reported_first(inventory: Path) -> None:
     replace(
         inventory, "hosts.yml", '              unmoor_dns_unicast: [198.19.1.11, "2001:db8:f001::11"]\n', ""
     )
@@ -338,7 +324,7 @@ def test_prefixes_and_addresses_that_would_cut_machines_off(inventory: Path) -> 
     replace(inventory, EDGES, "  - 198.18.0.0/20\n", "  - 198.18.0.0/20\n  - 127.0.0.0/8\n")
     refused(inventory, 3, "unmoor_dns_unicast.1 = 62: is a number, not an IP address", "write it in quotes")
     replace(inventory, "hosts.yml", "1:2,", '"1::2",')
-    # Hosts of the lab have no ansible_host: ssh knows where they are.
+    # Hosts of the lab have no ansible_host: their addresses are in ssh's configuration.
     (inventory / "zones/ssh_config").write_text("Host edge2\n  HostName 2001:db8:100::2\n")
     replace(inventory, "group_vars/all.yml", "-F {{ lab_state }}", "-F {{ inventory_dir }}/zones")
     refused(
@@ -371,7 +357,8 @@ def test_lists_of_names_that_were_cut_short(inventory: Path) -> None:
     ("version", "refused"), [("2.18.6", True), ("2.9", True), ("2.19.0rc1", False), ("3.0", False)]
 )
 def test_an_older_ansible_is_refused_by_its_version(version: str, refused: bool) -> None:
-    found = [str(problem) for problem in plugin().version_problems(version)]
+    plugin = load("plugins/action/preflight.py")
+    found = [str(problem) for problem in plugin.version_problems(version)]
     assert bool(found) == refused
     if refused:
         assert found[0].startswith(

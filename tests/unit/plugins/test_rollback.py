@@ -1,19 +1,13 @@
-"""What rollback.yml plans and refuses, and what a turn that failed is said to have come to."""
+"""What rollback.yml plans and refuses, and the report of a failed turn."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from typing import Any
 
-from support.checkout import ROOT
+from support.checkout import load
 
-FILE = ROOT / "plugins/filter/rollout.py"
-_spec = importlib.util.spec_from_file_location("unmoor_filters", FILE)
-assert _spec
-assert _spec.loader
-filters = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(filters)
+filters = load("plugins/filter/rollout.py")
 
 
 def texts(edge: str, prefixes: list[str], pool: str) -> dict[str, str]:
@@ -66,7 +60,7 @@ def test_an_address_that_a_neighbour_answers_with_must_not_go() -> None:
     ]
 
 
-def test_what_is_broken_is_said() -> None:
+def test_what_is_broken_is_reported() -> None:
     edges = {"e1": {**host("e1", (OLD,), OLD), "before": {"broken": "the release is gone"}}}
     assert filters.rollback_plan(edges, ["e1"])["refused"] == ["the release is gone"]
 
@@ -74,7 +68,7 @@ def test_what_is_broken_is_said() -> None:
 OTHERS = {"all": ["e1", "e2", "e3"], "begun": ["e1", "e2"], "ended": ["e1"]}
 
 
-def test_a_turn_that_was_put_back_says_so_and_what_others_have() -> None:
+def test_a_restored_turn_is_reported_with_the_state_of_other_edges() -> None:
     said = filters.failure_report("e2", {"fresh": False, "paths": ["/a"]}, [], "Gate", "refused", OTHERS)
     assert "e2: failed at 'Gate': refused" in said
     assert "It was put back" in said

@@ -1,4 +1,4 @@
-"""Edges that are lost in their turn: Ansible runs the shipped task files, with ssh to a closed port."""
+"""Edges that become unreachable in their turn: the shipped task files, with ssh to a closed port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from support.checkout import ROOT
 
-#: Three edges on this machine; the one that `lost` names goes over ssh to port 9, where nothing listens.
+#: Three edges on this machine; the connection to the one in `lost` is ssh to port 9, which is closed.
 #: So does vantage `far`; `near` has a probe in $PATH.
 INVENTORY = """
 edges:
@@ -90,7 +90,7 @@ PLAYBOOK = """
 
 
 class Result:
-    """What Ansible printed, in one line however it was broken; its status; the edges that were touched."""
+    """Ansible's output without line breaks, its exit status, and the edges that were touched."""
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         inventory, playbook = directory / "hosts.yml", directory / "playbook.yml"

@@ -1,4 +1,4 @@
-"""No secret of an inventory is in what anything prints: types, errors, and whole runs of Ansible at -vvv."""
+"""No output contains a secret of the inventory: types, errors, and whole runs of Ansible at -vvv."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_sealed_document_can_be_read_compared_and_unsealed(tmp_path: Path) -> 
     other = DnsDocument.model_validate(document(OTHER_COOKIE))
     read = [DnsDocument.model_validate_json(sealer.seal(text_with_secrets(each))) for each in (dns, other)]
     assert describe_change(*read) == ["cookie_secret: changed"]
-    # Nobody else can read what unseals it.
+    # Other users cannot read the secrets.
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {0o600}
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
 
@@ -141,7 +141,7 @@ def test_a_sealed_document_is_refused_by_the_check(tmp_path: Path) -> None:
 
 
 def run(*words: str) -> tuple[int, str]:
-    """Run a program of Ansible at -vvv; its exit status and all that it printed."""
+    """Run a program of Ansible at -vvv; returns its exit status and its output."""
     environment = os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     program, *rest = words
     command = [str(Path(sys.executable).with_name(program)), "-vvv", *rest]
@@ -151,7 +151,7 @@ def run(*words: str) -> tuple[int, str]:
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Path:
-    """The lab's inventory with every secret that there can be."""
+    """The lab's inventory with a value for every kind of secret."""
     shutil.copytree(ROOT / "inventories/lab", tmp_path / "lab")
     path = tmp_path / "lab/group_vars/edges.yml"
     variables = yaml.safe_load(path.read_text())

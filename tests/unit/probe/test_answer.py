@@ -66,7 +66,7 @@ def test_an_answer_without_a_length_ends_with_the_connection():
     assert read_http(head, True) == Identity()
 
 
-def test_a_banner_says_who_answered():
+def test_a_banner_names_the_service():
     assert read_banner(b"whoami edge1 2001:db8::1", False) is None
     assert read_banner(b"whoami edge1 2001:db8::1 7000\n", False) == Identity(
         "edge1", "whoami", "2001:db8::1", "7000"
@@ -98,7 +98,7 @@ def test_the_right_service_must_have_seen_the_dialled_pair(said, cause, anonymou
 
 
 @pytest.mark.parametrize("missing", ["edge", "service", "address", "port"])
-def test_who_answered_must_be_said_unless_anonymous(missing):
+def test_the_service_must_be_named_unless_anonymous(missing):
     said = Identity(**{name: "" if name == missing else getattr(RIGHT, name) for name in RIGHT.__slots__})
     expectation = Expectation({8080: "web-http"}, "edge1")
     assert expectation.fault(said, TARGET) == Fault("no identity", f"the answer does not name its {missing}")

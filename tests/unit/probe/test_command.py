@@ -1,7 +1,7 @@
-"""The command as an operator runs it: a process of its own, its exit status, what it prints.
+"""The command as an operator runs it: a process, its exit status, its output.
 
-Every prefix here is of loopback, those of refused input as well: were a refusal missing, nothing would leave
-this computer.
+Every prefix here is in loopback, also in refused input: if a refusal were missing, no packet would leave this
+computer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from support.probe_servers import answering, dns_answer, listening, make_certificate, web
-from support.program import UNMOOR
+from support.program import UNMOOR, output
 from support.waiting import wait_until
 
 ADDRESSES = [f"127.9.1.{host}" for host in range(16)]
@@ -36,13 +36,7 @@ def started(*arguments: str) -> subprocess.Popen[str]:
 
 
 def probe(*arguments: str, status: int = 0) -> str:
-    with started(*arguments) as process:
-        try:
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == status, out + err
-    return out if status < 2 else err
+    return output(started(*arguments), status)
 
 
 def children(pid: int) -> list[int]:
@@ -56,7 +50,7 @@ def certificate(tmp_path_factory):
 
 @contextmanager
 def silent():
-    """Listeners on all ADDRESSES whose connections are never answered."""
+    """Listeners on all ADDRESSES that never answer."""
     with ExitStack() as stack:
         port = 0
         for address in ADDRESSES:
@@ -69,7 +63,7 @@ def silent():
 
 @contextmanager
 def running(*arguments: str):
-    """The process, which has its workers; killed at the end if it still runs."""
+    """A process that has started its workers; killed at the end if it still runs."""
     with started(*arguments) as process:
         try:
             wait_until(lambda: len(children(process.pid)) == 2, "two workers")
@@ -288,7 +282,7 @@ def test_a_watch_sees_no_failure_and_when_the_answers_moved(tmp_path):
     assert first[1]["first"] <= first[1]["last"] <= second[1]["first"]
 
 
-def test_a_watch_says_what_failed_and_when():
+def test_a_watch_reports_what_failed_and_when():
     with listening(web()) as port, listening(web(), ["127.9.1.1"]) as other:
         process = started("watch", "127.9.1.0/30", "--tcp", f"{port},{other}", "--rate", "200", "--json")
         assert process.stderr is not None

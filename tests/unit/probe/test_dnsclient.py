@@ -153,7 +153,7 @@ def test_a_question_that_is_never_answered_is_given_up():
     assert found.fault.cause == "timeout"
 
 
-def test_nobody_serves():
+def test_no_server_is_reported():
     with answering(lambda _: None) as port:
         pass
     with closing(DnsClient(LOOPBACK, port)) as client:

@@ -59,7 +59,7 @@ def test_many_addresses_on_one_port_each_answer_for_themselves():
     assert all(outcome.identity.edge == "edge1" and outcome.seconds > 0 for outcome in found)
 
 
-def test_nobody_listens():
+def test_a_closed_port_is_refused():
     with listening(web()) as port:
         pass
     assert cause(Target("127.0.0.1", port), Settings()) == "refused"
@@ -69,7 +69,7 @@ def test_the_server_aborts():
     assert cause_of(reset) == "reset"
 
 
-def test_a_syn_that_nobody_answers_times_out():
+def test_an_unanswered_syn_times_out():
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.prefixes import PREFIX4, PREFIX6
 from unmoor.errors import InvalidInputError
 from unmoor.probe.clients.targets import (
     Target,
@@ -20,19 +21,8 @@ from unmoor.probe.clients.targets import (
     size,
 )
 
-V4 = st.builds(
-    lambda number, length: IPv4Network((number >> (32 - length) << (32 - length), length)),
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 32),
-)
-V6 = st.builds(
-    lambda number, length: IPv6Network((number >> (128 - length) << (128 - length), length)),
-    st.integers(0, 2**128 - 1),
-    st.integers(1, 128),
-)
 
-
-@given(st.one_of(V4, V6), st.integers(0, 60), st.text(max_size=4))
+@given(st.one_of(PREFIX4, PREFIX6), st.integers(0, 60), st.text(max_size=4))
 def test_a_sample_is_of_the_prefix_and_has_its_edges(prefix, count, seed):
     numbers = sample(prefix, count, seed)
     first, last = int(prefix.network_address), int(prefix.broadcast_address)
@@ -76,7 +66,7 @@ def test_a_prefix_within_another_is_probed_once():
 
 
 @given(
-    V4.filter(lambda p: p.prefixlen >= 24),
+    PREFIX4.filter(lambda p: p.prefixlen >= 24),
     st.lists(st.integers(1, 65535), unique=True, max_size=3),
     st.integers(1, 5),
 )

@@ -36,7 +36,7 @@ def ask(server: socket.socket, sent: bytes = b"") -> bytes:
         return text
 
 
-def test_it_says_what_was_dialled(server: socket.socket) -> None:
+def test_it_reports_the_dialled_address(server: socket.socket) -> None:
     assert ask(server) == f"whoami edge1 127.0.0.1 {server.getsockname()[1]}\n".encode()
 
 
@@ -44,7 +44,7 @@ def test_a_client_that_talks_first_gets_its_line_all_the_same(server: socket.soc
     assert ask(server, b"GET / HTTP/1.1\r\n\r\n" * 1000).startswith(b"whoami edge1")
 
 
-def test_silent_clients_hold_nobody_up(server: socket.socket) -> None:
+def test_silent_clients_do_not_delay_others(server: socket.socket) -> None:
     silent = [socket.create_connection(server.getsockname(), timeout=5) for _ in range(50)]
     assert ask(server).startswith(b"whoami")
     for client in silent:

@@ -1,12 +1,9 @@
-"""Every server that the benches compare with starts from its files alone, and answers."""
+"""Every server of the comparison starts from its own files and answers."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import dns.exception
 import dns.message
@@ -14,29 +11,15 @@ import dns.query
 import dns.rcode
 import pytest
 
-from support.checkout import ROOT
+from support.checkout import load
 from support.dns_server import free_port
 from support.other_servers import OtherServer
 
-BENCH = ROOT / "bench" / "dns" / "peers.py"
-
-
-def load() -> ModuleType:
-    """The bench's module, whose name is that of ours as well."""
-    spec = importlib.util.spec_from_file_location("bench_peers", BENCH)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-SERVERS = {name: (program, prepare) for name, program, prepare in load().OTHERS}
+SERVERS = {name: (program, prepare) for name, program, prepare in load("bench/dns/peers.py").OTHERS}
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_it_needs_its_own_directory_alone(name: str, tmp_path: Path) -> None:
+def test_it_needs_only_its_own_directory(name: str, tmp_path: Path) -> None:
     program, prepare = SERVERS[name]
     port = free_port()
     server = OtherServer(tmp_path / "log", program, *prepare(tmp_path, port, 10))

@@ -1,4 +1,4 @@
-"""Set-up on a machine that lacks something: it fails, and names what to do."""
+"""Set-up on a machine that lacks something fails, with a fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from support.checkout import ROOT
 
 MISSING = "unmoor-no-such-package"
-# apt-get without any source: it needs no network, and holds up nobody else's.
+# apt-get without any source needs no network, and does not lock another apt-get out.
 APT = """
 Debug::NoLocking "true";
 Dir::Etc::SourceList "/dev/null";
@@ -30,7 +30,7 @@ def packages(tmp_path: Path) -> Path:
 
 
 def install(packages: Path, **environment: str) -> tuple[int, str]:
-    """Run tools/install where /dev has nothing but `null`: exit status, messages."""
+    """Run tools/install where /dev has only `null`; returns exit status and messages."""
     config = packages.with_name("apt.conf")
     config.write_text(APT.format(directory=packages.parent))
     run = 'mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec "$@"'

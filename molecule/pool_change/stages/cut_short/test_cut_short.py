@@ -1,4 +1,4 @@
-"""After a change that was cut short and run again: the new pool alone is answered, by both edges."""
+"""After an interrupted change was run again, both edges answer only from the new pool."""
 
 from __future__ import annotations
 

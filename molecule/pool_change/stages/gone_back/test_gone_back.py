@@ -1,4 +1,4 @@
-"""After a good change that was taken back: both edges are as before it."""
+"""After the rollback of a good change, both edges are as before it."""
 
 from __future__ import annotations
 

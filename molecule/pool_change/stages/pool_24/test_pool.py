@@ -1,4 +1,4 @@
-"""After the change to 198.18.0.0/24: that pool alone is answered, and every address of the prefix reaches."""
+"""After the change to 198.18.0.0/24: answers are from that pool, and every address is reachable."""
 
 from __future__ import annotations
 

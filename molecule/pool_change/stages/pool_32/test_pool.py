@@ -1,4 +1,4 @@
-"""After the change to 198.18.0.77/32: it alone is answered, and every address of the prefix reaches."""
+"""After the change to 198.18.0.77/32: that is the only answer, and every address is reachable."""
 
 from __future__ import annotations
 

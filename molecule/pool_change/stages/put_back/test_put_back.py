@@ -1,4 +1,4 @@
-"""After a change that could not be proved: what was in force before is in force again, on both edges."""
+"""After a change that could not be proved, both edges have the state before it."""
 
 from __future__ import annotations
 

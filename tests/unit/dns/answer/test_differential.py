@@ -1,4 +1,4 @@
-"""The same zone and the same questions to Knot and NSD: each difference that is right is listed here."""
+"""The same zone and queries for Knot, NSD and this server; each intended difference is listed here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ import pytest
 from support.dns_document import ZONE, document
 from support.dns_local import Local
 from support.dns_server import free_port
-from support.other_servers import KNOT, NSD, PROGRAMS, OtherServer
+from support.other_servers import OtherServer
+from support.peers import KNOT, NSD, OPTIONS
 
-# Policies are nobody else's: only the zone file's records are compared.
+# The others have no policies, so only the zone file's records are compared.
 STATIC = document()["zones"][0] | {"hostnames": [{"names": ["registered"]}], "records": ZONE}
 OURS = Local(document(zones=[STATIC], policies=[{"name": "all", "answer": {"pool": "free", "ttl": 30}}]))
 
@@ -47,7 +48,7 @@ class Peer(OtherServer):
         (directory / "example.com.zone").write_text("$ORIGIN example.com.\n" + ZONE)
         config = directory / f"{program}.conf"
         config.write_text(CONFIGS[program].format(directory=directory, port=self.port))
-        super().__init__(directory / f"{program}.log", program, *PROGRAMS[program], config)
+        super().__init__(directory / f"{program}.log", program, *OPTIONS[program], config)
         self.wait(self._serves)
 
     def _serves(self) -> bool:
@@ -71,8 +72,6 @@ zone:
     + """
   minimal-responses: yes
   refuse-any: yes
-remote-control:
-  control-enable: no
 zone:
   name: example.com
   zonefile: example.com.zone
@@ -88,7 +87,7 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def said(message: dns.message.Message) -> dict[str, object]:
-    """What matters of a reply, with records in no order and names in lower case."""
+    """The relevant parts of a reply, with sorted records and names in lower case."""
     sections = {
         name: sorted(
             f"{rrset.name.canonicalize()} {rrset.ttl} {rrset.rdtype:d} {rdata.to_text().lower()}"
@@ -142,7 +141,7 @@ ODD = {
 }
 
 
-#: (peer, case) to what it does instead, and why that is its choice and not our mistake.
+#: (peer, case) to its different reply, and the reason why both are valid.
 CHOICES: dict[tuple[str, str], tuple[int | None, str]] = {
     ("knotd", "update"): (9, "it takes updates (RFC 2136), and refuses this one as NOTAUTH; we take none"),
     ("knotd", "two questions"): (None, "it keeps silent about malformed packets; RFC 9619 says FORMERR"),
@@ -153,12 +152,12 @@ CHOICES: dict[tuple[str, str], tuple[int | None, str]] = {
 
 @pytest.mark.parametrize("case", ODD)
 def test_same_codes_for_odd_packets(peer: Peer, case: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-        door.settimeout(1)
-        door.sendto(ODD[case], ("127.0.0.1", peer.port))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(1)
+        sock.sendto(ODD[case], ("127.0.0.1", peer.port))
         theirs = None
         with suppress(TimeoutError):
-            theirs = door.recv(4096)
+            theirs = sock.recv(4096)
     ours = OURS.answer(ODD[case], 1232, "127.0.0.1")
     their_code = theirs[3] & 0xF if theirs else None
     our_code = ours[3] & 0xF if ours else None

@@ -1,4 +1,4 @@
-"""Policies as zone files: what they hold, that they can be repeated, and that other servers take them."""
+"""Policies as zone files: their content, that it is reproducible, and that other servers accept them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_every_name_with_addresses_of_its_pool(tmp_path: Path) -> None:
     )
     assert zone.get_rdataset("biz.example.com.", "A").ttl == 60
     assert zone.get_rdataset("biz.example.com.", "AAAA") is None
-    # The static records are what they were.
+    # The static records are unchanged.
     original = dns.zone.from_text(
         document()["zones"][0]["records"], "example.com.", relativize=False, check_origin=False
     )
@@ -170,7 +170,7 @@ def test_sticky_and_pinned_are_what_the_server_answers(tmp_path: Path) -> None:
                 assert sorted(rdata.address for rdata in reply) == addresses(zone, name, rtype)
 
 
-def test_what_a_zone_file_cannot_say_is_said(tmp_path: Path) -> None:
+def test_what_a_zone_file_cannot_express_is_reported(tmp_path: Path) -> None:
     policies = [
         {"name": "near", "match": {"clients": ["198.51.100.0/24"]}, "answer": {"pool": "business", "ttl": 1}},
         {"name": "all", "answer": {"pool": "free", "ttl": 1, "strategy": "sticky", "sticky_by": "client"}},
@@ -295,7 +295,7 @@ CHECKERS = {
 
 
 @pytest.mark.parametrize("program", CHECKERS)
-def test_checkers_of_other_servers_take_it(tmp_path: Path, program: str) -> None:
+def test_checkers_of_other_servers_accept_it(tmp_path: Path, program: str) -> None:
     command, *options = CHECKERS[program]
     checker = other_servers.command(command, *options)
     strange = [*(f"h{number}" for number in range(100)), "*.w2", r"a\.b", r"sp\032ace", r"\@", r"q\"uote"]

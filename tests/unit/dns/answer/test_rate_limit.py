@@ -48,7 +48,7 @@ class Limited(Local):
         self.answer = answerer(self.snapshot, self.counts, self.options, limiter=limiter)
 
     def flow(self, *questions: tuple[str, str], address: str = "198.51.100.7") -> Counter[str]:
-        """Ask questions, each a name of example.com and a type."""
+        """Send queries, each a name of example.com and a type."""
         found: Counter[str] = Counter()
         for name, rtype in questions:
             query = dns.message.make_query(f"{name}.example.com" if name else "example.com", rtype)
@@ -85,7 +85,7 @@ def test_half_of_the_excess_gets_a_truncated_reply(clock: list[float]) -> None:
     ],
 )
 def test_networks_are_counted_together(clock: list[float], one: str, other: str, together: bool) -> None:
-    # Networks that differ may still share a slot of the table, by a chance of one in 65536.
+    # Different networks share a slot of the table with a probability of 1 in 65,536.
     assert (rate_limit._network(one) == rate_limit._network(other)) == together
     local = Limited()
     local.outcomes(5, QUERY, one)
@@ -168,7 +168,7 @@ def test_errors_are_counted_by_code(clock: list[float]) -> None:
     malformed = bytes(12)
     assert local.outcomes(20, malformed) == {"whole": 5, "silence": 15}
     assert local.counts.event(Event.RATE_LIMITED) == 30
-    # What was not sent is not counted as sent.
+    # Replies that were not sent are not counted.
     assert (local.counts.rcode(message.REFUSED), local.counts.rcode(message.FORMERR)) == (5, 5)
 
 
@@ -216,7 +216,7 @@ def test_flows_are_counted_by_the_second(
             flow = rate_limit._network(address), name, kind
             counts[flow] += 1
             found = workers[number % 2](address, name, kind)
-            # Two flows may share a counter, by a chance of one in 262,144, and then only in one direction.
+            # Two flows share a counter with a probability of 1 in 262,144, and then only in one direction.
             slots = {hash((hash(each[0]), *each[1:])) & rate_limit._SLOT_MASK for each in counts}
             if len(slots) == len(counts):
                 assert found == max(0, counts[flow] - per_second)
@@ -234,7 +234,7 @@ def clients(server: Running, count: int) -> Iterator[list[socket.socket]]:
 
 
 def heard(socks: list[socket.socket]) -> Counter[str]:
-    """Count what came back, until nothing more does."""
+    """Count replies until no more arrive."""
     found: Counter[str] = Counter()
     while ready := select.select(socks, (), (), 0.5)[0]:
         for sock in ready:
@@ -249,7 +249,7 @@ def test_a_flood_for_one_name_leaves_others_answered(tmp_path: Path) -> None:
     with running(tmp_path, rate_limit=40, workers=4) as server, clients(server, 21) as (asker, *flood):
         asker.settimeout(2)
         answers = 0
-        for _ in range(20):  # over some seconds, at whatever time of each
+        for _ in range(20):  # over some seconds, at any time within each
             for sock in flood:
                 for _ in range(10):
                     sock.send(QUERY)
@@ -263,7 +263,7 @@ def test_a_flood_for_one_name_leaves_others_answered(tmp_path: Path) -> None:
 
 def test_workers_count_together(tmp_path: Path) -> None:
     with running(tmp_path, rate_limit=40, workers=4) as server, clients(server, 40) as socks:
-        for _ in range(36):  # a flow below the limit, all of which the kernel gives to one worker
+        for _ in range(36):  # a flow below the limit, which the kernel assigns to one worker
             socks[0].send(QUERY)
         below = heard(socks[:1])
         print(f"of 36 queries below the limit of 40: {below}")
@@ -272,27 +272,27 @@ def test_workers_count_together(tmp_path: Path) -> None:
         for sock in socks:
             for _ in range(10):
                 sock.send(OTHER)
-        # Forty in each second that they may have touched.
+        # Forty in each second in which they may have arrived.
         whole, touched = heard(socks)["whole"], int(time.monotonic() - began) + 2
         assert 40 <= whole <= 40 * touched
 
 
 def test_the_server_limits_udp_and_not_tcp(tmp_path: Path) -> None:
     with running(tmp_path, rate_limit=10, workers=1) as server:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-            door.settimeout(0.5)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.5)
             for _ in range(200):
-                door.sendto(QUERY, ("127.0.0.1", server.port))
+                sock.sendto(QUERY, ("127.0.0.1", server.port))
             whole = truncated = 0
             try:
                 while True:
-                    if door.recv(4096)[2] & message.TC >> 8:
+                    if sock.recv(4096)[2] & message.TC >> 8:
                         truncated += 1
                     else:
                         whole += 1
             except TimeoutError:
                 pass
-        # Ten in each second that the burst may have touched.
+        # Ten in each second in which the burst may have arrived.
         assert 10 <= whole <= 40
         assert truncated
         assert whole + truncated < 200

@@ -1,4 +1,4 @@
-"""What is answered, as the RFCs say: each case with its section."""
+"""Replies as the RFCs define them, each case with its section."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_hostname_gets_one_address_of_its_pool() -> None:
         assert not reply.authority + reply.additional
 
 
-def test_each_query_draws_anew() -> None:
+def test_each_query_draws_again() -> None:
     seen = {answers("host0.example.com", "AAAA")[0] for _ in range(50)}
     assert len(seen) == 50  # of 2**84
 
@@ -213,7 +213,7 @@ LOOPS = {
 @pytest.mark.parametrize("rtype", ["TXT", "ANY", "CNAME", "DNAME"])
 @pytest.mark.parametrize("case", LOOPS)
 def test_a_chain_ends_at_a_name_seen_before(case: str, rtype: str) -> None:
-    """RFC 1034 section 3.6.2; each record stands in the answer once."""
+    """RFC 1034 section 3.6.2; each record is in the answer once."""
     lines, name, expected = LOOPS[case]
     data = document()
     data["zones"][0]["records"] += lines + "\n"
@@ -452,7 +452,7 @@ def test_hints_and_added_addresses_are_the_same() -> None:
 
 
 def test_added_addresses_are_left_out_whole_and_without_tc() -> None:
-    """RFC 2181 section 9: what is not required does not set TC, and a set is not cut."""
+    """RFC 2181 section 9: optional records do not set TC, and an RRset is not split."""
     local = with_services()
     for limit in (512, 1232):
         reply = local.ask("many.example.com", "HTTPS", limit=limit, use_edns=0, payload=limit)

@@ -1,4 +1,4 @@
-"""A reload reads again what has changed, and nothing else; what it makes is as if all had been read."""
+"""A reload reads only what has changed, and the result is the same as if it had read everything."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_what_is_kept_makes_no_difference(path: str, value: Any, kept: bool) -> 
         ("pools.free.ptr", "ip-{address}.example.org"),
     ],
 )
-def test_what_is_wrong_is_found_all_the_same(path: str, value: Any) -> None:
+def test_errors_are_found_all_the_same(path: str, value: Any) -> None:
     first = made(document())
     with pytest.raises(InvalidInputError) as fresh:
         made(changed(path, value))

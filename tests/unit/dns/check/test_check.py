@@ -1,4 +1,4 @@
-"""What is refused before it can answer: each problem with its place, its value and its fix."""
+"""Invalid documents are refused: each problem has its place, its value and its fix."""
 
 from __future__ import annotations
 
@@ -451,7 +451,7 @@ def test_what_is_missing_at_the_apex_is_found_beside_errors() -> None:
 
 
 def test_a_broken_origin_ends_it() -> None:
-    """What follows is relative to a name that is not known."""
+    """The lines after it are relative to an unknown name."""
     shown = found(with_zone("x AA 1\n$ORIGIN a..b\ny AA 1\n", names=[]))
     assert lines_of(shown) == [5, 6]
 

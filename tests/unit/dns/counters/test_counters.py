@@ -1,4 +1,4 @@
-"""What is counted: answers by policy, type and transport; addresses, exactly, and within bounds."""
+"""Counters: answers by policy, type and transport; addresses, exactly and within bounds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from unmoor.dns.server import control
 
 
 def layout(**pools: Any) -> Layout:
-    """Of a document whose policies use all of these pools."""
+    """The layout for a document whose policies use all of these pools."""
     policies = [
         {
             "name": f"p-{name}",
@@ -104,7 +104,7 @@ def test_there_are_never_more_cells_than_memory() -> None:
     ),
     st.data(),
 )
-def test_a_cell_counts_the_addresses_that_its_name_says(
+def test_a_cell_counts_the_addresses_of_its_name(
     found: tuple[int, tuple[int, int], int], data: st.DataObject
 ) -> None:
     version, (first, size), cells = found
@@ -298,7 +298,7 @@ def test_slots_do_not_overlap() -> None:
 
 
 def ask(server: Running, times: int, given: Counter[str]) -> None:
-    """Ask from many ports, so that every worker answers."""
+    """Query from many ports, so that every worker answers."""
     query = dns.message.make_query("host1.example.com", "A")
     for number in range(times):
         over = dns.query.tcp if number % 10 == 0 else dns.query.udp
@@ -323,7 +323,7 @@ def test_what_clients_saw_is_what_was_counted(tmp_path: Path) -> None:
         assert server.reload().done
         ask(server, 100, given)
         assert addresses(server) == given
-        # A worker that dies takes what it has not told yet with it: less than a batch of each pool.
+        # A worker that dies loses the counts that it has not written yet: less than a batch per pool.
         killed = server.workers()
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
@@ -393,8 +393,8 @@ def exporter(*arguments: str) -> Iterator[str]:
     process = subprocess.Popen([*command, "--listen", f"127.0.0.1:{port}"])
     try:
         deadline = time.monotonic() + 60
-        with socket.socket() as door:
-            while door.connect_ex(("127.0.0.1", port)):
+        with socket.socket() as sock:
+            while sock.connect_ex(("127.0.0.1", port)):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The registry: what was built is found and nothing else; an update is a rebuild; damage is refused."""
+"""The registry: exactly its names are found, an update equals a rebuild, and damage is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def built(directory: Path, entries: Iterable[tuple[str, Tags]], file: str = "a.r
 
 
 def content(registry: Registry) -> object:
-    """All that a registry says, but for what it chose itself: buckets, numbers of kinds, examples."""
+    """The content of a registry, without what the build chooses: buckets, numbers of kinds, examples."""
     kinds = {key: (kind.tags, kind.apex, kind.count) for key, kind in registry.kinds.items()}
     entries = {(name, kinds.get(key, INTERIOR)[:2]) for name, key in registry.entries()}
     return entries, set(kinds.values()), len(registry), registry.interior
@@ -128,7 +128,7 @@ def test_an_update_is_a_rebuild(
         wire = names.from_text(text)
         lines.append(Line(len(lines) + 1, action, text, each))
         if any(names.from_text(line.name) == wire for line in lines[:-1]):
-            continue  # a bad line, like those that ask for what cannot be
+            continue  # a bad line, like impossible changes
         if action == "remove":
             after.pop(wire, None)
         elif (action == "add") == (wire not in before):
@@ -187,7 +187,7 @@ def test_damage_at_any_octet_is_refused(tmp_path: Path) -> None:
         (b"UNMOORRG\x01\0\0\0" + bytes(100), "has 112 octets, not 0 as in its header"),
     ],
 )
-def test_what_is_none_is_said_so(tmp_path: Path, data: bytes, why: str) -> None:
+def test_a_file_that_is_no_registry_is_reported(tmp_path: Path, data: bytes, why: str) -> None:
     path = tmp_path / "x"
     path.write_bytes(data)
     with pytest.raises(RegistryError, match=why):
@@ -211,7 +211,7 @@ def test_equal_lists_give_equal_files(tmp_path: Path) -> None:
 
 
 def in_one_bucket(prime: int, zone: str) -> list[str]:
-    """More names than a bucket may have, all in the same one of 256."""
+    """More names than a bucket can have, all in the same one of 256."""
     chance, found = random.Random(1), []
     while len(found) <= registry_build.MAX_IN_BUCKET:
         text = f"{chance.getrandbits(64):x}.{zone}"
@@ -225,7 +225,7 @@ def test_names_chosen_to_fill_one_bucket_get_another_prime(tmp_path: Path) -> No
     registry = built(tmp_path, [(text, FREE) for text in chosen])
     assert registry.header.prime == registry_build.prime(1)
     assert all(registry.kind_of(names.from_text(text)) for text in chosen)
-    # Names that an update adds may not fill a bucket either.
+    # An update cannot exceed a bucket either.
     more = in_one_bucket(registry.header.prime, "example.net")
     lines = [Line(number, "add", text, FREE) for number, text in enumerate(more, 1)]
     with pytest.raises(UnmoorError, match="build it again"):
@@ -272,7 +272,7 @@ def run(*words: str | Path, stdin: bytes | None = None) -> str:
     return result.output
 
 
-def test_csv_json_and_gzip_say_the_same(tmp_path: Path) -> None:
+def test_csv_json_and_gzip_are_equivalent(tmp_path: Path) -> None:
     files: dict[str, bytes] = {
         "a.csv": CSV.encode(),
         "bom.csv": b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode(),
@@ -409,7 +409,7 @@ def test_too_many_kinds_are_refused_with_a_reason(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_update_and_show_say_what_there_is(tmp_path: Path) -> None:
+def test_update_and_show_print_the_content(tmp_path: Path) -> None:
     path, changes = tmp_path / "a.csv", tmp_path / "changes.csv"
     path.write_text(CSV)
     changes.write_text(

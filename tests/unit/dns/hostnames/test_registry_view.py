@@ -63,7 +63,7 @@ def policies(matches: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def reasons(data: dict[str, Any]) -> list[str]:
-    """What is wrong, without the example that is given of it."""
+    """The problems, without their examples."""
     return sorted(problem.why.split(", such as")[0] for problem in problems(model(data), "dns.json"))
 
 

@@ -1,4 +1,4 @@
-"""The journal of addresses: what a server writes, and what is read back from it."""
+"""The journal of addresses: the records of a server, and what `unmoor dns journal` reads from them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def spans(
 
 
 @pytest.mark.usefixtures("written")
-def test_who_was_on_an_address(tmp_path: Path) -> None:
+def test_policies_of_an_address_at_a_time(tmp_path: Path) -> None:
     found = history.read(tmp_path)
     # One interval, though the pool changed around it.
     assert spans(found, INSIDE_24) == [("free", 0, 20)]
@@ -196,7 +196,7 @@ def test_a_change_that_fails_was_answered_for_a_moment_only(tmp_path: Path, cloc
     clock.at(2)
     written.refuse(narrow(), 1)
     clock.at(3)
-    written.change(narrow(), 2)  # what is in force is known again: no change
+    written.change(narrow(), 2)  # the state in force has a record again: no change
     written.stop(narrow(), 2)
     found = history.read(tmp_path)
     assert spans(found, OUTSIDE_24) == [("free", 1, 2)]
@@ -338,7 +338,7 @@ def test_a_month_begins_with_what_is_in_force_and_old_files_go(tmp_path: Path, c
     assert found.unreadable == ()
 
 
-def test_files_are_kept_for_as_long_as_the_document_says(tmp_path: Path, clock: Clock) -> None:
+def test_files_are_kept_for_journal_keep_days(tmp_path: Path, clock: Clock) -> None:
     written = opened(tmp_path, clock)
     written.start(model(document()), 1)
     for days in range(30, 900, 30):
@@ -349,7 +349,7 @@ def test_files_are_kept_for_as_long_as_the_document_says(tmp_path: Path, clock: 
     assert timedelta(days=400) <= clock.now - oldest < timedelta(days=400 + 62)
 
 
-def test_a_disk_that_takes_nothing_keeps_nobody_from_answering(tmp_path: Path, clock: Clock) -> None:
+def test_the_server_answers_while_the_disk_accepts_nothing(tmp_path: Path, clock: Clock) -> None:
     place = tmp_path / "journal-2026-11.jsonl"
     place.mkdir()  # root may write everywhere, but not to a directory
     written = opened(tmp_path, clock)
@@ -360,7 +360,7 @@ def test_a_disk_that_takes_nothing_keeps_nobody_from_answering(tmp_path: Path, c
     written.change(narrow(), 2)
     written.settle(narrow(), 2)
     assert written.failure is None
-    # What waited is not lost.
+    # Waiting records are not lost.
     assert spans(history.read(tmp_path), OUTSIDE_24) == [("free", 0, 10)]
 
 

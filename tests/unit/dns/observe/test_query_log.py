@@ -1,4 +1,4 @@
-"""The query log: what is chosen, what is told of it, and that a receiver never holds up an answer."""
+"""The query log: which queries are logged, with which fields, and that a receiver never delays an answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from unmoor.model import DnsDocument, validate
 
 
 class Kept:
-    """A receiver that keeps what it is told."""
+    """A receiver that keeps all entries."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
@@ -64,7 +64,7 @@ class Logged(Local):
         self.observer = Observer(self.answer, self.counts, logger)
 
     def look(self, packet: bytes, client: str = "198.51.100.77") -> dict[str, str]:
-        """Ask, and give what is told of it."""
+        """Send a query; returns its log entry."""
         self.observer.alone(packet, 1232, client)
         return self.kept.entries[-1].fields()
 
@@ -85,7 +85,7 @@ def test_each_query_is_chosen_with_the_same_chance(mean: int) -> None:
     assert min(gaps) == 1
     # Seven standard deviations of a geometric distribution.
     assert abs(sum(gaps) / len(gaps) - mean) <= 7 * ((mean**2 - mean) / len(gaps)) ** 0.5
-    # Nothing follows from what went before: a gap after a long one is as long as one after a short one.
+    # Gaps are independent: those after long ones are as long as those after short ones.
     after: dict[bool, list[int]] = {True: [], False: []}
     for one, two in pairwise(gaps):
         after[one > mean].append(two)
@@ -112,8 +112,8 @@ def test_the_latency_of_some_queries_is_taken() -> None:
     assert counts.latency[-1] > 0
 
 
-def test_a_batch_is_skipped_only_up_to_the_query_to_look_at() -> None:
-    """By batches of any size as many are looked at as one by one, and each for as long as its batch took."""
+def test_a_batch_is_skipped_only_up_to_the_query_to_log() -> None:
+    """Batches of any size log as many queries as single packets, each with the duration of its batch."""
     counts = Counts.private()
     observer = Observer(lambda *_: b"reply", counts)
     asked = looked = 0
@@ -140,7 +140,7 @@ def test_buckets_are_those_of_prometheus() -> None:
     assert counts.latency[-1] == 10**12 + 2002
 
 
-# -- what is told ----------------------------------------------------------------------------------------
+# -- fields ----------------------------------------------------------------------------------------------
 
 
 def test_the_fields() -> None:
@@ -193,7 +193,7 @@ def test_what_is_no_address(packet: bytes, expected: dict[str, str]) -> None:
     assert not {"address", "policy"} & found.keys()
 
 
-def test_clients_are_cut_to_networks_unless_wanted_whole() -> None:
+def test_clients_are_cut_to_networks_unless_configured() -> None:
     packet = query("host1.example.com", use_edns=0, options=[dns.edns.ECSOption("203.0.113.77", 32)])
     found = LOGGED.look(packet, "2001:db8:1:2345::9")
     assert (found["client"], found["ecs"]) == ("2001:db8:1:2300::/56", "203.0.113.0/24")
@@ -214,7 +214,7 @@ QUERIES = st.binary() | st.binary(min_size=4).map(
 
 
 @given(QUERIES)
-def test_anything_that_is_answered_can_be_told(packet: bytes) -> None:
+def test_anything_that_is_answered_can_be_logged(packet: bytes) -> None:
     LOGGED.look(packet)
     entry = LOGGED.kept.entries.pop()
     assert b"\n\n" not in serialized(entry.fields())
@@ -225,10 +225,10 @@ def test_anything_that_is_answered_can_be_told(packet: bytes) -> None:
 
 
 def datagram_socket(path: Path) -> socket.socket:
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    door.bind(str(path))
-    door.settimeout(10)
-    return door
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.bind(str(path))
+    sock.settimeout(10)
+    return sock
 
 
 def fields_of(datagram: bytes) -> dict[str, str]:
@@ -255,7 +255,7 @@ def ask(server: Running, name: str, times: int = 1, over: Any = dns.query.udp) -
         over(dns.message.make_query(name, "A"), "127.0.0.1", 5, server.port)
 
 
-def test_the_server_tells_journald(tmp_path: Path) -> None:
+def test_the_server_logs_to_journald(tmp_path: Path) -> None:
     with datagram_socket(tmp_path / "journal") as journald:
         wanted = {"sample": 1, "socket": str(tmp_path / "journal")}
         with running(tmp_path, query_log=wanted) as server:
@@ -287,7 +287,7 @@ def test_a_sample_is_about_as_large_as_asked_for(tmp_path: Path) -> None:
 
 
 def told(server: Running, total: int) -> dict[str, int]:
-    """The events, once so many queries are told or dropped: a reply is sent before its query is told of."""
+    """The events once so many queries are logged or dropped, which happens after their replies."""
     deadline = time.monotonic() + 60
     while True:
         events: dict[str, int] = server.status()["events"]
@@ -297,8 +297,8 @@ def told(server: Running, total: int) -> dict[str, int]:
         time.sleep(0.02)
 
 
-def swallow(door: socket.socket) -> None:
-    while door.recv(8192):
+def swallow(sock: socket.socket) -> None:
+    while sock.recv(8192):
         pass
 
 
@@ -316,11 +316,11 @@ def test_a_journal_that_takes_nothing_costs_entries_only(tmp_path: Path, listeni
 class Collector:
     """Receives a dnstap stream as fstrm_capture does."""
 
-    def __init__(self, door: socket.socket) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self.control: list[int] = []
         self.messages: list[bytes] = []
         self.raw = b""
-        self._door = door
+        self._door = sock
         self._door.settimeout(10)
 
     def accept(self) -> None:
@@ -393,11 +393,11 @@ def dnstap_server(tmp_path: Path) -> Iterator[tuple[Running, socket.socket]]:
             yield server, listener
 
 
-def test_the_server_tells_a_dnstap_receiver(tmp_path: Path) -> None:
+def test_the_server_logs_to_a_dnstap_receiver(tmp_path: Path) -> None:
     with dnstap_server(tmp_path) as (server, listener):
-        ask(server, "host1.example.com")  # begins the stream, and is dropped: nobody has accepted it yet
-        with listener.accept()[0] as door:
-            collector = Collector(door)
+        ask(server, "host1.example.com")  # starts the stream, and is dropped: no receiver has accepted it yet
+        with listener.accept()[0] as sock:
+            collector = Collector(sock)
             collecting = threading.Thread(target=collector.accept)
             collecting.start()
             while collecting.is_alive():
@@ -445,10 +445,10 @@ def check_with_dnstap_read(tmp_path: Path, stream: bytes) -> None:
 def test_a_dnstap_receiver_that_stalls_costs_entries_only(tmp_path: Path, accepting: bool) -> None:
     with dnstap_server(tmp_path) as (server, listener):
         ask(server, "host1.example.com")
-        with listener.accept()[0] as door:
+        with listener.accept()[0] as sock:
             if accepting:
-                door.recv(1000)
-                door.sendall(dnstap.control(dnstap.ACCEPT))
+                sock.recv(1000)
+                sock.sendall(dnstap.control(dnstap.ACCEPT))
             ask(server, "big.example.com", times=2000)
             events = told(server, 2001)
     assert events["logged"] + events["unlogged"] == 2001
@@ -462,8 +462,8 @@ def test_a_dnstap_receiver_may_come_back(tmp_path: Path) -> None:
             before = server.status()["events"]["logged"]
             asking = threading.Thread(target=ask_until_logged, args=(server, before))
             asking.start()
-            with listener.accept()[0] as door:
-                collector = Collector(door)
+            with listener.accept()[0] as sock:
+                collector = Collector(sock)
                 collector.accept()
                 assert collector.message()
                 asking.join()

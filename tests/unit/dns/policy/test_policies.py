@@ -1,4 +1,4 @@
-"""What policies tell queries apart by, and what they give: clients, weights, strategies, exclusions."""
+"""Conditions and answers of policies: clients, weights, strategies, exclusions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ BY_CLIENT = with_policies(
 
 
 def ask_as(client: str, local: Local = BY_CLIENT, **options: Any) -> tuple[int, int | None]:
-    """TTL of the answer, which tells policies apart, and the scope."""
+    """The TTL of the answer, which identifies the policy, and the scope."""
     address, length = client.split("/")
     reply = local.ask(HOST, use_edns=0, options=[dns.edns.ECSOption(address, int(length))], **options)
     scopes = [option.scopelen for option in reply.options if isinstance(option, dns.edns.ECSOption)]
@@ -67,16 +67,16 @@ def ask_as(client: str, local: Local = BY_CLIENT, **options: Any) -> tuple[int, 
         ("198.51.100.7/32", 1, 24),
         # Differs from 198.51.100.0/24 in the 24th bit.
         ("198.51.101.0/24", 2, 24),
-        # Differs from it in the first bit after the /16, so that 17 bits tell; but the /16 needs 16.
+        # Differs from it in the first bit after the /16, so 17 bits decide; but the /16 needs 16.
         ("198.51.128.0/24", 2, 17),
-        # The resolver tells too little to know: it learns that /24 would matter.
+        # The resolver sends too few bits to decide; the scope shows that /24 would matter.
         ("198.51.0.0/16", 2, 24),
         ("198.0.0.0/8", 3, 24),
         ("128.0.0.0/24", 3, 2),
         ("10.0.0.0/24", 3, 1),
         ("2001:db8:1:2::/56", 1, 48),
         ("2001:db8:2::/56", 3, 47),
-        # No network at all: the resolver's own address decides, and may be kept for everybody.
+        # No network at all: the resolver's own address decides, and the answer is valid for all clients.
         ("0.0.0.0/0", 3, 0),
     ],
 )
@@ -144,7 +144,7 @@ network4 = st.builds(
 def test_scope_covers_only_clients_with_the_same_answer(
     client: Subnet, networks: list[Subnet], other: int
 ) -> None:
-    """Whoever shares the scope's bits, and is told apart no better, is in the same networks."""
+    """Clients that share the scope's bits are in the same networks."""
     bits = client_subnet.scope(client, networks)
     if bits > client.length:
         return
@@ -345,7 +345,7 @@ def test_https_for_a_client() -> None:
     assert local.ask(HOST, "HTTPS").answer[0][0].params[4].addresses[0].startswith("198.18.")
 
 
-def test_svcb_for_a_name_with_underscores_says_something_else_than_https() -> None:
+def test_svcb_for_a_name_with_underscores_differs_from_https() -> None:
     svcb = {"alpn": ["dot"], "port": 853, "priority": 3}
     zone = {**document()["zones"][0], "hostnames": [{"names": ["_dns.resolver"]}]}
     local = with_policies(policy("a", ttl=7, svcb=svcb, https={}), zones=[zone])
@@ -390,7 +390,9 @@ def test_explain_follows_aliases_and_names_the_policy(tmp_path: Path) -> None:
         (["host0.example.com"], "below   no: requires names below x.example.com"),
     ],
 )
-def test_explain_says_why_not(tmp_path: Path, arguments: list[str], objection: str) -> None:
+def test_explain_gives_the_reason_of_each_policy_that_does_not_match(
+    tmp_path: Path, arguments: list[str], objection: str
+) -> None:
     changes = {}
     if "biz" not in arguments[0]:
         changes["policies"] = [

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.prefixes import PREFIX4, PREFIX6
 from unmoor.dns.policy import pools
 from unmoor.dns.policy.pools import Drawer, Range, overlaps, ranges_of
 from unmoor.dns.protocol.randomness import numbers_below
@@ -41,19 +42,7 @@ def test_every_address_is_drawn_and_no_other(prefixes: list[str], count: int) ->
     assert seen == expected
 
 
-prefix4 = st.builds(
-    lambda number, length: IPv4Network((number >> (32 - length) << (32 - length), length)),
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 32),
-)
-prefix6 = st.builds(
-    lambda number, length: IPv6Network((number >> (128 - length) << (128 - length), length)),
-    st.integers(0, 2**128 - 1),
-    st.integers(1, 128),
-)
-
-
-@given(st.one_of(st.lists(prefix4, min_size=1, max_size=4), st.lists(prefix6, min_size=1, max_size=4)))
+@given(st.one_of(st.lists(PREFIX4, min_size=1, max_size=4), st.lists(PREFIX6, min_size=1, max_size=4)))
 def test_draws_stay_within_the_pool(prefixes: list[IPv4Network | IPv6Network]) -> None:
     draw = Drawer(ranges_of(prefixes), 4 if prefixes[0].version == 4 else 16)
     kind = IPv4Address if prefixes[0].version == 4 else IPv6Address
@@ -79,7 +68,7 @@ def test_numbers_are_below_the_bound(bound: int) -> None:
 
 
 def chi_square(counts: list[int]) -> float:
-    """Pearson's statistic, as standard deviations from what chance gives (mean k, variance 2k)."""
+    """Pearson's statistic in standard deviations from its mean for random data (mean k, variance 2k)."""
     freedom = len(counts) - 1
     expected = sum(counts) / len(counts)
     statistic = sum((count - expected) ** 2 / expected for count in counts)
@@ -99,7 +88,7 @@ def test_addresses_come_evenly(prefixes: list[str]) -> None:
     assert abs(chi_square(list(counts.values()))) < BOUND
 
 
-def test_successive_addresses_tell_nothing_of_each_other() -> None:
+def test_successive_addresses_are_independent() -> None:
     draw = drawer("198.18.0.0/28")
     drawn = [draw() for _ in range(16 * 16 * 100 + 1)]
     pairs = Counter(pairwise(drawn))
@@ -138,7 +127,7 @@ def test_no_addresses_cannot_be_drawn_from() -> None:
         Drawer([], 4)
 
 
-@given(st.lists(prefix4, max_size=6))
+@given(st.lists(PREFIX4, max_size=6))
 def test_overlaps_are_found(prefixes: list[IPv4Network | IPv6Network]) -> None:
     disjoint = not any(one.overlaps(two) for at, one in enumerate(prefixes) for two in prefixes[at + 1 :])
     assert (overlaps(prefixes) == []) == disjoint

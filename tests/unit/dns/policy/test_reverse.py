@@ -63,7 +63,7 @@ def test_an_address_outside_has_none(address: str) -> None:
     ],
 )
 def test_names_on_the_way_exist_where_addresses_are_below(name: str, rcode: int) -> None:
-    """RFC 8020."""
+    """RFC 8020: a name above existing names exists."""
     reply = LOCAL.ask(name, "PTR")
     assert reply.rcode() == rcode
     assert not reply.answer

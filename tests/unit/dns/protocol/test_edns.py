@@ -1,4 +1,4 @@
-"""EDNS options that are answered whatever the question is, and what the server tells of itself."""
+"""EDNS options that do not depend on the question, and the server's name and version."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def options(name: str, *sent: tuple[int, bytes], local: Local = LOCAL, **more: A
     return {int(option.otype): option.to_wire() or b"" for option in reply.options}
 
 
-# The first goes down the hot path, the others do not.
+# The first takes the fast path, the others do not.
 NAMES = ["host0.example.com", "txt.example.com", "nothing.example.com", "example.org"]
 
 
@@ -154,7 +154,7 @@ def test_keepalive_over_tcp_only(name: str) -> None:
     assert LOCAL.ask(name, limit=message.TCP_SIZE, use_edns=0, options=wrong).rcode() == message.FORMERR
 
 
-def test_refusal_says_why() -> None:
+def test_a_refusal_has_its_reason() -> None:
     assert options("example.org")[EXTENDED_ERROR] == b"\0\x14"
     assert EXTENDED_ERROR not in options("host0.example.com")
 
@@ -171,7 +171,7 @@ def test_options_do_not_slow_down_a_hostname(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_octets_of_an_opt_record_in_odd_places() -> None:
-    """The hot path looks for where OPT begins; a name, or an option, may hold the same octets."""
+    """The fast path searches for the start of OPT; a name or an option may contain the same octets."""
     for name in (rb"\000\000\041.example.com", rb"host0\000\000\041.example.com"):
         assert LOCAL.ask(name.decode(), use_edns=0).rcode() == message.NXDOMAIN
     assert options("host0.example.com", (65001, b"\0\0\x29\4\xd0\0\0\0\0\0\0")) == {}

@@ -1,4 +1,4 @@
-"""The wire: whatever arrives, the reply is well formed or there is none."""
+"""Messages: for any packet, the reply is well formed or there is none."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def test_random_octets_after_a_good_header(rest: bytes) -> None:
     check_reply(header(extra=1) + rest)
 
 
-# -- the hot path says what the careful path would say ---------------------------------------------------
+# -- the replies of the fast path and of the resolver are identical --------------------------------------
 
 
 @settings(max_examples=300)

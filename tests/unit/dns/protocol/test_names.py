@@ -76,7 +76,7 @@ def test_below_compares_labels_not_octets(one: list[bytes], two: list[bytes]) ->
     assert got == name.is_subdomain(ancestor)
 
 
-def test_octets_that_look_like_an_ancestor_are_not_one() -> None:
+def test_octets_like_those_of_an_ancestor_are_not_one() -> None:
     # One label that contains the bytes of 'com.' with its length octet.
     assert not names.is_below(b"\5x\3com\0", b"\3com\0")
 

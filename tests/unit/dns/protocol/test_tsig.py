@@ -1,4 +1,4 @@
-"""Signed queries (RFC 8945): what is good is answered and signed, what is not gets NOTAUTH and the reason."""
+"""Signed queries (RFC 8945): good ones get signed answers, others get NOTAUTH and the reason."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_clock_that_is_off_gets_ours_and_a_signature(off: int, monkeypatch: py
 
 
 def mac_is_right(reply: bytes, query: Any) -> bool:
-    """Compute it by dnspython's means, which looks at the error before the MAC."""
+    """Compute the MAC with dnspython's functions, since its verification checks the error before the MAC."""
     message: Any = dns.message.from_wire(reply, keyring=False)
     found = message.tsig[0]
     context = dns.tsig.get_context(KEY)  # type: ignore[no-untyped-call] # dnspython's
@@ -152,7 +152,7 @@ def mac_is_right(reply: bytes, query: Any) -> bool:
 
 
 def with_mac(packet: bytes, size: int) -> bytes:
-    """The same packet with no more of its MAC than this; dnspython's rdata ends in MAC, id, error, other."""
+    """The same packet with a MAC of this length; dnspython's rdata ends with MAC, id, error, other."""
     end = len(packet) - 6
     head, mac = packet[: end - 32 - 2], packet[end - 32 : end]
     at = head.rindex(b"\x0bhmac-sha256\0") - 2
@@ -162,7 +162,7 @@ def with_mac(packet: bytes, size: int) -> bytes:
 
 
 def test_a_mac_that_is_cut_short() -> None:
-    """Section 5.2.4: right as far as it goes, and too short for us."""
+    """Section 5.2.4: a right but too short MAC."""
     packet = written(signed())
     assert dns.message.from_wire(ask(with_mac(packet, 32)), keyring=False).answer
     for size in (16, 31):
@@ -171,7 +171,7 @@ def test_a_mac_that_is_cut_short() -> None:
         assert ask(with_mac(packet, size))[3] & 15 == message.FORMERR
 
 
-#: Where the record begins, and its data's size, in what `signed` writes.
+#: Where the record begins, and the size of its data, in the output of `signed`.
 START, SIZE = 35, 35 + len(b"\x08transfer\x03key\0\0\xfa\0\xff\0\0\0\0")
 
 
@@ -201,7 +201,7 @@ def test_a_record_that_is_malformed(case: str) -> None:
 
 
 def test_it_is_the_last_record() -> None:
-    """Section 5.1; two of them are none."""
+    """Section 5.1; two records are as invalid."""
     packet = written(signed())
     opt = b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
     for more in (opt, packet[START:]):
@@ -251,13 +251,13 @@ def test_whatever_is_changed_on_the_way_is_noticed(start: int, stop: int, noise:
     if reply is None or spoilt[2:] == packet[2:]:
         return
     message = dns.message.from_wire(reply, keyring=False)
-    # Names are covered in lower case; whoever spoils the record so that it is none is not signed.
+    # The MAC covers names in lower case; a record that is damaged beyond recognition leaves no signature.
     if message.tsig is not None and message.tsig[0].error == 0:
         assert spoilt[2:].lower() == packet[2:].lower()
 
 
 def test_an_error_is_no_longer_than_what_was_asked() -> None:
-    """A flood under forged addresses is not made larger: long names of keys and algorithms come back once."""
+    """Replies do not amplify a flood with forged addresses: long names of keys and algorithms appear once."""
     long = ".".join(["x" * 63] * 3) + "." + "y" * 55
     for key in (
         dns.tsig.Key(long, SECRET, "hmac-sha256"),

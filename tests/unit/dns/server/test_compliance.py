@@ -1,4 +1,4 @@
-"""What a server that conforms says to odd but legal queries, probed over real sockets.
+"""Replies of a conforming server to unusual but legal queries, over real sockets.
 
 The cases are those of RFC 8906 section 8 and their neighbours: header flags and opcodes (RFC 1035), EDNS(0)
 (RFC 6891) and its options. Each is one packet, written octet by octet, asked over UDP and over TCP.
@@ -175,7 +175,7 @@ PROBES: dict[str, tuple[bytes, Expected]] = {
         header(0, additional=1) + question() + TSIG,
         Expected(NOTAUTH, 0, ()),
     ),
-    # section 8.1.4: only NOTIMP makes sense, since nothing of the message but the header is known
+    # section 8.1.4: only NOTIMP makes sense, since only the header of the message is understood
     **{
         f"opcode {opcode}, {case}": (packet, Expected(NOTIMP, 0, ()))
         for opcode in (1, 2, 3, 5, *range(6, 16))
@@ -227,7 +227,7 @@ def test_probe(server: Running, probe: str, transport: str) -> None:
     assert found == {key: wanted[key] for key in found}
     assert reply[:2] == packet[:2]
     assert got & 0xF800 == QR | asked & 0x7800
-    assert message.edns <= 0  # ours is version 0, whatever is asked
+    assert message.edns <= 0  # ours is version 0, for every version in the query
     if message.question:
         assert reply[12:].startswith(question(message.question[0].name.to_wire() or b"", *_type(packet)))
 

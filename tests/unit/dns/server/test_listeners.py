@@ -1,4 +1,4 @@
-"""The server's sockets: how much waits in them, and that they outlive the server."""
+"""The server's sockets: the size of their buffers, and that they outlive the server."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import pytest
 from support.dns_document import document
 from support.dns_release import Release, Upgradable, alive
 from support.dns_server import Running, free_port, running
+from support.program import UNMOOR
 from support.waiting import wait_until
 from unmoor.dns.server.control import borrow
 from unmoor.udp import BUFFER, enlarge_buffers
@@ -32,13 +33,10 @@ DEBIAN_LIMIT = 212_992
 
 
 @pytest.fixture
-def ordinary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Servers are started as the unit does: without CAP_NET_ADMIN."""
-    launcher = tmp_path / "python"
-    bounds = "--bounding-set=-net_admin --inh-caps=-net_admin"
-    launcher.write_text(f'#!/bin/sh\nexec setpriv {bounds} {sys.executable} "$@"\n')
-    launcher.chmod(0o755)
-    monkeypatch.setattr("support.dns_server.sys.executable", str(launcher))
+def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start servers as the unit does, without CAP_NET_ADMIN."""
+    bounds = ("--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    monkeypatch.setattr("support.dns_server.UNMOOR", ("setpriv", *bounds, *UNMOOR))
 
 
 def command(server: Running, *words: str) -> subprocess.CompletedProcess[str]:
@@ -52,7 +50,7 @@ def command(server: Running, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def shrink(server: Running) -> None:
-    """Leave the server's sockets what Debian's settings grant; those of this computer may grant more."""
+    """Shrink buffers of the server's sockets to Debian's defaults; this computer's may be larger."""
     for sock in borrow(server.control):
         with sock:
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
@@ -60,7 +58,7 @@ def shrink(server: Running) -> None:
 
 
 def answered_after_a_pause(server: Running) -> int:
-    """Ask while no worker runs, as between two of them; gives how many answers come afterwards."""
+    """Send queries while no worker runs, as between two of them; returns the number of answers afterwards."""
     workers = server.workers()
     with socket.socket(type=socket.SOCK_DGRAM) as client:
         enlarge_buffers(client)
@@ -75,7 +73,7 @@ def answered_after_a_pause(server: Running) -> int:
 
 
 def _count(client: socket.socket, wanted: int) -> int:
-    """Count replies until all are here, or none comes for a while."""
+    """Count replies until all have arrived, or none does for a while."""
     count = 0
     while count < wanted and select.select([client], (), (), 3)[0]:
         client.recv(4096)
@@ -146,11 +144,11 @@ class Systemd(threading.Thread):
                 os.close(self.store.pop(fields["FDNAME"]))
 
     def addresses(self) -> set[str]:
-        """Of the sockets that are kept."""
+        """Addresses of the stored sockets."""
         return {name.rsplit("-", 1)[1].replace("_", ":") for name in list(self.store)}
 
     def launcher(self, path: Path) -> str:
-        """Write a program that passes what is stored; gives its path."""
+        """Write a program that passes the stored descriptors; returns its path."""
         moves = " ".join(f"{at}<&{100 + at}" for at in range(3, 3 + len(self.store)))
         path.write_text(
             f"#!/bin/bash\nexec {moves}\nexport LISTEN_PID=$$ LISTEN_FDS={len(self.store)} "
@@ -182,7 +180,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd
 
 @contextmanager
 def started_anew(directory: Path, data: dict[str, Any], program: str, count: int) -> Iterator[Running]:
-    """A server that is passed descriptors 103 and so on, as the launcher expects."""
+    """Start a server with descriptors 103 and so on, as the launcher expects."""
     passed = tuple(range(103, 103 + count))
     original = subprocess.Popen
 
@@ -214,8 +212,8 @@ def test_what_arrives_while_the_server_is_dead_waits(tmp_path: Path, systemd: Sy
         client.connect(("127.0.0.1", server.port))
         for _ in range(100):
             client.send(QUERY)
-        stream.connect(("127.0.0.1", server.port))  # refused unless somebody listens
-        # The document changes meanwhile: one address goes, another comes.
+        stream.connect(("127.0.0.1", server.port))  # refused unless a server listens
+        # The document changes meanwhile: one address is removed, another is added.
         changed = {**data, "listen": ["127.0.0.1", "127.0.0.2"]}
         program = systemd.launcher(tmp_path / "again")
         with started_anew(tmp_path, changed, program, len(systemd.store)):
@@ -227,7 +225,7 @@ def test_what_arrives_while_the_server_is_dead_waits(tmp_path: Path, systemd: Sy
             wait_until(lambda: systemd.addresses() == {"127.0.0.1", "127.0.0.2"})
 
 
-def test_reloads_tell_systemd_what_to_keep(tmp_path: Path, systemd: Systemd) -> None:
+def test_reloads_update_the_sockets_that_systemd_keeps(tmp_path: Path, systemd: Systemd) -> None:
     with running(tmp_path) as server:
         wait_until(lambda: systemd.addresses() == {"127.0.0.1", "::1"})
         server.write({**server.data, "listen": ["::1", "127.0.0.2"]})

@@ -1,4 +1,4 @@
-"""Whatever is sent to a worker, its memory stays within the bounds that docs/observe.md states."""
+"""A worker's memory stays within the bounds of docs/observe.md, whatever clients send."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import dns.message
 from support.dns_server import Running, running
 
 PACKETS = 100_000
-#: Octets that the memory of a worker may grow by after it has warmed up: what its allocator keeps in reserve.
+#: Octets by which a worker's memory may grow after it has warmed up: reserves of its allocator.
 SLACK = 3 << 20
 
 QUESTION = dns.message.make_query("host1.example.com", "A").to_wire()[12:]
 
 
 def private(pid: int) -> int:
-    """The memory that is this process's alone, octets."""
+    """Private memory of this process, octets."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(
         1024 * int(size) for size in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", text, re.MULTILINE)
@@ -28,7 +28,7 @@ def private(pid: int) -> int:
 
 
 def packet(rng: random.Random, number: int) -> bytes:
-    """Different each time: a new cookie, a new name, a new client subnet, or garbage."""
+    """A packet with a new cookie, a new name, a new client subnet, or garbage."""
     head = rng.randbytes(2)
     plain, with_opt = b"\1\0\0\1\0\0\0\0\0\0", b"\1\0\0\1\0\0\0\0\0\1"
     kind = number % 6
@@ -52,22 +52,22 @@ def packet(rng: random.Random, number: int) -> bytes:
 
 
 def flood(server: Running, packets: int, seed: int) -> None:
-    """Send from ever other clients, no faster than they are answered."""
+    """Send from changing clients, no faster than the worker answers."""
     rng = random.Random(seed)
-    door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     for number in range(packets):
         if number % 20 == 0:
-            door.close()
-            door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            door.settimeout(10)
-            door.bind((f"127.{rng.randrange(1, 255)}.{rng.randrange(256)}.{rng.randrange(1, 255)}", 0))
-        door.sendto(packet(rng, number), ("127.0.0.1", server.port))
+            sock.close()
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.settimeout(10)
+            sock.bind((f"127.{rng.randrange(1, 255)}.{rng.randrange(256)}.{rng.randrange(1, 255)}", 0))
+        sock.sendto(packet(rng, number), ("127.0.0.1", server.port))
         if number % 20 == 19:
             ident = os.urandom(2)
-            door.sendto(ident + b"\1\0\0\1\0\0\0\0\0\0" + QUESTION, ("127.0.0.1", server.port))
-            while door.recv(4096)[:2] != ident:
+            sock.sendto(ident + b"\1\0\0\1\0\0\0\0\0\0" + QUESTION, ("127.0.0.1", server.port))
+            while sock.recv(4096)[:2] != ident:
                 pass
-    door.close()
+    sock.close()
 
 
 def test_a_hundred_thousand_packets_take_no_memory(tmp_path: Path) -> None:

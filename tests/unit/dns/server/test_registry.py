@@ -45,27 +45,27 @@ def naming(server: Running, registry: dict[str, str]) -> dict[str, Any]:
 
 
 class Client(threading.Thread):
-    """Asks until it is stopped; what it saw is checked against what was in force from asking to answer."""
+    """Queries until it is stopped; checks replies against the lists in force between query and reply."""
 
     def __init__(self, server: Running) -> None:
         super().__init__()
         self.server = server
         self.stopped = threading.Event()
-        #: What may be in force: one list, or both while a reload is on its way.
+        #: Lists that may be in force: one, or both during a reload.
         self.allowed = {"a"}
         self.asked, self.failures = 0, list[str]()
 
     def run(self) -> None:
-        with socket.socket(type=socket.SOCK_DGRAM) as door:
-            door.settimeout(10)
-            door.connect(("127.0.0.1", self.server.port))
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.settimeout(10)
+            sock.connect(("127.0.0.1", self.server.port))
             while not self.stopped.is_set():
                 for name in (ONLY_A, ONLY_B, BOTH, f"many{self.asked % MANY}.example.com"):
                     before = set(self.allowed)
                     query = dns.message.make_query(name, "A")
                     try:
-                        door.send(query.to_wire())
-                        reply = dns.message.from_wire(door.recv(4096))
+                        sock.send(query.to_wire())
+                        reply = dns.message.from_wire(sock.recv(4096))
                     except OSError as error:
                         self.failures.append(f"{name}: {error}")
                         continue
@@ -76,7 +76,7 @@ class Client(threading.Thread):
 
 
 def verdict(name: str, reply: dns.message.Message) -> set[str]:
-    """The lists that a reply can have come from."""
+    """The lists that a reply can be from."""
     if reply.rcode() == dns.rcode.NXDOMAIN:
         return {ONLY_A: {"b"}, ONLY_B: {"a"}}.get(name, set())
     address = ip_address(reply.answer[0][0].address)
@@ -121,7 +121,7 @@ def test_what_cannot_be_served_is_refused_and_the_old_one_goes_on(tmp_path: Path
         }
         if how in broken:
             path.write_bytes(broken[how])
-        # The file in force may go as well: what is mapped stays.
+        # The file in force may be removed too: its mapping remains.
         Path(lists["a"]["path"]).unlink()
         server.write(naming(server, lists["b"]))
         reply = server.reload()
@@ -129,10 +129,10 @@ def test_what_cannot_be_served_is_refused_and_the_old_one_goes_on(tmp_path: Path
         assert f"registry.path = {path}: " in "\n".join(reply.lines)
         assert len(reply.lines) <= 24
         for name, expected in ((ONLY_A, 0), (ONLY_B, 3)):
-            with socket.socket(type=socket.SOCK_DGRAM) as door:
-                door.settimeout(10)
-                door.sendto(dns.message.make_query(name, "A").to_wire(), ("127.0.0.1", server.port))
-                assert dns.message.from_wire(door.recv(4096)).rcode() == expected
+            with socket.socket(type=socket.SOCK_DGRAM) as sock:
+                sock.settimeout(10)
+                sock.sendto(dns.message.make_query(name, "A").to_wire(), ("127.0.0.1", server.port))
+                assert dns.message.from_wire(sock.recv(4096)).rcode() == expected
         assert server.status()["generation"] == 1
 
 

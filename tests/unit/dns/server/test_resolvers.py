@@ -67,7 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 class Resolver(OtherServer):
-    """Unbound or Knot Resolver, which asks our server for example.com."""
+    """Unbound or Knot Resolver, which resolves example.com through our server."""
 
     def __init__(self, program: str, directory: Path, upstream: int, tcp: bool) -> None:
         self.port = free_port()
@@ -91,7 +91,7 @@ class Resolver(OtherServer):
 
 
 def asked(server: Running) -> tuple[int, int]:
-    """How many queries the server has answered, and how many of them over TCP."""
+    """Numbers of queries that the server has answered: in total, and over TCP."""
     status = server.status()
     return sum(status["rcodes"].values()), status["events"]["tcp_queries"]
 
@@ -112,13 +112,13 @@ def test_a_resolver_resolves(program: str, over: str, server: Running, tmp_path:
     assert everything >= 8
     # Over UDP, only the reply that does not fit has the resolver come back over TCP.
     assert over_tcp == everything if over == "TCP" else 0 < over_tcp < everything / 2
-    # What was kept is answered again, the drawn addresses too, and nobody asks us.
+    # Cached answers are repeated, drawn addresses too, without a query to us.
     assert warm == cold
     assert after == between
 
 
 def resolve_everything(resolver: Resolver) -> list[str]:
-    """Ask for a name of each kind; gives the addresses."""
+    """Resolve a name of each kind; returns the addresses."""
     addresses = []
     for name in ("host1.example.com", "www.example.com", "HOST2.example.com"):
         addresses.append(resolver.ask(name).answer[-1][0].address)

@@ -33,7 +33,7 @@ QUERY = dns.message.make_query("host0.example.com", "A").to_wire()
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """For tests that leave it as it was."""
+    """A server for tests that do not change it."""
     with running(tmp_path_factory.mktemp("dns")) as server:
         yield server
 
@@ -73,7 +73,7 @@ def test_a_query_may_arrive_octet_by_octet(shared: Running) -> None:
         assert read_framed(stream)[:2] == QUERY[:2]
 
 
-def test_answers_follow_a_client_that_says_no_more(shared: Running) -> None:
+def test_answers_follow_a_client_that_sends_no_more(shared: Running) -> None:
     with connect(shared) as stream:
         stream.sendall(framed(QUERY) * 3)
         stream.shutdown(socket.SHUT_WR)
@@ -82,7 +82,7 @@ def test_answers_follow_a_client_that_says_no_more(shared: Running) -> None:
             read_framed(stream)
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(shared: Running) -> None:
+def test_a_client_that_does_not_read_does_not_delay_others(shared: Running) -> None:
     big = framed(dns.message.make_query("big.example.com", "TXT").to_wire())
     with connect(shared) as lazy:
         lazy.settimeout(0.5)
@@ -124,20 +124,20 @@ def test_one_client_holds_only_so_many_connections(tmp_path: Path) -> None:
 
 
 def test_malformed_and_unanswerable_over_udp(shared: Running) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-        door.settimeout(5)
-        door.connect(("127.0.0.1", shared.port))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.connect(("127.0.0.1", shared.port))
         for packet in (b"", b"x" * 11, b"\0\0\x80" + bytes(20), os.urandom(2) + bytes(65000)):
-            door.send(packet)
-        door.send(QUERY)
-        replies = [door.recv(4096), door.recv(4096)]
+            sock.send(packet)
+        sock.send(QUERY)
+        replies = [sock.recv(4096), sock.recv(4096)]
     assert sorted(reply[3] & 0xF for reply in replies) == [0, 1]
 
 
 # -- reload ----------------------------------------------------------------------------------------------
 
 
-def test_reload_says_what_changed_and_is_in_force_when_it_returns(tmp_path: Path) -> None:
+def test_reload_reports_changes_and_returns_once_they_are_in_force(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         server.write(with_pool(server.data, "198.18.7.7/32"))
         reply = server.reload()
@@ -147,10 +147,10 @@ def test_reload_says_what_changed_and_is_in_force_when_it_returns(tmp_path: Path
             "generation 2 in force on 2 workers",
         )
         for _ in range(40):  # a client port each: both workers answer
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-                door.settimeout(5)
-                door.sendto(QUERY, ("127.0.0.1", server.port))
-                assert str(address_in(door.recv(4096))) == "198.18.7.7"
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(5)
+                sock.sendto(QUERY, ("127.0.0.1", server.port))
+                assert str(address_in(sock.recv(4096))) == "198.18.7.7"
         assert server.reload().lines == ("no change: generation 2 in force on 2 workers",)
 
 
@@ -209,12 +209,12 @@ def test_an_address_that_no_interface_has_can_be_listened_on(tmp_path: Path) -> 
 
 
 class Load(threading.Thread):
-    """Asks without a pause, and keeps what came back wrong."""
+    """Queries without a pause, and keeps wrong replies."""
 
-    def __init__(self, server: Running, transport: int, patience: float = 0.0) -> None:
-        """With `patience`, seconds, a reply that does not come is no more than counted."""
+    def __init__(self, server: Running, transport: int, timeout: float = 0.0) -> None:
+        """With a `timeout` in seconds, missing replies are only counted."""
         super().__init__()
-        self._patience = patience
+        self._timeout = timeout
         self.lost = 0
         self._server = server
         self._transport = transport
@@ -229,24 +229,24 @@ class Load(threading.Thread):
             self.wrong.append(repr(error))
 
     def _ask(self) -> None:
-        with socket.socket(socket.AF_INET, self._transport) as door:
-            door.settimeout(self._patience or 5)
-            door.connect(("127.0.0.1", self._server.port))
+        with socket.socket(socket.AF_INET, self._transport) as sock:
+            sock.settimeout(self._timeout or 5)
+            sock.connect(("127.0.0.1", self._server.port))
             while not self.enough:
                 idents = [os.urandom(2) for _ in range(20)]
                 for ident in idents:
                     packet = ident + QUERY[2:]
-                    door.send(packet if self._transport == socket.SOCK_DGRAM else framed(packet))
+                    sock.send(packet if self._transport == socket.SOCK_DGRAM else framed(packet))
                 while idents:
                     try:
-                        reply = door.recv(4096) if self._transport == socket.SOCK_DGRAM else read_framed(door)
+                        reply = sock.recv(4096) if self._transport == socket.SOCK_DGRAM else read_framed(sock)
                     except TimeoutError:
-                        if not self._patience:
+                        if not self._timeout:
                             raise
                         self.lost += len(idents)
                         break
-                    if self._patience and reply[:2] not in idents:
-                        continue  # not lost after all, but late
+                    if self._timeout and reply[:2] not in idents:
+                        continue  # late, not lost
                     if address_in(reply) not in ip_network("198.18.0.0/20"):
                         self.wrong.append(reply.hex())
                     idents.remove(reply[:2])
@@ -292,7 +292,7 @@ def test_workers_that_die_are_replaced_and_no_query_is_lost(tmp_path: Path) -> N
     with running(tmp_path) as server:
         loads = [Load(server, socket.SOCK_DGRAM) for _ in range(4)]
         before = server.workers()
-        # Stopped first, so that it takes no packet with it: what waits in the sockets must be answered.
+        # Stopped first, so that it has read no packet when it dies: packets in the sockets must be answered.
         for pid in before:
             os.kill(pid, signal.SIGSTOP)
         for load in loads:
@@ -308,11 +308,11 @@ def test_workers_that_die_are_replaced_and_no_query_is_lost(tmp_path: Path) -> N
         assert server.status()["restarts"] == 2
 
 
-def test_workers_killed_in_the_midst_of_their_work_cost_what_they_had_read(tmp_path: Path) -> None:
-    """And no more: each client goes on, whichever worker it has."""
+def test_workers_killed_at_work_lose_only_what_they_had_read(tmp_path: Path) -> None:
+    """Each client continues, whichever worker serves it."""
     kills = 4
     with running(tmp_path, listen=["127.0.0.1"]) as server:
-        loads = [Load(server, socket.SOCK_DGRAM, patience=3.0) for _ in range(4)]
+        loads = [Load(server, socket.SOCK_DGRAM, timeout=3.0) for _ in range(4)]
         for load in loads:
             load.start()
         for number in range(kills):
@@ -331,7 +331,7 @@ def test_workers_killed_in_the_midst_of_their_work_cost_what_they_had_read(tmp_p
 
 
 def test_a_worker_that_dies_while_a_reload_is_asked_for(tmp_path: Path) -> None:
-    """Both reach the parent in one round of its loop."""
+    """The parent sees both in one iteration of its loop."""
     with running(tmp_path) as server:
         server.write(with_pool(server.data, "198.18.7.7/32"))
         dying = server.workers()[0]
@@ -452,7 +452,7 @@ def test_the_commands(tmp_path: Path) -> None:
         assert "the old configuration stays in force" in refused.stderr
 
 
-def test_without_a_server_the_commands_say_so(tmp_path: Path) -> None:
+def test_without_a_server_the_commands_report_it(tmp_path: Path) -> None:
     for command in ("status", "reload"):
         shown = unmoor(command, "--control", str(tmp_path / "none"))
         assert shown.returncode == 2
@@ -506,16 +506,16 @@ def test_a_socket_left_behind_is_replaced_but_nothing_else_is(tmp_path: Path) ->
     ],
 )
 def test_nonsense_on_the_control_socket_harms_nothing(shared: Running, request_: bytes) -> None:
-    with socket.socket(socket.AF_UNIX) as door:
-        door.settimeout(10)
-        door.connect(str(shared.control))
-        door.sendall(request_)
-        door.shutdown(socket.SHUT_WR)
-        assert door.recv(100) == b""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(str(shared.control))
+        sock.sendall(request_)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(100) == b""
     assert shared.status()["generation"] == 1
 
 
-def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.settimeout(10)
         systemd.bind(str(tmp_path / "notify"))
@@ -537,7 +537,9 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ("changes", "reason"),
     [({"listen": ["127.0.0.1"], "port": None}, "port"), ({"pools": {}}, "is not a pool")],
 )
-def test_a_server_that_cannot_begin_says_why(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+def test_a_server_that_cannot_start_reports_why(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
     config = tmp_path / "dns.json"
     config.write_text(json.dumps(document(**changes)))
     shown = unmoor("serve", "--config", str(config), "--control", str(tmp_path / "c"))

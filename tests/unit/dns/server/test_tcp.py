@@ -1,4 +1,4 @@
-"""The bounds on TCP connections, with a clock that the test moves."""
+"""Limits of TCP connections, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IDLE = 15
 
 
 class Bench:
-    """Connections without an event loop: the test says when something happened."""
+    """Connections without an event loop: the test triggers each event."""
 
     def __init__(self, limits: Limits) -> None:
         local = Local()
@@ -88,7 +88,7 @@ def ask(bench: Bench, client: socket.socket) -> None:
     assert client.recv(4096)[2:4] == QUERY[:2]
 
 
-def test_who_asks_nothing_is_closed(bench: Bench, clock: list[float]) -> None:
+def test_a_connection_without_queries_is_closed(bench: Bench, clock: list[float]) -> None:
     silent = bench.connect()
     clock[0] += IDLE - 1
     assert bench.connections.expire() == 1
@@ -124,7 +124,7 @@ def test_one_too_many_closes_the_idlest(clock: list[float]) -> None:
 def test_what_is_held_for_all_is_bounded(
     bench: Bench, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those who fill it are closed, not those who ask and read."""
+    """Connections that fill it are closed, not those that query and read."""
     monkeypatch.setattr(tcp, "MAX_HELD", 100_000)
     reading = bench.connect()
     filling = [bench.connect() for _ in range(20)]
@@ -219,7 +219,7 @@ def test_five_thousand_connections_and_a_reload_in_their_midst(tmp_path: Path) -
         assert server.status()["restarts"] == 0
 
 
-def test_who_floods_one_connection_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_flood_on_one_connection_does_not_delay_others(tmp_path: Path) -> None:
     with running(tmp_path, workers=1, listen=["127.0.0.1"]) as server:
         flood = socket.create_connection(("127.0.0.1", server.port), 10)
         enough = threading.Event()
@@ -235,12 +235,12 @@ def test_who_floods_one_connection_holds_up_nobody(tmp_path: Path) -> None:
         threads = [threading.Thread(target=each) for each in (ask_without_a_pause, read_without_a_pause)]
         for thread in threads:
             thread.start()
-        with socket.socket(type=socket.SOCK_DGRAM) as door:
-            door.settimeout(5)
-            door.connect(("127.0.0.1", server.port))
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.connect(("127.0.0.1", server.port))
             for _ in range(100):
-                door.send(QUERY)
-                assert door.recv(4096)[:2] == QUERY[:2]
+                sock.send(QUERY)
+                assert sock.recv(4096)[:2] == QUERY[:2]
                 with socket.create_connection(("127.0.0.1", server.port), 5) as other:
                     other.sendall(framed(QUERY))
                     assert read_framed(other)[:2] == QUERY[:2]
@@ -269,7 +269,7 @@ def test_the_idle_limit_is_the_documents(tmp_path: Path) -> None:
             assert silent.recv(1) == b""
 
 
-def test_the_keepalive_option_says_the_idle_limit(tmp_path: Path) -> None:
+def test_the_keepalive_option_has_the_idle_limit(tmp_path: Path) -> None:
     keepalive = dns.edns.GenericOption(11, b"")
     query = dns.message.make_query("host0.example.com", "A", options=[keepalive])
     with running(tmp_path, tcp_idle=7, listen=["127.0.0.1"]) as server:
@@ -278,14 +278,14 @@ def test_the_keepalive_option_says_the_idle_limit(tmp_path: Path) -> None:
 
 
 def test_nothing_is_kept_of_connections_that_ended(bench: Bench) -> None:
-    for _ in range(300):  # more than one client may hold at once
+    for _ in range(300):  # more than the limit of one client
         bench.connect().close()
         bench.readable()
     assert bench.handlers == {}
     ask(bench, bench.connect())
 
 
-def test_clients_are_told_apart_by_address_and_network() -> None:
+def test_clients_are_distinguished_by_address_and_network() -> None:
     assert tcp._client(socket.AF_INET, "198.18.0.1") != tcp._client(socket.AF_INET, "198.18.0.2")
     one, same, other = "2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:2::1"
     assert tcp._client(socket.AF_INET6, one) == tcp._client(socket.AF_INET6, same)

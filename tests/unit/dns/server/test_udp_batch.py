@@ -1,4 +1,4 @@
-"""Batches of datagrams over real sockets: every reply goes to who asked, and none holds up another."""
+"""Batches of datagrams over real sockets: each reply goes to its client, and none delays another."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 ROOM = 1232
 
 
-class Door:
-    """A socket that is served, what it was asked, and how many replies were refused."""
+class Served:
+    """A served socket, the queries that it got, and the number of replies that were refused."""
 
     def __init__(self, family: socket.AddressFamily) -> None:
         self.family = family
@@ -33,58 +33,58 @@ class Door:
 
 
 def bound(family: socket.AddressFamily) -> socket.socket:
-    door = socket.socket(family, socket.SOCK_DGRAM)
-    door.bind((LOOPBACK[family], 0))
-    door.settimeout(5)
-    return door
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.bind((LOOPBACK[family], 0))
+    sock.settimeout(5)
+    return sock
 
 
 @pytest.fixture(params=list(LOOPBACK), ids=["ipv4", "ipv6"])
-def door(request: pytest.FixtureRequest) -> Iterator[Door]:
-    made = Door(request.param)
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    made = Served(request.param)
     yield made
     made.socket.close()
 
 
-def all_drained(door: Door) -> None:
-    while door.drain():
+def all_drained(served: Served) -> None:
+    while served.drain():
         pass
 
 
-def test_nothing_waits(door: Door) -> None:
-    assert not door.drain()
-    assert not door.asked
+def test_nothing_waits(served: Served) -> None:
+    assert not served.drain()
+    assert not served.asked
 
 
-def test_each_client_gets_its_own_reply(door: Door) -> None:
-    clients = [bound(door.family) for _ in range(5)]
-    # More than one batch, with silence in between: a reply then stands in another's place of the batch.
+def test_each_client_gets_its_own_reply(served: Served) -> None:
+    clients = [bound(served.family) for _ in range(5)]
+    # More than one batch, some queries without a reply: then a reply has another place in the batch.
     for turn in range(30):
         for number, client in enumerate(clients):
             word = "silence" if (turn + number) % 4 == 0 else "word"
-            client.sendto(f"{word} {turn} {number}".encode(), door.socket.getsockname())
-    assert door.drain()
-    assert len(door.asked) == BATCH
-    all_drained(door)
+            client.sendto(f"{word} {turn} {number}".encode(), served.socket.getsockname())
+    assert served.drain()
+    assert len(served.asked) == BATCH
+    all_drained(served)
     for number, client in enumerate(clients):
         expected = [f"re: word {turn} {number}".encode() for turn in range(30) if (turn + number) % 4]
         assert [client.recvfrom(2000) for _ in expected] == [
-            (reply, door.socket.getsockname()) for reply in expected
+            (reply, served.socket.getsockname()) for reply in expected
         ]
         client.close()
-    assert {(limit, address) for _, limit, address in door.asked} == {(ROOM, LOOPBACK[door.family])}
-    assert not door.unsent
+    assert {(limit, address) for _, limit, address in served.asked} == {(ROOM, LOOPBACK[served.family])}
+    assert not served.unsent
 
 
 @pytest.mark.parametrize("size", [0, 1, 1231, MAX_PACKET, MAX_PACKET + 1, 9000])
-def test_packets_of_every_size(door: Door, size: int) -> None:
-    with bound(door.family) as client:
-        # A long one first: a short one after it must not show what stood there.
+def test_packets_of_every_size(served: Served, size: int) -> None:
+    with bound(served.family) as client:
+        # A long one first: a short one after it must not contain octets of it.
         for packet in (b"\xff" * MAX_PACKET, bytes(size), b"short"):
-            client.sendto(packet, door.socket.getsockname())
-            all_drained(door)
+            client.sendto(packet, served.socket.getsockname())
+            all_drained(served)
             assert client.recv(2000) == b"re: " + packet[:1000]
-    assert [packet for packet, _, _ in door.asked] == [
+    assert [packet for packet, _, _ in served.asked] == [
         b"\xff" * MAX_PACKET,
         bytes(min(size, MAX_PACKET)),
         b"short",
@@ -93,20 +93,20 @@ def test_packets_of_every_size(door: Door, size: int) -> None:
 
 def test_more_clients_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unmoor.dns.server.udp_batch._MAX_KNOWN", 3)
-    door = Door(socket.AF_INET)
+    served = Served(socket.AF_INET)
     for last in range(1, 20):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.bind((f"127.0.0.{last}", 0))
-            client.sendto(b"x", door.socket.getsockname())
-            assert not door.drain()
+            client.sendto(b"x", served.socket.getsockname())
+            assert not served.drain()
             assert client.recv(100) == b"re: x"
-    assert [address for _, _, address in door.asked] == [f"127.0.0.{last}" for last in range(1, 20)]
-    door.socket.close()
+    assert [address for _, _, address in served.asked] == [f"127.0.0.{last}" for last in range(1, 20)]
+    served.socket.close()
 
 
 def test_a_reply_that_cannot_be_sent_holds_up_no_other() -> None:
-    door = Door(socket.AF_INET)
-    where = door.socket.getsockname()
+    served = Served(socket.AF_INET)
+    where = served.socket.getsockname()
     try:
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
     except PermissionError:
@@ -118,8 +118,8 @@ def test_a_reply_that_cannot_be_sent_holds_up_no_other() -> None:
                 client.sendto(packet, where)
             else:
                 raw.sendto(from_port_0, where)
-        assert not door.drain()
+        assert not served.drain()
         assert [client.recv(100) for _ in range(3)] == [b"re: one", b"re: two", b"re: three"]
-    assert len(door.asked) == 7
-    assert door.unsent == 4
-    door.socket.close()
+    assert len(served.asked) == 7
+    assert served.unsent == 4
+    served.socket.close()

@@ -40,7 +40,7 @@ def server(tmp_path: Path) -> Iterator[Upgradable]:
 
 
 class Load(threading.Thread):
-    """Keeps some queries under way; a reply that does not come, or that nobody asked for, is told."""
+    """Keeps some queries in flight; missing and unexpected replies are errors."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
@@ -51,20 +51,20 @@ class Load(threading.Thread):
 
     def run(self) -> None:
         try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-                door.settimeout(10)
-                door.connect(("127.0.0.1", self._port))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(10)
+                sock.connect(("127.0.0.1", self._port))
                 while not self.enough:
-                    self._round(door)
+                    self._round(sock)
         except Exception as error:
             self.wrong.append(repr(error))
 
-    def _round(self, door: socket.socket) -> None:
+    def _round(self, sock: socket.socket) -> None:
         asked = {struct.pack("!H", (self.answered + at) & 0xFFFF) for at in range(32)}
         for ident in asked:
-            door.send(ident + QUERY[2:])
+            sock.send(ident + QUERY[2:])
         for _ in range(32):
-            reply = door.recv(4096)
+            reply = sock.recv(4096)
             asked.remove(reply[:2])
             if reply[2:4] != b"\x85\x00" or ip_address(reply[-4:]) not in POOL:
                 self.wrong.append(reply.hex())
@@ -73,7 +73,7 @@ class Load(threading.Thread):
 
 @contextlib.contextmanager
 def loaded(server: Running) -> Iterator[list[Load]]:
-    """Clients that ask all the while; at the end, nothing was lost and nothing was wrong."""
+    """Clients that query all the time; at the end, checks that no reply was lost or wrong."""
     loads = [Load(server.port) for _ in range(3)]
     for load in loads:
         load.start()
@@ -103,7 +103,7 @@ def test_twenty_upgrades_lose_nothing(server: Upgradable, tmp_path: Path) -> Non
         asked = 0
         for number in range(20):
             release = releases[number % 2]
-            # In the middle of a question, with others before it that nobody has read the answers of.
+            # In the middle of a query, after others whose answers are unread.
             stream.sendall(framed(QUERY) * 50 + framed(QUERY)[:9])
             done = release.upgrade(server)
             assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def test_twenty_upgrades_lose_nothing(server: Upgradable, tmp_path: Path) -> Non
             pids.add(status["pid"])
     assert len(pids) == 21
     wait_until(lambda: not any(alive(pid) for pid in pids - {server.status()["pid"]}))
-    # Each release goes on from what the one before it had counted.
+    # Each release continues the counts of the one before it.
     total = sum(load.answered for load in loads) + asked
     status = server.status()
     assert status["policies"]["free"] == status["rcodes"]["NOERROR"] == total
@@ -164,7 +164,7 @@ def test_it_lives_on_as_any_server_does(server: Upgradable, tmp_path: Path) -> N
 
 
 def test_cookies_stay_valid(server: Upgradable, tmp_path: Path) -> None:
-    """Also of a document without a secret, where each server would draw its own."""
+    """Also for a document without a secret, where each server generates its own."""
 
     def cookie(sent: bytes) -> bytes:
         query = dns.message.make_query(
@@ -180,7 +180,7 @@ def test_cookies_stay_valid(server: Upgradable, tmp_path: Path) -> None:
     assert cookie(before) == before
 
 
-def test_systemd_learns_who_the_server_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_learns_the_main_pid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.settimeout(20)
         systemd.bind(str(tmp_path / "notify"))
@@ -215,7 +215,7 @@ OFFER = "        for place in predecessor.offer("
 BEGIN = "            self._pool.adopt(started[place])\n        totals"
 KEY = "raise KeyError(7)"
 KILL = "import os; os.kill(os.getpid(), 9)"
-# What is written into which file, before which line, and what the operator is told.
+# What is written into which file, before which line, and the message for the operator.
 BROKEN = {
     "import error": (
         "dns/server/server.py",
@@ -371,7 +371,7 @@ def test_what_is_no_program_is_refused(server: Upgradable, program: str) -> None
     assert server.status()["pid"] == server.process.pid
 
 
-def test_a_server_that_is_too_old_is_told_apart(tmp_path: Path) -> None:
+def test_a_server_that_is_too_old_has_its_own_exit_status(tmp_path: Path) -> None:
     first = Release(tmp_path, "1.0").replace(
         "dns/server/requests.py", '            "program": _PROGRAM,\n', ""
     )
@@ -394,7 +394,7 @@ def test_no_descriptor_is_left_behind(server: Upgradable, tmp_path: Path) -> Non
 
     releases = [Release(tmp_path, "2.0"), Release(tmp_path, "3.0")]
     assert releases[0].upgrade(server).returncode == 0
-    # The connection that asked may be among them or not, so one that four upgrades left would still be seen.
+    # The connection of this query may be among them, so four upgrades would show one that is left open.
     before = descriptors()
     for number in range(1, 5):
         assert releases[number % 2].upgrade(server).returncode == 0

@@ -1,4 +1,4 @@
-"""Servers of other makes as primaries: transfers with a key, NOTIFY, differences, a catalog."""
+"""Other servers as primaries: transfers with a key, NOTIFY, IXFR, a catalog."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from click.testing import CliRunner
 from support.dns_document import document
 from support.dns_primary import KEYS, NAME, SECRET, zone_text
 from support.dns_server import answer, free_port, running
-from support.other_servers import KNOT, NSD, PROGRAMS, OtherServer
+from support.other_servers import OtherServer
+from support.peers import KNOT, NSD, OPTIONS
 from support.waiting import wait_for
 from unmoor.commands.dns import cli
 
@@ -59,8 +60,6 @@ zone:
 """,
     "nsd": NSD
     + """
-remote-control:
-  control-enable: no
 key:
   name: transfer.key
   algorithm: hmac-sha256
@@ -98,7 +97,7 @@ _GENERATED = f"""
 
 
 class Peer(OtherServer):
-    """A server of another make, which serves the zone to who has the key, and notifies the port `ours`."""
+    """Another server, which serves the zone to holders of the key, and notifies port `ours`."""
 
     def __init__(self, directory: Path, program: str, ours: int, more: str = "", text: str = "") -> None:
         self.directory, self.program, self.port = directory, program, free_port()
@@ -111,7 +110,7 @@ class Peer(OtherServer):
                 directory=directory, port=self.port, ours=ours, secret=SECRET, name=NAME, more=more
             )
         )
-        super().__init__(directory / f"{program}.log", program, *PROGRAMS[program], config)
+        super().__init__(directory / f"{program}.log", program, *OPTIONS[program], config)
         self.wait(lambda: self._serial() is not None)
 
     def _serial(self) -> int | None:
@@ -127,7 +126,7 @@ class Peer(OtherServer):
         self.process.send_signal(signal.SIGHUP)
 
     def reload_to(self, serial: int) -> None:
-        """Have it serve what was written: the process by which NSD reloads may fail, and the old stays."""
+        """Reload until this serial is served: a reload of NSD may fail, and then the old zone stays."""
         deadline = time.monotonic() + 120
         while True:
             self.reload()
@@ -146,7 +145,7 @@ def start(directory: Path, program: str, ours: int, more: str = "", text: str = 
     return Peer(directory, program, ours, more, text)
 
 
-@pytest.fixture(params=PROGRAMS)
+@pytest.fixture(params=OPTIONS)
 def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Peer, int]]:
     ours = free_port()
     started = start(tmp_path / "peer", request.param, ours)
@@ -170,7 +169,7 @@ def test_a_primary_of_another_make(tmp_path: Path, peer: tuple[Peer, int]) -> No
         assert answer(server, "n0.example.org", "A") == "NXDOMAIN"
         assert answer(server, "host.example.org", "A").startswith("198.51.100.")
         assert server.status()["transfers"][NAME]["failures"] == 0, server.log.read_text()
-        if primary.program != "nsd":  # it does not say how it answered
+        if primary.program != "nsd":  # it does not log how it answered
             assert "IXFR" in primary.log.read_text()
 
 
@@ -194,8 +193,8 @@ def test_a_catalog_that_knot_makes(tmp_path: Path) -> None:
         primary.stop()
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_what_is_exported_is_served_as_we_would(tmp_path: Path, program: str) -> None:
+@pytest.mark.parametrize("program", OPTIONS)
+def test_exported_zones_are_served_like_ours(tmp_path: Path, program: str) -> None:
     hosts = ["host", r"a\.b", "*.w", "@"]
     zone = {"name": NAME, "records": zone_text(1, "x TXT one"), "hostnames": [{"names": hosts}]}
     policies = [{"name": "all", "answer": {"pool": "free", "ttl": 30, "https": {}}}]

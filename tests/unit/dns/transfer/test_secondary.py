@@ -1,4 +1,4 @@
-"""Zones that live in the operator's own primary: transfers, NOTIFY, expiry, and what is refused."""
+"""Zones from the operator's primary: transfers, NOTIFY, expiry, and refusals."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def serial_of(zone: static_zone.Zone) -> int:
 
 
 def texts(zone: static_zone.Zone) -> set[str]:
-    """Names and types, for comparison."""
+    """Names and types as text, for comparison."""
     return {
         f"{names.to_text(name)} {rtype} {rrset.ttl} {rrset.rdatas}"
         for name, node in zone.nodes.items()
@@ -82,7 +82,7 @@ def texts(zone: static_zone.Zone) -> set[str]:
 # -- one transfer ----------------------------------------------------------------------------------------
 
 
-def test_the_whole_then_the_differences(primary: Primary) -> None:
+def test_axfr_then_ixfr(primary: Primary) -> None:
     primary.set(NAME, zone_text(1, *(f"n{number} A 198.51.100.{number}" for number in range(200))))
     first = transfer.fetch(source(primary), APEX, None, 1000)
     assert (first.serial, first.records) == (1, 203)
@@ -100,7 +100,7 @@ def test_the_whole_then_the_differences(primary: Primary) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["not implemented", "unknown base", "misfit"])
-def test_without_usable_differences_the_whole_is_asked_for(primary: Primary, spoil: str) -> None:
+def test_without_usable_differences_axfr_is_requested(primary: Primary, spoil: str) -> None:
     primary.set(NAME, zone_text(1, "a A 198.51.100.1"))
     first = transfer.fetch(source(primary), APEX, None, 100)
     primary.set(NAME, zone_text(2, "b A 198.51.100.2"))
@@ -172,7 +172,7 @@ def test_what_is_no_zone_is_refused(primary: Primary, tamper: Callable[[Records]
 
 
 def test_records_that_no_message_holds_are_refused(primary: Primary) -> None:
-    """Each comes in a message of its own, and together they could never be answered."""
+    """Each arrives in its own message, but no reply holds all of them."""
     lines = [f"many TXT {number:03}{f' {chr(116) * 249}' * 4}" for number in range(70)]
     primary.set(NAME, zone_text(1, *lines))
     primary.records_per_message = 20
@@ -200,7 +200,7 @@ def test_signatures_that_are_wrong_missing_or_of_another_key(keyed: Primary, pri
             transfer.ask_serial(bad, APEX)
         with pytest.raises(transfer.TransferError):
             transfer.fetch(bad, APEX, None, 100)
-    # One who does not know the key must not pass for one who does.
+    # A sender without the key must not count as one with it.
     impostor = source(primary, "transfer.key")
     with pytest.raises(transfer.TransferError):
         transfer.fetch(impostor, APEX, None, 100)
@@ -223,7 +223,7 @@ def test_a_primary_that_is_not_there() -> None:
 
 
 def test_a_primary_is_not_kept_waiting_while_we_read() -> None:
-    """Eight megabytes are taken off its hands before we have read any; then they are all there, in order."""
+    """Eight megabytes are buffered before we read any, and are complete and in order then."""
     data = bytes(range(256)) * 32768
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as ours:
         ours.connect(listener.getsockname())
@@ -374,7 +374,7 @@ def test_with_a_key_notify_must_be_signed(tmp_path: Path, keyed: Primary) -> Non
         assert answer(server, "x.example.org") == '"one"'
         assert keyed.notify(NAME, server.port).had_tsig  # dnspython has verified it
         wait_for(lambda: answer(server, "x.example.org"), '"two"')
-        # What is secret is not told by anything that tells something.
+        # No output contains the secret.
         command = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
         for child in (
             Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
@@ -404,7 +404,7 @@ def test_a_notify_with_a_wrong_signature(key: str, secret: str, error: int) -> N
 
 
 def flood(packet: bytes, address: str, port: int, count: int = 500) -> None:
-    """Send a packet many times from an address, as who forges it would; the replies go nowhere."""
+    """Send a packet many times from a forged address; the replies are lost."""
     with socket.socket(type=socket.SOCK_DGRAM) as sock:
         sock.bind((address, 0))
         for _ in range(count):
@@ -418,7 +418,7 @@ def plain_notify(name: str) -> bytes:
 
 
 def test_a_flood_under_one_primarys_address_silences_no_other(tmp_path: Path, primary: Primary) -> None:
-    """Not the other primary of the same zone, and not the same primary for another zone."""
+    """Neither another primary of the same zone, nor the same primary for another zone."""
     other = Primary("127.0.0.2")
     for each in (primary, other):
         each.set(NAME, zone_text(1, "x TXT one"))
@@ -439,7 +439,7 @@ def test_a_flood_under_one_primarys_address_silences_no_other(tmp_path: Path, pr
     other.close()
 
 
-def test_who_has_not_the_key_does_not_use_up_the_primarys_share(tmp_path: Path, keyed: Primary) -> None:
+def test_senders_without_the_key_do_not_use_up_the_primarys_share(tmp_path: Path, keyed: Primary) -> None:
     keyed.set(NAME, zone_text(1, "x TXT one"))
     zones = with_zone(zone_of(keyed, tsig_key="transfer.key"))
     with running(tmp_path, workers=1, zones=zones, tsig_keys=KEYS) as server:
@@ -450,7 +450,7 @@ def test_who_has_not_the_key_does_not_use_up_the_primarys_share(tmp_path: Path, 
 
 
 def test_what_one_primary_may_notify_is_bounded() -> None:
-    """A second's share is passed on, and no more; of strangers nothing is kept."""
+    """A second's share is passed on, and no more; nothing of strangers is kept."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
         for each in (ours, theirs):
@@ -472,7 +472,7 @@ def test_what_one_primary_may_notify_is_bounded() -> None:
 
 
 def test_a_notify_that_cannot_be_passed_on_is_not_confirmed() -> None:
-    """The primary asks again what nobody has confirmed (RFC 1996 section 3.6)."""
+    """The primary repeats a NOTIFY that was not confirmed (RFC 1996 section 3.6)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     ours.setblocking(False)
     named = PrimaryDocument(address="127.0.0.9")
@@ -491,10 +491,10 @@ def signed_notify(key: str = "transfer.key") -> bytes:
     return message.to_wire()
 
 
-@example(b"\0", 102, 0, 115)  # what is wrong stands behind a signature that is wrong as well
+@example(b"\0", 102, 0, 115)  # the error is behind a signature that is wrong as well
 @given(st.binary(max_size=12), st.integers(0, 160), st.integers(0, 160), st.integers(0, 200))
 def test_whatever_passes_for_a_notify(noise: bytes, start: int, stop: int, size: int) -> None:
-    """Octets changed, cut out, put in, or cut off: never NOERROR, and never anything but a reply."""
+    """With octets changed, removed, added or cut off, the reply is never NOERROR and always valid."""
     packet = signed_notify()
     spoilt = (packet[:start] + noise + packet[stop:])[:size]
     if spoilt[2:] == packet[2:] or not message.is_notify(spoilt):  # the identifier is not signed (RFC 8945)
@@ -572,7 +572,7 @@ def test_a_version_that_clashes_is_refused_and_the_old_one_stays(tmp_path: Path,
         assert (state["serial"], "host.example.org" in state["error"]) == (1, True)
         primary.set(NAME, zone_text(3, "x TXT three", refresh=1, retry=1))
         wait_for(lambda: answer(server, "x.example.org"), '"three"')
-        # The other way round: a reload that registers what the zone has is refused.
+        # The reverse: a reload that registers a name of the zone is refused.
         server.write(document(port=server.port, zones=with_zone(zone_of(primary, "host", "ns"))))
         reply = server.reload()
         assert not reply.done
@@ -688,7 +688,7 @@ def test_no_directory_for_copies(tmp_path: Path, primary: Primary) -> None:
 # -- what documents may say ------------------------------------------------------------------------------
 
 
-def test_changes_are_told_without_secrets(primary: Primary) -> None:
+def test_changes_are_described_without_secrets(primary: Primary) -> None:
     old = model(document(zones=with_zone(zone_of(primary)), tsig_keys=KEYS))
     other = {"transfer.key": {"secret": "AAAA" + SECRET[4:]}}
     new = model(

@@ -1,4 +1,4 @@
-"""Catalog zones: what they say, who has which member, and a server that follows them (RFC 9432)."""
+"""Catalog zones (RFC 9432): their content, the owner of each member, and a server that follows them."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_groups_choose_the_first_that_the_document_knows() -> None:
     assert members[0].group == "b"
 
 
-def test_the_one_that_has_it_keeps_it() -> None:
+def test_the_catalog_that_has_a_member_keeps_it() -> None:
     mine = Member("m.example", "two.catalog", "", "two.catalog 1")
     members, warnings = merge(
         model(TWO), listing({"m.example": entry("1")}, {"m.example": entry("1")}), [mine]
@@ -131,7 +131,7 @@ def test_the_one_that_has_it_keeps_it() -> None:
 
 @pytest.mark.parametrize(("unique", "state"), [("1", "one.catalog 1"), ("2", "two.catalog 2")])
 def test_change_of_ownership(unique: str, state: str) -> None:
-    """With the same unique label the zone's state goes along, with another it is forgotten (4.3.1)."""
+    """With the same unique label the zone keeps its state, with another it loses it (section 4.3.1)."""
     mine = Member("m.example", "one.catalog", "", "one.catalog 1")
     both = listing({"m.example": entry("1", TWO_CATALOG)}, {"m.example": entry(unique)})
     members, warnings = merge(model(TWO), both, [mine])
@@ -140,7 +140,7 @@ def test_change_of_ownership(unique: str, state: str) -> None:
     # Handed over, but not there yet: nothing changes.
     members, _ = merge(model(TWO), listing({"m.example": entry("1", TWO_CATALOG)}, {}), [mine])
     assert members == [mine]
-    # Gone from the old one afterwards: it stays what it is.
+    # Then removed from the old one: nothing changes.
     after, _ = merge(
         model(TWO), listing({}, {"m.example": entry(unique)}), merge(model(TWO), both, [mine])[0]
     )
@@ -258,7 +258,7 @@ def test_another_unique_label_resets_the_zone(tmp_path: Path, primary: Primary) 
     primary.set(CATALOG, catalog_text(1, "a.zones PTR m.example."))
     with running(tmp_path, **following(primary)) as server:
         wait_for(lambda: answer(server, "x.m.example"), '"old"')
-        # Begun anew at the primary, with a lower serial, which would be refused otherwise.
+        # Reset at the primary with a lower serial, which would be refused otherwise.
         primary.versions.clear()
         primary.set("m.example", zone_text(1, "x TXT new"))
         primary.set(CATALOG, catalog_text(2, "b.zones PTR m.example."))

@@ -1,4 +1,4 @@
-"""The bounds of the activation service, and its client where no kernel feature is needed."""
+"""Limits of the activation service, and its client as far as it needs no kernel feature."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def allocate(prefixes: list[Any], *kept: tuple[Counted, ...]) -> Allocation:
 
 
 def counters(spans: tuple[Counted, ...], addresses: Iterable[int]) -> dict[int, int]:
-    """Which of these addresses have a counter, and its number."""
+    """The numbers of the counters of those addresses that have one."""
     return {
         address: first + address - start
         for start, count, first in spans
@@ -157,7 +157,7 @@ def test_counters_never_overlap_and_stay_with_their_address(steps: list[list[IPv
             assert all(now[address] == before[address] for address in now.keys() & before.keys())
             assert began.isdisjoint(before.values())
             assert all(now[address] in began for address in now.keys() - known)
-        # What is small enough in all is counted, all of it, whatever was before.
+        # Prefixes that are small enough in total are counted completely, whatever was counted before.
         distinct = list(collapse_addresses(prefixes))
         if sum(prefix.num_addresses for prefix in distinct) <= COUNTED_ADDRESSES:
             assert sum(count for _, count, _ in spans) == sum(each.num_addresses for each in distinct)

@@ -1,4 +1,4 @@
-"""The compiled table must choose as the plain rule of precedence says; here for any bindings at all."""
+"""The compiled table chooses by the rule of precedence, for any bindings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def aligned(address: Address) -> int:
 
 
 def walk(compiled: table.Table, root: int, value: int, ifindex: int) -> tuple[int, int, int] | None:
-    """What `find` of dispatch.bpf.c does: (service, prefix length, address_base) of the leaf."""
+    """`find` of dispatch.bpf.c: (service, prefix length, address_base) of the leaf."""
     index = root
     for _ in range(MAX_DEPTH):
         first, pos, bits, _ = NODE.unpack_from(compiled.nodes, index * NODE.size)
@@ -55,7 +55,7 @@ def walk(compiled: table.Table, root: int, value: int, ifindex: int) -> tuple[in
 
 
 def choose(compiled: table.Table, protocol: str, address: Address, port: int, ifindex: int = 0) -> int | None:
-    """What `run` of dispatch.bpf.c does: the service that takes the packet."""
+    """`run` of dispatch.bpf.c: the service that takes the packet."""
     value, number = aligned(address), PROTOCOLS.index(protocol)
     roots = PORT.unpack_from(compiled.ports, (number << 16 | port) * PORT.size)
     column = 0 if address.version == 4 else 1
@@ -157,7 +157,7 @@ def test_the_expectation_agrees_with_the_rule(bindings: list[Binding], port: int
 
 @st.composite
 def counted_strategy(draw: st.DrawFn) -> list[tuple[int, int, int]]:
-    """Ranges of addresses, in order, with counters that follow one another or do not."""
+    """Ranges of addresses in order, with consecutive counters or not."""
     ends = sorted(draw(st.sets(st.integers(0, 1 << 17), max_size=12)))
     return [
         (0xC6120000 + start, end - start, draw(st.integers(0, COUNTERS_OF_ADDRESSES)))
@@ -215,7 +215,7 @@ def tcp(prefix: str, first: int, last: int, service: str) -> Binding:
     return Binding("tcp", ip_network(prefix), first, last, service)
 
 
-# What is bound (prefix, ports, service), then what is asked and which service must take it.
+# Bindings (prefix, ports, service), then a query and the service that must take it.
 PRECEDENCE = {
     "longer prefix": ("198.18.0.0/20 any a, 198.18.0.0/24 any b", "198.18.0.9", 80, "b"),
     "longer prefix before port": ("198.18.0.0/20 80 a, 198.18.0.0/24 any b", "198.18.0.9", 80, "b"),
