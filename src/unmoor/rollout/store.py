@@ -159,10 +159,11 @@ class Store:
         """Return the id of the one stored generation that begins with `prefix`; "zero" is generation zero."""
         if prefix == "zero":
             return ""
-        found = sorted(path.stem for path in self._manifests.glob("*.json") if path.stem.startswith(prefix))
-        if len(found) != 1 or not prefix:
+        stems = [path.stem for path in self._manifests.glob("*.json")]
+        found = [stem for stem in stems if prefix and stem.startswith(prefix)]
+        if len(found) != 1:
             why = "names no generation of this edge" if not found else f"names {len(found)} generations"
-            raise StoreError(f"{prefix or '(empty)'}: {why}\n    fix: choose one of `unmoor edge list`")
+            raise StoreError(f"'{prefix}': {why}\n    fix: choose one of `unmoor edge list`")
         return found[0]
 
     def state(self) -> State:

@@ -29,12 +29,12 @@ Tree = dict[str, tuple[tuple[str, str, str], str]]
 def generation(root: str, tree: Tree) -> tuple[Manifest, dict[str, bytes]]:
     parts: dict[str, list[dict[str, Any]]] = {}
     for name, ((kind, value, mode), part) in tree.items():
-        file: dict[str, Any] = {"path": f"{root}/{name}"}
-        file |= {
+        keys: dict[str, dict[str, Any]] = {
             "file": {"content": value, "mode": mode},
             "link": {"link": value},
             "absent": {"absent": True},
-        }[kind]
+        }
+        file = {"path": f"{root}/{name}", **keys[kind]}
         parts.setdefault(part, []).append(file)
     document = {"format": 1, "parts": [{"name": name, "files": files} for name, files in parts.items()]}
     return manifest.parse(json.dumps(document))
@@ -95,7 +95,7 @@ def test_every_change_can_be_undone(host_has: Tree, first: Tree, second: Tree) -
 
 
 def rule_parts(root: Path, number: int) -> Manifest:
-    """A part whose rules write down that they ran: a restart before a reload of one unit, and one of no unit."""
+    """A part whose rules log that they ran: a restart before a reload of a unit, and others."""
     log = root / "log"
     note = ["/bin/sh", "-c", f'echo "$1" >> {log}', "sh"]
     part = {
