@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +30,15 @@ FLOORS = (
     ("dns.protocol",),
     ("bpf", "anyip", "scrape", "systemd", "udp"),
     ("model",),
-    ("jsontext",),
+    ("jsontext", "process"),
     ("errors",),
+)
+#: The only module that starts other programs.
+STARTS_PROGRAMS = "unmoor.process"
+#: Modules and functions of the standard library that start a program.
+STARTERS = re.compile(
+    r"subprocess\b|pty\b|_posixsubprocess\b|os\.(?:exec|spawn|posix_spawn|popen|system|startfile)"
+    r"|asyncio\.(?:subprocess|create_subprocess)"
 )
 MAX_MODULE_LINES = 450
 MAX_CLASS_LINES = 200
@@ -121,6 +129,22 @@ def test_either_half_is_useful_alone(half: str) -> None:
         if each.startswith(other)
     ]
     assert not wrong
+
+
+def used(path: Path) -> Iterator[str]:
+    """What a module imports, and the dotted names in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def test_one_module_starts_programs() -> None:
+    starters = {name for name, path in modules().items() if any(map(STARTERS.match, used(path)))}
+    assert starters == {STARTS_PROGRAMS}
 
 
 def test_nothing_is_too_large() -> None:

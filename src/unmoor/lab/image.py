@@ -19,8 +19,8 @@ from pathlib import Path
 
 from unmoor.lab import layout
 from unmoor.lab.layout import GUEST_DEBS
-from unmoor.lab.run import run
 from unmoor.lab.topology import Image
+from unmoor.process import run
 
 #: Increment this when the result of this module changes: images of another builder are not used.
 BUILDER = 3

@@ -19,15 +19,16 @@ from pydantic import ValidationError
 from unmoor.errors import UnmoorError
 from unmoor.lab import cgroup, guest, image, layout, network, ssh, state, supervisor
 from unmoor.lab.layout import Layout
-from unmoor.lab.run import require_programs, require_root, run
+from unmoor.lab.requirements import require_programs, require_root
 from unmoor.lab.state import Phase, State
 from unmoor.lab.topology import Topology
+from unmoor.process import run
 
 Kind = Literal["golden", "bare"]
 Report = Callable[[str], None]
 
 _START_TIMEOUT = 60.0  # seconds until a supervisor has started
-_BOOT_TIMEOUT = 300.0  # seconds until a host has booted
+_BOOT_TIMEOUT = 300.0  # seconds until a host has booted, or its systemd has answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,8 @@ def _warn_of_failed_units(place: Layout, host: str, report: Report) -> None:
 
 def _systemctl(leader: int, *args: str) -> str:
     command = guest.command(leader, ["systemctl", *args])
-    return run(["env", "-i", *_pairs(guest.environment({})), *command], check=False).stdout.strip()
+    clean = ["env", "-i", *_pairs(guest.environment({})), *command]
+    return run(clean, check=False, timeout=_BOOT_TIMEOUT).stdout.strip()
 
 
 def _pairs(environment: Mapping[str, str]) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from unmoor import process
 from unmoor.dns.transfer.link import take_lines
 from unmoor.model import DnsDocument
 from unmoor.model.secrets import dump_with_secrets
@@ -35,7 +35,7 @@ class Transfers:
         # Made once: workers and transfer processes are replaced, and a NOTIFY waits for the next one.
         self._inbox, self.outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.outbox.setblocking(False)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: process.Process | None = None
         self.link: socket.socket | None = None
         self._received = bytearray()
         self._document: DnsDocument | None = None
@@ -63,11 +63,8 @@ class Transfers:
         self.link, theirs = socket.socketpair()
         with theirs:
             descriptors = (theirs.fileno(), self._inbox.fileno())
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_PROGRAM), *map(str, descriptors)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-            )
+            command = [sys.executable, "-I", str(_PROGRAM), *map(str, descriptors)]
+            self._process = process.start(command, descriptors=descriptors)
         # Not as arguments, which every user can read: the document contains keys.
         setup = {"document": dump_with_secrets(wanted), "directory": str(self._directory.absolute())}
         with suppress(OSError):  # if it died, `read` finds out
