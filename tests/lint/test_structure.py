@@ -31,7 +31,7 @@ FLOORS = (
     ("bpf", "anyip", "scrape", "systemd", "udp"),
     ("model",),
     ("jsontext", "process"),
-    ("errors",),
+    ("errors", "paths"),
 )
 #: The only module that starts other programs.
 STARTS_PROGRAMS = "unmoor.process"
@@ -40,6 +40,17 @@ STARTERS = re.compile(
     r"subprocess\b|pty\b|_posixsubprocess\b|os\.(?:exec|spawn|posix_spawn|popen|system|startfile)"
     r"|asyncio\.(?:subprocess|create_subprocess)"
 )
+#: The only module that has default paths and names of units, and what they look like.
+HAS_PATHS = "unmoor.paths"
+DEFAULT_PATH = re.compile(
+    r"/(?:etc|run|opt|var/\w+)/unmoor|/sys/fs/bpf"
+    r"|\bunmoor-(?:activation|anyip|bpffs|dns|dns-metrics|sockets|sockets-metrics|whoami)\b(?!-)"
+)
+#: What only looks like that, with what it is.
+NO_PATHS = {
+    "unmoor-dns": "the name of a file in memory",
+    "; the journal is for root and group unmoor-dns": "a group",
+}
 MAX_MODULE_LINES = 450
 MAX_CLASS_LINES = 200
 MAX_MODULES = 14
@@ -129,6 +140,25 @@ def test_either_half_is_useful_alone(half: str) -> None:
         if each.startswith(other)
     ]
     assert not wrong
+
+
+def literals(path: Path) -> Iterator[str]:
+    """The strings of a module, without docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node.value
+
+
+def test_one_module_has_the_default_paths() -> None:
+    repeated = {
+        f"{name}: {text}": text
+        for name, path in modules().items()
+        for text in literals(path)
+        if DEFAULT_PATH.search(text) and name != HAS_PATHS
+    }
+    assert set(repeated.values()) == NO_PATHS.keys(), "\n".join(repeated)
 
 
 def used(path: Path) -> Iterator[str]:

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from unmoor import paths
 from unmoor.lab import layout
 from unmoor.lab.layout import GUEST_DEBS
 from unmoor.lab.topology import Image
@@ -109,7 +110,7 @@ def lower_layers(path: Path, kind: str) -> tuple[Path, ...]:
 def _prune(cache: Path, keep: Path) -> None:
     """Remove unused images and the remains of interrupted builds."""
     used = {keep}
-    for record in layout.STATE.glob("*/lab.json"):
+    for record in paths.LAB_STATE.glob("*/lab.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):
             used.add(Path(json.loads(record.read_text(encoding="utf-8"))["image"]))
     for path in cache.iterdir():

@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from unmoor import paths
 from unmoor.errors import UnmoorError
 from unmoor.lab import cgroup, guest, image, layout, network, ssh, state, supervisor
 from unmoor.lab.layout import Layout
@@ -114,14 +115,14 @@ def down(place: Layout) -> None:
     with _locked(place):
         _remove(place)
         shutil.rmtree(place.state)
-    for shared in (layout.STATE, layout.cache() / "disks"):
+    for shared in (paths.LAB_STATE, layout.cache() / "disks"):
         with contextlib.suppress(OSError):
             shared.rmdir()
 
 
 def names() -> list[str]:
     """Return the names of all labs, including incomplete ones."""
-    found = {path.name for path in layout.STATE.glob("*")}
+    found = {path.name for path in paths.LAB_STATE.glob("*")}
     found |= {path.name for path in (layout.cache() / "disks").glob("*")}
     for root in cgroup.hierarchies():
         found |= {path.name for path in (root / "unmoor-lab").glob("*/")}

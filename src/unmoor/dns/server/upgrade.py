@@ -20,7 +20,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from unmoor import jsontext, process
+from unmoor import jsontext, paths, process
 from unmoor.dns.counters.counters import Totals
 from unmoor.dns.server.listeners import Endpoint, Pair
 from unmoor.errors import UnmoorError
@@ -178,7 +178,7 @@ class Predecessor:
         if found.get("format") != FORMAT:
             raise UnmoorError(
                 f"the running server hands over in format {found.get('format')}, and this release reads "
-                f"{FORMAT}: restart it instead (systemctl restart unmoor-dns)"
+                f"{FORMAT}: restart it instead (systemctl restart {paths.DNS_UNIT})"
             )
         self.handover = Handover(**found)
         self.channel = socket.socket(fileno=self.handover.channel)

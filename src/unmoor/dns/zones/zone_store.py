@@ -27,9 +27,6 @@ from unmoor.errors import UnmoorError
 
 log = logging.getLogger(__name__)
 
-#: The default directory of copies: the unit's StateDirectory=.
-DIRECTORY = Path("/var/lib/unmoor-dns")
-
 _MAGIC = b"unmoor zone 1\n"
 _DIGEST_SIZE = 32
 _HEAD_SIZE = len(_MAGIC) + _DIGEST_SIZE
