@@ -20,7 +20,7 @@ from unmoor import paths
 from unmoor.errors import UnmoorError
 from unmoor.lab import cgroup, guest, image, layout, network, ssh, state, supervisor
 from unmoor.lab.layout import Layout
-from unmoor.lab.requirements import require_programs, require_root
+from unmoor.lab.requirements import inotify_advice, require_inotify, require_programs, require_root
 from unmoor.lab.state import Phase, State
 from unmoor.lab.topology import Topology
 from unmoor.process import run
@@ -90,6 +90,8 @@ def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
     require_root()
     require_programs()
     with _locked(place):
+        off = [host for host in topology.hosts if state.read(place, host).phase == "off"]
+        require_inotify(len(off))
         if not place.record.exists():
             # Remains of a failed `up` would break the build.
             _remove(place)
@@ -191,14 +193,15 @@ def _failure(place: Layout, host: str, now: State) -> str:
     log = place.host(host) / "log"
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
     lines = "\n    ".join(tail)
-    return f"host {host} did not boot ({now.phase}, status {now.status}); the end of {log}:\n    {lines}"
+    what = f"host {host} did not boot ({now.phase}, status {now.status}); the end of {log}:"
+    return f"{what}\n    {lines}{inotify_advice(lines)}"
 
 
 def _warn_of_failed_units(place: Layout, host: str, report: Report) -> None:
     leader = state.read(place, host).leader
     if _systemctl(leader, "is-system-running") == "degraded":
         units = _systemctl(leader, "list-units", "--failed", "--plain", "--no-legend")
-        report(f"host {host} is degraded; failed units:\n{units}")
+        report(f"host {host} is degraded; failed units:\n{units}{inotify_advice('')}")
 
 
 def _systemctl(leader: int, *args: str) -> str:
