@@ -90,11 +90,12 @@ def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
     require_root()
     require_programs()
     with _locked(place):
-        off = [host for host in topology.hosts if state.read(place, host).phase == "off"]
-        require_inotify(len(off))
-        if not place.record.exists():
+        is_built = place.record.exists()
+        if not is_built:
             # Remains of a failed `up` would break the build.
             _remove(place)
+        require_inotify(sum(state.read(place, host).phase == "off" for host in topology.hosts))
+        if not is_built:
             _build(place, topology, kind, report)
         built = record(place)
         if (built.topology, built.kind) != (topology, kind):

@@ -56,7 +56,7 @@ def require_programs() -> None:
 def require_inotify(hosts: int) -> None:
     """Raise UnmoorError if this many more hosts would exceed the computer's limit of inotify instances."""
     limit, used, more = _inotify_limit(), inotify_instances(), hosts * _INSTANCES_OF_HOST
-    if used + more > limit:
+    if hosts and used + more > limit:
         raise UnmoorError(
             f"{_INOTIFY_LIMIT} = {limit}: {hosts} more hosts need {more} inotify instances, "
             f"and {used} are in use\n    fix: {_more_inotify(used + more)}"
