@@ -1,6 +1,6 @@
 """The corpus: packets that between them reach all of the answering half, one a line in corpus.txt, as hex.
 
-`python tests/fuzz/corpus.py DIRECTORY` writes it anew: of the packets that it has and those in a directory
+`python tests/fuzz/corpus.py DIRECTORY` rewrites it. Of the packets that it has and those in a directory
 that a fuzzer left, the shortest first, it keeps each that takes a step of the code that none before it took,
 or takes one more often (twice, four times and so on).
 """
