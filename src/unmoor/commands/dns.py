@@ -218,14 +218,14 @@ def status(control: Path, as_json: bool, metrics: bool, text: bool) -> None:
 @click.option("--addresses", is_flag=True, help="A sample for each address, too.")
 def metrics(control: Path, listen: list[Endpoint], addresses: bool) -> None:
     """Print the server's counters for Prometheus, or serve them over HTTP."""
-    from unmoor.commands.exporter import tell  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.commands.exporter import expose  # noqa: PLC0415 - keeps `unmoor --help` quick
     from unmoor.dns.observe.metrics import registry  # noqa: PLC0415 - likewise
     from unmoor.dns.server.control import ask  # noqa: PLC0415 - likewise
 
     found = registry(
         lambda: ask(control, "status").data, (lambda: ask(control, "addresses").data) if addresses else None
     )
-    tell(found, listen)
+    expose(found, listen)
 
 
 @cli.command()

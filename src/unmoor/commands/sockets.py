@@ -274,10 +274,10 @@ def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path
 @_pins
 def metrics(listen: list[Endpoint], addresses: bool, pins: Path) -> None:
     """Print the counters for Prometheus, or serve them."""
-    from unmoor.commands.exporter import tell  # noqa: PLC0415 - see load
+    from unmoor.commands.exporter import expose  # noqa: PLC0415 - see load
     from unmoor.sockets.observe.metrics import collector_registry  # noqa: PLC0415 - see load
 
-    tell(collector_registry(pinned.Pins(pins), addresses), listen)
+    expose(collector_registry(pinned.Pins(pins), addresses), listen)
 
 
 @cli.command()

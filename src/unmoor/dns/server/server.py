@@ -85,7 +85,7 @@ class Server:
         state = State(document, Generation(number, snapshot, pairs, text), table, journal)
         if self._predecessor:
             state.started, state.secret = left.started, bytes.fromhex(left.secret)
-        state.tallies.switch(snapshot.layout, number)
+        state.address_counters.switch(snapshot.layout, number)
         return state
 
     def run(self) -> None:

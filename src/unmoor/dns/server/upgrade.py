@@ -232,19 +232,19 @@ class Predecessor:
         try:
             socket.send_fds(self.channel, [json.dumps(message).encode()], descriptors)
         except OSError:
-            raise UnmoorError(_GONE) from None
+            raise UnmoorError(_CLOSED) from None
 
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         try:
             raw, descriptors, _, _ = socket.recv_fds(self.channel, _MESSAGE, 1)
         except OSError:
-            raise UnmoorError(_GONE) from None
+            raise UnmoorError(_CLOSED) from None
         if not raw:
-            raise UnmoorError(_GONE)
+            raise UnmoorError(_CLOSED)
         return json.loads(raw), descriptors
 
 
-_GONE = "the running server has exited, or gave the upgrade up"
+_CLOSED = "the running server has exited, or gave the upgrade up"
 
 
 def check_program(program: str) -> str:

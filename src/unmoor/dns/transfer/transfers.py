@@ -19,7 +19,7 @@ from unmoor.model.secrets import dump_with_secrets
 log = logging.getLogger(__name__)
 
 #: Seconds in which changes are collected, and at least from one new snapshot to the next.
-_SETTLE, _APART = 0.1, 1.0
+_DELAY, _MIN_INTERVAL = 0.1, 1.0
 #: Seconds until a process that ended is started again.
 _RESTART = 1.0
 
@@ -42,7 +42,7 @@ class Transfers:
         self.changed: set[str] = set()
         self.state: dict[str, dict[str, Any]] = {}
         self._due: float | None = None
-        self._last = -_APART
+        self._last = -_MIN_INTERVAL
         self._restart: float | None = None
 
     def sockets(self) -> list[socket.socket]:
@@ -106,7 +106,7 @@ class Transfers:
             else:
                 self.changed.add(message["changed"])
                 if self._due is None:
-                    self._due = max(time.monotonic() + _SETTLE, self._last + _APART)
+                    self._due = max(time.monotonic() + _DELAY, self._last + _MIN_INTERVAL)
 
     def wait(self) -> float | None:
         """Return the seconds until `tick` is to be called; None if it is not."""
@@ -126,7 +126,7 @@ class Transfers:
     def postpone(self, changed: set[str]) -> None:
         """Let `tick` return these names again, a second later."""
         self.changed |= changed
-        self._due = time.monotonic() + _APART
+        self._due = time.monotonic() + _MIN_INTERVAL
 
     def decide(self, verdicts: dict[str, str | None]) -> None:
         """Report decisions on offers to the process: by zone, None or the reason of the refusal."""

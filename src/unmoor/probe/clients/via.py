@@ -102,7 +102,7 @@ def via(gateways: Sequence[Gateway]) -> Iterator[int]:
     mark = FIRST_MARK + slot
     with holder:
         _remove(mark)
-        _clean_dead()
+        _remove_stale()
         try:
             for gateway in gateways:
                 _add(gateway, mark)
@@ -130,7 +130,7 @@ def _hold(slot: int) -> socket.socket | None:
     return holder
 
 
-def _clean_dead() -> None:
+def _remove_stale() -> None:
     """Remove the rules of killed probes: those whose slot is not reserved."""
     for slot in _slots_in_use():
         holder = _hold(slot)
