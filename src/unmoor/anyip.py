@@ -7,16 +7,17 @@ Unmoor's routes have their own route protocol number, which distinguishes them f
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from unmoor.errors import UnmoorError
+from unmoor import process
 from unmoor.model import EdgeDocument
 
 #: The protocol of Unmoor's routes (rtm_protocol, rtnetlink(7)): not assigned in iproute2's rt_protos.
 PROTOCOL = 117
+#: Seconds that one call of ip(8) may take; a change of all prefixes takes a fraction of one.
+_TIMEOUT = 60.0
 
 Network = IPv4Network | IPv6Network
 
@@ -35,7 +36,7 @@ def wanted(document: EdgeDocument) -> set[Network]:
 
 
 def current() -> set[Network]:
-    """Return what Unmoor's routes make local in this network namespace. Raises UnmoorError if ip(8) fails."""
+    """Return what Unmoor's routes make local in this network namespace. Raises ProcessError of ip(8)."""
     found: set[Network] = set()
     for family in ("-4", "-6"):
         routes = _ip("-json", family, "route", "show", "table", "local", "proto", str(PROTOCOL))
@@ -51,7 +52,7 @@ def plan(document: EdgeDocument | None) -> Change:
 
 
 def apply(change: Change) -> None:
-    """Add and then remove routes, by one call of ip(8) for each family. Raises UnmoorError if it fails."""
+    """Add and then remove routes, by one call of ip(8) for each family. Raises ProcessError if it fails."""
     for version in (4, 6):
         lines = [
             f"route {verb} local {prefix} dev lo proto {PROTOCOL}" for verb, prefix in _steps(change, version)
@@ -70,10 +71,5 @@ def _ordered(prefixes: set[Network]) -> tuple[Network, ...]:
 
 
 def _ip(*arguments: str, stdin: str | None = None) -> str:
-    try:
-        done = subprocess.run(["ip", *arguments], input=stdin, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UnmoorError("ip(8) is missing: install the Debian package iproute2") from None
-    if done.returncode:
-        raise UnmoorError(f"ip {' '.join(arguments)}: {done.stderr.strip()} (is this run by root?)")
+    done = process.run(["ip", *arguments], stdin=stdin, timeout=_TIMEOUT, fixes=process.NEEDS_ROOT)
     return done.stdout

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from unmoor import paths
 from unmoor.dns.check.check import inspect
 from unmoor.dns.policy.policies import first_match, matchers
 from unmoor.dns.protocol import names
@@ -172,7 +173,7 @@ _ADVICE = {
     "unreachable": "does the vantage host have a route, and is the edge on its link (unmoor_gate_via)?",
     "wrong edge": "another edge took the connection: see unmoor_gate_vantage and unmoor_gate_via",
 }
-_DNS_ADVICE = "does the DNS server run? On the edge: systemctl status unmoor-dns; unmoor dns status"
+_DNS_ADVICE = f"does the DNS server run? On the edge: systemctl status {paths.DNS_UNIT}; unmoor dns status"
 
 
 def failure(title: str, status: int, result: dict[str, Any] | None, errors: str) -> list[str]:

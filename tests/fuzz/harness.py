@@ -19,7 +19,7 @@ from unmoor.dns.answer.fast_path import _slow_path, answerer
 from unmoor.dns.answer.rate_limit import Limiter, counted, shared_table
 from unmoor.dns.protocol import message, names
 from unmoor.dns.protocol.edns import Options
-from unmoor.dns.transfer.notify import Notices
+from unmoor.dns.transfer.notify import NotifyHandler
 from unmoor.dns.transfer.transfer import Source
 
 HEADER = 12
@@ -81,8 +81,8 @@ def everything() -> Local:
     return Local(data)
 
 
-class Tireless(Notices):
-    """A limiter that accepts every NOTIFY."""
+class Tireless(NotifyHandler):
+    """Accepts every NOTIFY, however many come in a second."""
 
     def _pass_on(self, apex: bytes, address: str) -> bool:
         return True

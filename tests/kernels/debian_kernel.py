@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from unmoor.lab.image import apt_sources
-from unmoor.lab.run import run
+from unmoor.process import run
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache/kernels"

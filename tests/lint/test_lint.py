@@ -45,7 +45,7 @@ COMMANDS: dict[str, Callable[[], list[str | Path]]] = {
     "ruff check": lambda: [BIN / "ruff", "check", *PYTHON],
     "ruff format": lambda: [BIN / "ruff", "format", "--check", *PYTHON],
     "mypy --strict": lambda: [BIN / "mypy"],
-    "mypy of tests": lambda: [BIN / "mypy", *LOOSE, "tests", "plugins", "tools"],
+    "mypy of tests": lambda: [BIN / "mypy", *LOOSE, "tests", "plugins"],
     "mypy of scenarios": lambda: [BIN / "mypy", *LOOSE, "molecule"],
     # Separately, since names of their files clash.
     "mypy of bench/dns": lambda: [BIN / "mypy", "bench/dns", "bench/figures.py"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +30,27 @@ FLOORS = (
     ("dns.protocol",),
     ("bpf", "anyip", "scrape", "systemd", "udp"),
     ("model",),
-    ("jsontext",),
-    ("errors",),
+    ("jsontext", "process"),
+    ("errors", "paths"),
 )
+#: The only module that starts other programs.
+STARTS_PROGRAMS = "unmoor.process"
+#: Modules and functions of the standard library that start a program.
+STARTERS = re.compile(
+    r"subprocess\b|pty\b|_posixsubprocess\b|os\.(?:exec|spawn|posix_spawn|popen|system|startfile)"
+    r"|asyncio\.(?:subprocess|create_subprocess)"
+)
+#: The only module that has default paths and names of units, and what they look like.
+HAS_PATHS = "unmoor.paths"
+DEFAULT_PATH = re.compile(
+    r"/(?:etc|run|opt|var/\w+)/unmoor|/sys/fs/bpf"
+    r"|\bunmoor-(?:activation|anyip|bpffs|dns|dns-metrics|sockets|sockets-metrics|whoami)\b(?!-)"
+)
+#: What only looks like that, with what it is.
+NO_PATHS = {
+    "unmoor-dns": "the name of a file in memory",
+    "; the journal is for root and group unmoor-dns": "a group",
+}
 MAX_MODULE_LINES = 450
 MAX_CLASS_LINES = 200
 MAX_MODULES = 14
@@ -121,6 +140,41 @@ def test_either_half_is_useful_alone(half: str) -> None:
         if each.startswith(other)
     ]
     assert not wrong
+
+
+def literals(path: Path) -> Iterator[str]:
+    """The strings of a module, without docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node.value
+
+
+def test_one_module_has_the_default_paths() -> None:
+    repeated = {
+        f"{name}: {text}": text
+        for name, path in modules().items()
+        for text in literals(path)
+        if DEFAULT_PATH.search(text) and name != HAS_PATHS
+    }
+    assert set(repeated.values()) == NO_PATHS.keys(), "\n".join(repeated)
+
+
+def used(path: Path) -> Iterator[str]:
+    """What a module imports, and the dotted names in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def test_one_module_starts_programs() -> None:
+    starters = {name for name, path in modules().items() if any(map(STARTERS.match, used(path)))}
+    assert starters == {STARTS_PROGRAMS}
 
 
 def test_nothing_is_too_large() -> None:

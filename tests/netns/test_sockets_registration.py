@@ -21,6 +21,8 @@ from unmoor.bpf.pins import Pins
 from unmoor.sockets.activation.descriptors import SocketInfo
 from unmoor.sockets.activation.protocol import Request
 from unmoor.sockets.activation.registrar import Peer, RefusedError, Registrar
+from unmoor.sockets.dispatch import generation
+from unmoor.sockets.table.record import Record, decode
 
 WEB = {"label": "web", "ports": [80]}
 NOBODY = 65534
@@ -403,6 +405,31 @@ def test_more_sockets_than_slots_are_refused(bed: Bed) -> None:
     assert len(bed.count("web").sockets) == 2
     for server in servers:
         server.close()
+
+
+def test_a_record_is_decoded_once_until_the_next_load(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+
+    def counted(data: bytes) -> Record:
+        decoded.append(decode(data))
+        return decoded[-1]
+
+    monkeypatch.setattr(generation, "decode", counted)
+    registrar, request = Registrar(bed.pins), Request("register", "web")
+    with listener() as four:
+        for _ in range(3):
+            registrar.authorize(request, ROOT_PEER)
+            assert registrar.handle(request, [four.fileno()], ROOT_PEER)
+        assert len(decoded) == 1
+        bed.load({**WEB, "label": "other"})
+        decoded.clear()
+        with pytest.raises(RefusedError, match="unknown service 'web'"):
+            registrar.authorize(request, ROOT_PEER)
+        assert registrar.handle(Request("register", "other"), [four.fileno()], ROOT_PEER)
+        assert len(decoded) == 1
+        generation.unload(bed.pins)
+        with pytest.raises(RefusedError, match="no dispatch table is loaded"):
+            registrar.authorize(request, ROOT_PEER)
 
 
 def test_without_a_table_registration_is_refused(netns: None, pins: Pins) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from unmoor import process
 from unmoor.errors import UnmoorError
 
 _FLAGS = ("-O2", "-g", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-mcpu=v3")
-_PACKAGES = {
-    "linux/": "linux-libc-dev",
-    "asm/": "linux-libc-dev",
-    "bpf/": "libbpf-dev",
+#: The Debian package of a missing header, by the start of its name as clang quotes it.
+_FIXES = {
+    "'linux/": "install the Debian package linux-libc-dev",
+    "'asm/": "install the Debian package linux-libc-dev",
+    "'bpf/": "install the Debian package libbpf-dev",
 }
+#: Seconds that a compilation may take; it takes one.
+_TIMEOUT = 300.0
 
 
 def compile_program(output: Path, clang: str = "clang", source: Path | None = None) -> None:
@@ -30,29 +33,10 @@ def compile_program(output: Path, clang: str = "clang", source: Path | None = No
         with as_file(files("unmoor.sockets.dispatch") / "dispatch.bpf.c") as default:
             # Debian keeps <asm/types.h> in a directory per architecture, which `-target bpf` does not search.
             machine = f"/usr/include/{platform.machine()}-linux-gnu"
-            run = subprocess.run(
-                [clang, *_FLAGS, "-idirafter", machine, "-c", str(source or default), "-o", str(unfinished)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        if run.returncode != 0:
-            raise UnmoorError(_explain(run.stderr))
+            command = [clang, *_FLAGS, "-idirafter", machine, "-c", str(source or default)]
+            process.run([*command, "-o", str(unfinished)], timeout=_TIMEOUT, fixes=_FIXES)
         unfinished.replace(output)
-    except FileNotFoundError as error:
-        if error.filename != clang:
-            raise UnmoorError(f"cannot write {output}: {error.strerror}") from None
-        raise UnmoorError(f"{clang} is missing: install the Debian package clang") from None
     except OSError as error:
         raise UnmoorError(f"cannot write {output}: {error.strerror}") from None
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _explain(messages: str) -> str:
-    for line in messages.splitlines():
-        if "file not found" in line:
-            for folder, package in _PACKAGES.items():
-                if f"'{folder}" in line:
-                    return f"{line.strip()}: install the Debian package {package}"
-    return "clang failed:\n" + messages.strip()

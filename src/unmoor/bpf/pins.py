@@ -28,10 +28,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from unmoor import paths
 from unmoor.bpf import libbpf
 from unmoor.errors import UnmoorError
 
-DEFAULT = Path("/sys/fs/bpf/unmoor")
 ACCOUNT = "unmoor"
 SHARED = ("sockets", "counters", "addresses", "seen")
 TABLE = ("ports", "nodes", "leaves", "answers")
@@ -74,7 +74,7 @@ class BusyError(UnmoorError):
 class Pins:
     """Paths below one directory of pins."""
 
-    root: Path = DEFAULT
+    root: Path = paths.PINS
 
     @property
     def link(self) -> Path:
@@ -123,7 +123,7 @@ class Pins:
         if not _on_bpffs(self.root):
             raise UnmoorError(
                 f"{self.root} is not on a BPF file system: "
-                "mount -t bpf -o nosuid,nodev,noexec bpf /sys/fs/bpf"
+                f"mount -t bpf -o nosuid,nodev,noexec bpf {paths.BPF_FS}"
             )
         with _held(self._create()):
             yield
@@ -179,7 +179,8 @@ class Pins:
         except TimeoutError:
             raise BusyError(
                 f"{self._guard}: another process has held this lock for {timeout:g} s\n"
-                "    fix: try again; systemctl status unmoor-sockets unmoor-activation shows what runs"
+                "    fix: try again; what runs is shown by "
+                f"systemctl status {paths.SOCKETS_UNIT} {paths.ACTIVATION_UNIT}"
             ) from None
         with _held(fd):
             yield

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import click
 
-from unmoor import anyip
+from unmoor import anyip, paths
 from unmoor.model import EdgeDocument, load
-
-CONFIG = Path("/etc/unmoor/edge.json")
 
 
 @click.group()
@@ -18,7 +16,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--config", type=click.Path(path_type=Path), default=CONFIG, show_default=True)
+@click.option("--config", type=click.Path(path_type=Path), default=paths.EDGE_DOCUMENT, show_default=True)
 @click.option("--check", is_flag=True, help="Only print what would change.")
 def apply(config: Path, check: bool) -> None:
     """Make the prefixes of the document local, and remove routes of prefixes that it no longer has."""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unmoor import paths
 from unmoor.commands import registry
 from unmoor.commands.dns_export import export
-from unmoor.commands.dns_options import DEFAULT_CONFIG, config_option, state_option
+from unmoor.commands.dns_options import config_option, state_option
 from unmoor.commands.endpoints import Endpoint, endpoints
 from unmoor.commands.table import print_table
 from unmoor.errors import InvalidInputError, UnmoorError
@@ -25,12 +26,10 @@ from unmoor.model import DnsDocument, load
 if TYPE_CHECKING:
     from unmoor.dns.counters.rates import Rates
 
-_CONTROL = "/run/unmoor-dns/control.sock"
-
 _control_option = click.option(
     "--control",
     type=click.Path(path_type=Path),
-    default=_CONTROL,
+    default=paths.DNS_CONTROL_SOCKET,
     show_default=True,
     help="The server's control socket.",
 )
@@ -46,7 +45,7 @@ cli.add_command(export)
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
+@click.argument("file", type=click.Path(path_type=Path), default=paths.DNS_DOCUMENT)
 @click.option("--all", "everything", is_flag=True, help="List every problem, not the first screen of them.")
 def check(file: Path, everything: bool) -> None:
     """Validate all of FILE: schema, zones, hostnames, pools, policies. Exit status 2 if anything is wrong."""
@@ -219,14 +218,14 @@ def status(control: Path, as_json: bool, metrics: bool, text: bool) -> None:
 @click.option("--addresses", is_flag=True, help="A sample for each address, too.")
 def metrics(control: Path, listen: list[Endpoint], addresses: bool) -> None:
     """Print the server's counters for Prometheus, or serve them over HTTP."""
-    from unmoor.commands.exporter import tell  # noqa: PLC0415 - keeps `unmoor --help` quick
+    from unmoor.commands.exporter import expose  # noqa: PLC0415 - keeps `unmoor --help` quick
     from unmoor.dns.observe.metrics import registry  # noqa: PLC0415 - likewise
     from unmoor.dns.server.control import ask  # noqa: PLC0415 - likewise
 
     found = registry(
         lambda: ask(control, "status").data, (lambda: ask(control, "addresses").data) if addresses else None
     )
-    tell(found, listen)
+    expose(found, listen)
 
 
 @cli.command()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-DEFAULT_CONFIG = Path("/etc/unmoor/dns.json")
+from unmoor import paths
 
 config_option = click.option(
     "--config",
     type=click.Path(path_type=Path),
-    default=DEFAULT_CONFIG,
+    default=paths.DNS_DOCUMENT,
     show_default=True,
     help="The document.",
 )
@@ -19,7 +19,7 @@ config_option = click.option(
 state_option = click.option(
     "--state",
     type=click.Path(path_type=Path),
-    default="/var/lib/unmoor-dns",
+    default=paths.DNS_STATE,
     show_default=True,
     help="Directory of the journal, and of the copies of transferred zones.",
 )

@@ -13,7 +13,7 @@ from unmoor.errors import UnmoorError
 from unmoor.scrape import server
 
 
-def tell(registry: CollectorRegistry, listen: Sequence[Endpoint]) -> None:
+def expose(registry: CollectorRegistry, listen: Sequence[Endpoint]) -> None:
     """Print the metrics; with an endpoint, serve them there without end and notify systemd (READY=1).
 
     Raises UnmoorError when it cannot listen there.

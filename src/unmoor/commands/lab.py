@@ -15,7 +15,7 @@ import click
 from unmoor.errors import UnmoorError
 from unmoor.lab import guest, image, lab, topology
 from unmoor.lab.layout import Layout
-from unmoor.lab.run import require_programs, require_root
+from unmoor.lab.requirements import require_programs, require_root
 
 F = TypeVar("F", bound=Callable[..., Any])
 

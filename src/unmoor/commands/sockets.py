@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from unmoor import systemd
+from unmoor import paths, systemd
 from unmoor.bpf import pins as pinned
 from unmoor.commands.endpoints import Endpoint, endpoints
 from unmoor.commands.table import print_table as _print_table
@@ -28,13 +28,11 @@ if TYPE_CHECKING:
     from unmoor.model import EdgeDocument
     from unmoor.sockets.dispatch.generation import Change
 
-CONFIG = Path("/etc/unmoor/edge.json")
-
 _PATH = click.Path(path_type=Path)
 _pins = click.option(
     "--pins",
     type=click.Path(path_type=Path, readable=False),  # without permission, the error names the fix
-    default=pinned.DEFAULT,
+    default=paths.PINS,
     show_default=True,
     help="Directory of the pins, on a bpffs.",
 )
@@ -42,7 +40,7 @@ _activation = click.option(
     "--socket",
     "activation",
     type=_PATH,
-    default=protocol.SOCKET,
+    default=paths.ACTIVATION_SOCKET,
     show_default=True,
     help="Socket of the activation service.",
 )
@@ -92,7 +90,9 @@ def compile_command(output: Path) -> None:
 
 
 @cli.command()
-@click.option("--config", type=_PATH, default=CONFIG, show_default=True, help="The document to load.")
+@click.option(
+    "--config", type=_PATH, default=paths.EDGE_DOCUMENT, show_default=True, help="The document to load."
+)
 @click.option(
     "--object", "object_file", type=_PATH, help="The compiled program; without it, it is compiled now."
 )
@@ -187,7 +187,7 @@ def _line(binding: Any) -> str:
 
 
 @cli.command()
-@click.argument("file", type=_PATH, default=CONFIG)
+@click.argument("file", type=_PATH, default=paths.EDGE_DOCUMENT)
 @_json
 @_pins
 def diff(file: Path, as_json: bool, pins: Path) -> None:
@@ -274,10 +274,10 @@ def top(interval: float, count: int | None, rows: int, as_json: bool, pins: Path
 @_pins
 def metrics(listen: list[Endpoint], addresses: bool, pins: Path) -> None:
     """Print the counters for Prometheus, or serve them."""
-    from unmoor.commands.exporter import tell  # noqa: PLC0415 - see load
+    from unmoor.commands.exporter import expose  # noqa: PLC0415 - see load
     from unmoor.sockets.observe.metrics import collector_registry  # noqa: PLC0415 - see load
 
-    tell(collector_registry(pinned.Pins(pins), addresses), listen)
+    expose(collector_registry(pinned.Pins(pins), addresses), listen)
 
 
 @cli.command()

@@ -10,9 +10,9 @@ from pathlib import Path
 from unmoor.errors import UnmoorError
 from unmoor.lab import cgroup, ssh
 from unmoor.lab.layout import Layout
-from unmoor.lab.run import become
 from unmoor.lab.state import read
 from unmoor.lab.topology import Topology
+from unmoor.process import become
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

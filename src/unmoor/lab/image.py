@@ -17,13 +17,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from unmoor import paths
 from unmoor.lab import layout
 from unmoor.lab.layout import GUEST_DEBS
-from unmoor.lab.run import run
 from unmoor.lab.topology import Image
+from unmoor.process import run
 
 #: Increment this when the result of this module changes: images of another builder are not used.
-BUILDER = 3
+BUILDER = 4
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SOURCE = f"deb [trusted=yes] file:{GUEST_DEBS} ./\n"
@@ -55,6 +56,9 @@ _MASKED_UNITS = (
     "sys-kernel-config.mount",
     "sys-kernel-debug.mount",
     "sys-kernel-tracing.mount",
+    # Each takes an inotify instance, of which a computer allows root 128; nobody types a password in a guest.
+    "systemd-ask-password-console.path",
+    "systemd-ask-password-wall.path",
     "systemd-binfmt.service",
     "systemd-hwdb-update.service",
     "systemd-journal-catalog-update.service",
@@ -109,7 +113,7 @@ def lower_layers(path: Path, kind: str) -> tuple[Path, ...]:
 def _prune(cache: Path, keep: Path) -> None:
     """Remove unused images and the remains of interrupted builds."""
     used = {keep}
-    for record in layout.STATE.glob("*/lab.json"):
+    for record in paths.LAB_STATE.glob("*/lab.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):
             used.add(Path(json.loads(record.read_text(encoding="utf-8"))["image"]))
     for path in cache.iterdir():

@@ -16,18 +16,20 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from unmoor import paths
 from unmoor.errors import UnmoorError
 from unmoor.lab import cgroup, guest, image, layout, network, ssh, state, supervisor
 from unmoor.lab.layout import Layout
-from unmoor.lab.run import require_programs, require_root, run
+from unmoor.lab.requirements import inotify_advice, require_inotify, require_programs, require_root
 from unmoor.lab.state import Phase, State
 from unmoor.lab.topology import Topology
+from unmoor.process import run
 
 Kind = Literal["golden", "bare"]
 Report = Callable[[str], None]
 
 _START_TIMEOUT = 60.0  # seconds until a supervisor has started
-_BOOT_TIMEOUT = 300.0  # seconds until a host has booted
+_BOOT_TIMEOUT = 300.0  # seconds until a host has booted, or its systemd has answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,12 @@ def up(place: Layout, topology: Topology, kind: Kind, report: Report) -> None:
     require_root()
     require_programs()
     with _locked(place):
-        if not place.record.exists():
+        is_built = place.record.exists()
+        if not is_built:
             # Remains of a failed `up` would break the build.
             _remove(place)
+        require_inotify(sum(state.read(place, host).phase == "off" for host in topology.hosts))
+        if not is_built:
             _build(place, topology, kind, report)
         built = record(place)
         if (built.topology, built.kind) != (topology, kind):
@@ -113,14 +118,14 @@ def down(place: Layout) -> None:
     with _locked(place):
         _remove(place)
         shutil.rmtree(place.state)
-    for shared in (layout.STATE, layout.cache() / "disks"):
+    for shared in (paths.LAB_STATE, layout.cache() / "disks"):
         with contextlib.suppress(OSError):
             shared.rmdir()
 
 
 def names() -> list[str]:
     """Return the names of all labs, including incomplete ones."""
-    found = {path.name for path in layout.STATE.glob("*")}
+    found = {path.name for path in paths.LAB_STATE.glob("*")}
     found |= {path.name for path in (layout.cache() / "disks").glob("*")}
     for root in cgroup.hierarchies():
         found |= {path.name for path in (root / "unmoor-lab").glob("*/")}
@@ -189,19 +194,21 @@ def _failure(place: Layout, host: str, now: State) -> str:
     log = place.host(host) / "log"
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
     lines = "\n    ".join(tail)
-    return f"host {host} did not boot ({now.phase}, status {now.status}); the end of {log}:\n    {lines}"
+    what = f"host {host} did not boot ({now.phase}, status {now.status}); the end of {log}:"
+    return f"{what}\n    {lines}{inotify_advice(lines)}"
 
 
 def _warn_of_failed_units(place: Layout, host: str, report: Report) -> None:
     leader = state.read(place, host).leader
     if _systemctl(leader, "is-system-running") == "degraded":
         units = _systemctl(leader, "list-units", "--failed", "--plain", "--no-legend")
-        report(f"host {host} is degraded; failed units:\n{units}")
+        report(f"host {host} is degraded; failed units:\n{units}{inotify_advice('')}")
 
 
 def _systemctl(leader: int, *args: str) -> str:
     command = guest.command(leader, ["systemctl", *args])
-    return run(["env", "-i", *_pairs(guest.environment({})), *command], check=False).stdout.strip()
+    clean = ["env", "-i", *_pairs(guest.environment({})), *command]
+    return run(clean, check=False, timeout=_BOOT_TIMEOUT).stdout.strip()
 
 
 def _pairs(environment: Mapping[str, str]) -> list[str]:

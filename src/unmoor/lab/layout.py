@@ -7,10 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from unmoor import paths
 from unmoor.errors import UnmoorError
 
-#: State of running labs; on a tmpfs, so it ends with a reboot of the computer.
-STATE = Path("/run/unmoor-lab")
 #: Name of the management namespace and of each host's management interface; no host may have it.
 MANAGEMENT = "mgmt"
 #: Protocol number (`ip route`) of the lab's routes, which distinguishes them from those of a guest.
@@ -24,7 +23,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
 
 def cache() -> Path:
     """Return the directory of images and writable layers (environment: UNMOOR_LAB_CACHE)."""
-    return Path(os.environ.get("UNMOOR_LAB_CACHE") or "/var/cache/unmoor-lab")
+    return Path(os.environ.get("UNMOOR_LAB_CACHE") or paths.LAB_CACHE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Layout:
     @property
     def state(self) -> Path:
         """Directory of records, keys, logs and process ids."""
-        return STATE / self.name
+        return paths.LAB_STATE / self.name
 
     @property
     def disks(self) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmoor.lab.layout import MANAGEMENT, ROUTE_PROTOCOL, Layout
-from unmoor.lab.run import run
+from unmoor.process import run
 
 if TYPE_CHECKING:
     # Each host's supervisor imports this module, and needs half the memory without pydantic.

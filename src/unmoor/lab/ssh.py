@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from unmoor.lab.layout import MANAGEMENT, Layout
-from unmoor.lab.run import run
 from unmoor.lab.topology import Topology
+from unmoor.process import run
 
 SSHD = """\
 ListenAddress {address}

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from unmoor.lab import cgroup, network
 from unmoor.lab.layout import GUEST_DEBS, Layout
-from unmoor.lab.run import run, start
 from unmoor.lab.state import State, read
+from unmoor.process import run, start
 
 #: Exit status of nspawn when the guest reboots.
 _REBOOT = 133
@@ -28,7 +28,7 @@ def launch(layout: Layout, host: str, lower: tuple[Path, ...], debs: Path) -> No
     args = ["setsid", "--fork", "unshare", "--mount", "--propagation", "slave", "--"]
     module = [sys.executable, "-P", "-m", __name__, layout.name, host, ":".join(map(str, lower)), str(debs)]
     with (layout.host(host) / "log").open("ab") as log:
-        start([*args, *module], env={}, output=log).wait()
+        start([*args, *module], output=log).wait()
 
 
 def supervise(layout: Layout, host: str, lower: str, debs: str) -> None:

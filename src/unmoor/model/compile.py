@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from unmoor import paths
 from unmoor.errors import Problem
 from unmoor.model.checks import Surroundings, check
 from unmoor.model.common import problems_of
@@ -23,9 +24,6 @@ from unmoor.model.edge import EdgeDocument, Service
 from unmoor.model.files import RegistryMaker, read_registry, read_zone
 from unmoor.model.groups import POP_GROUP, VANTAGE_GROUP, group_problems, pop_groups
 from unmoor.model.variables import DNS_SETTINGS, HOST_PLACE, PREFIX, Source, Variables, ZoneFiles
-
-#: The directory of an edge that holds its registries, each named after its content.
-REGISTRIES = "/var/lib/unmoor/registry"
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def _compile_host(
             policies=variables.policies,
             registry=registry
             and RegistryFile(
-                path=f"{REGISTRIES}/{registry[1][:16]}.registry", sha256=registry[1], names=registry[2]
+                path=f"{paths.REGISTRIES}/{registry[1][:16]}.registry", sha256=registry[1], names=registry[2]
             ),
             **settings,
         )

@@ -21,7 +21,7 @@ from unmoor.probe.results.tally import Tally
 from unmoor.probe.stop import Stop
 
 #: Seconds between a worker's reports, and between checks for a stop request.
-_BEAT = 0.25
+_INTERVAL = 0.25
 #: File descriptors that a process needs besides its connections.
 _OTHER_FILES = 64
 
@@ -40,7 +40,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Beat:
+class _Progress:
     """A worker's report of its progress; the last one has its counts."""
 
     done: int
@@ -51,7 +51,7 @@ class _Beat:
 @dataclass(frozen=True, slots=True)
 class _Worker:
     process: BaseProcess
-    link: Connection[None, _Beat]
+    link: Connection[None, _Progress]
 
 
 def run(plan: Plan, show: Show, stop: Stop) -> Tally:
@@ -96,23 +96,23 @@ def _start(plan: Plan, part: int, concurrency: int) -> _Worker:
 
 def _collect(plan: Plan, workers: Sequence[_Worker], show: Show, stop: Stop) -> Tally:
     total = Tally(plan.examples)
-    latest = {worker.link: _Beat(0, 0) for worker in workers}
+    latest = {worker.link: _Progress(0, 0) for worker in workers}
     waiting = dict.fromkeys(latest)
     notified = False
     while waiting:
-        for link in wait(list(waiting), _BEAT):
+        for link in wait(list(waiting), _INTERVAL):
             assert isinstance(link, multiprocessing.connection.Connection)  # noqa: S101 - wait() returns what it was given
-            beat = _receive(link)
-            if beat is None:
+            progress = _receive(link)
+            if progress is None:
                 total.fail(
                     Fault("local limit", "a worker process died; its part is unknown"), "this computer"
                 )
             else:
-                latest[link] = beat
-            if beat is None or beat.tally is not None:
+                latest[link] = progress
+            if progress is None or progress.tally is not None:
                 del waiting[link]
-                total.merge(beat.tally if beat and beat.tally else Tally())
-        show(sum(beat.done for beat in latest.values()), sum(beat.failed for beat in latest.values()))
+                total.merge(progress.tally if progress and progress.tally else Tally())
+        show(sum(each.done for each in latest.values()), sum(each.failed for each in latest.values()))
         if stop.requested and not notified:
             notified = True
             for link in waiting:
@@ -120,7 +120,7 @@ def _collect(plan: Plan, workers: Sequence[_Worker], show: Show, stop: Stop) -> 
     return total
 
 
-def _receive(link: Connection[None, _Beat]) -> _Beat | None:
+def _receive(link: Connection[None, _Progress]) -> _Progress | None:
     try:
         return link.recv()
     except (EOFError, OSError):
@@ -131,8 +131,8 @@ def _work(
     plan: Plan,
     part: int,
     concurrency: int,
-    others: Connection[None, _Beat],
-    link: Connection[_Beat, None],
+    others: Connection[None, _Progress],
+    link: Connection[_Progress, None],
 ) -> None:
     """Body of a worker process."""
     others.close()  # an inherited copy, which would keep the link open after the parent's death
@@ -146,7 +146,7 @@ def _work(
         for phase in _phases(plan, (part, plan.processes)):
             if not _run_phase(phase, plan.settings, concurrency, tally, link):
                 break
-        link.send(_Beat(tally.pairs, tally.failed, tally))
+        link.send(_Progress(tally.pairs, tally.failed, tally))
     except (BrokenPipeError, ConnectionResetError):
         return  # the parent has exited
 
@@ -164,7 +164,7 @@ def _run_phase(
     settings: Settings,
     concurrency: int,
     tally: Tally,
-    link: Connection[_Beat, None],
+    link: Connection[_Progress, None],
 ) -> bool:
     """Connect to all of `targets`. Returns false on a stop request."""
 
@@ -173,7 +173,7 @@ def _run_phase(
 
     with closing(Engine(settings, report)) as engine:
         more = True
-        beat = monotonic() + _BEAT
+        due = monotonic() + _INTERVAL
         while more or len(engine):
             while more and len(engine) < concurrency:
                 target = next(targets, None)
@@ -181,10 +181,10 @@ def _run_phase(
                     more = False
                 else:
                     engine.start(target)
-            engine.poll(_BEAT)
-            if monotonic() >= beat:
-                beat = monotonic() + _BEAT
+            engine.poll(_INTERVAL)
+            if monotonic() >= due:
+                due = monotonic() + _INTERVAL
                 if link.poll():
                     return False
-                link.send(_Beat(tally.pairs, tally.failed))
+                link.send(_Progress(tally.pairs, tally.failed))
     return True

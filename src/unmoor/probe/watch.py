@@ -27,7 +27,7 @@ from unmoor.probe.results.report import counts
 from unmoor.probe.results.tally import latency_ms
 
 #: Seconds between checks of the time, the stop file and signals.
-_BEAT = 0.05
+_INTERVAL = 0.05
 #: Maximum number of failures and of networks kept; a watch may run for hours.
 KEPT = 10_000
 #: Prefix lengths by which answers are counted: few enough networks, and a pool change is visible.
@@ -150,7 +150,7 @@ class Load:
 
 
 class _Pace:
-    """A limit of `rate` events per second; after a pause it catches up by one beat only."""
+    """A limit of `rate` events per second; after a pause it catches up by one interval only."""
 
     def __init__(self, rate: float) -> None:
         self._gap = 1 / rate
@@ -160,7 +160,7 @@ class _Pace:
         now = monotonic()
         if now < self._next:
             return False
-        self._next = max(self._next + self._gap, now - _BEAT)
+        self._next = max(self._next + self._gap, now - _INTERVAL)
         return True
 
 
@@ -196,7 +196,7 @@ class _Watch:
             if monotonic() >= check:
                 if ended():
                     break
-                check = monotonic() + _BEAT
+                check = monotonic() + _INTERVAL
             while self._connects.due():
                 self._connect(self._load.address())
             while self._client is not None and self._asks.due():

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from support.checkout import ROOT
+from unmoor import paths
 from unmoor.errors import UnmoorError
-from unmoor.lab import image, layout, ssh, topology
+from unmoor.lab import image, ssh, topology
 from unmoor.lab.layout import Layout
 
 DEFAULT = ROOT / topology.DEFAULT
@@ -49,7 +50,7 @@ def test_the_cache_keeps_what_is_wanted_or_in_use(
 ) -> None:
     cache, state = tmp_path / "cache", tmp_path / "state"
     monkeypatch.setenv("UNMOOR_LAB_CACHE", str(cache))
-    monkeypatch.setattr(layout, "STATE", state)
+    monkeypatch.setattr(paths, "LAB_STATE", state)
     kept = {image.key(spec), "in-use", "disks"}
     for name in (*kept, "old", "interrupted.new"):
         (cache / name / "base").mkdir(parents=True)

@@ -17,7 +17,7 @@ from unmoor.dns.protocol import client_subnet, message
 from unmoor.dns.protocol.edns import Options
 from unmoor.dns.protocol.message import Reply
 from unmoor.dns.protocol.tsig import Keys
-from unmoor.dns.transfer.notify import Notices
+from unmoor.dns.transfer.notify import NotifyHandler
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def answerer(
     snapshot: Snapshot,
     counts: Counts,
     options: Options,
-    notices: Notices | None = None,
+    notify: NotifyHandler | None = None,
     limiter: Limiter | None = None,
 ) -> Answerer:
     """Make the function that answers packets from `snapshot`, subject to the rate limit of `limiter`.
@@ -63,7 +63,7 @@ def answerer(
     without parsing, and joins the reply from prepared parts. Its replies equal those of the slow path (a
     tested property), which gets every packet that it does not recognise.
     """
-    slow_path = _slow_path(snapshot, counts, options, notices or Notices({}, None), limiter)
+    slow_path = _slow_path(snapshot, counts, options, notify or NotifyHandler({}, None), limiter)
     excess = limiter.excess if limiter else None
     hostnames, registered = snapshot.hostnames, snapshot.registered
     heads, answers, join = _HEADS, counts.policies, b"".join
@@ -141,7 +141,11 @@ def _with_options(options: Options) -> Callable[[bytes, int, str], bytes | None]
 
 
 def _slow_path(
-    snapshot: Snapshot, counts: Counts, options: Options, notices: Notices, limiter: Limiter | None = None
+    snapshot: Snapshot,
+    counts: Counts,
+    options: Options,
+    notify: NotifyHandler,
+    limiter: Limiter | None = None,
 ) -> Answerer:
     resolver, keys = Resolver(snapshot), Keys.of(snapshot.document.tsig_keys)
     tracebacks = iter(range(_MAX_TRACEBACKS))
@@ -168,7 +172,7 @@ def _slow_path(
         return message.bare_error(packet, rcode)
 
     def notified(packet: bytes, address: str) -> bytes | None:
-        reply = notices.answer(packet, address, counts)
+        reply = notify.answer(packet, address, counts)
         if reply and limiter and (over := limiter.over(packet, address, NO_NAME, NOTIFY)):
             return limiter.cut(packet, over)
         return reply

@@ -88,7 +88,7 @@ def _union(ranges: Iterator[Range]) -> list[Range]:
     return found
 
 
-class Tally:
+class WorkerCounters:
     """A worker's cells, and their layout."""
 
     def __init__(self, layout: Layout, row: memoryview) -> None:
@@ -111,7 +111,7 @@ class Tally:
         self.cells[_SETTLED] = request
 
 
-class Tallies:
+class AddressCounters:
     """All workers' cells, for the parent; `_before` keeps the counts of earlier generations."""
 
     def __init__(self) -> None:
@@ -120,14 +120,14 @@ class Tallies:
         self._before: list[int] = []
         self._requests = 0
 
-    def tally(self, layout: Layout | None, place: int, generation: int) -> Tally | None:
+    def of_worker(self, layout: Layout | None, place: int, generation: int) -> WorkerCounters | None:
         """Return the cells of the worker of `generation` at `place`; None without a layout."""
         if layout is None:
             return None
         key = (place, generation % 2)
         if key not in self._rows:
             self._rows[key] = memoryview(mmap.mmap(-1, (_CELLS + 1) * 8)).cast("Q")
-        return Tally(layout, self._rows[key])
+        return WorkerCounters(layout, self._rows[key])
 
     def switch(self, layout: Layout | None, generation: int) -> None:
         """Switch to `layout` of `generation`; all workers of earlier generations must have ended.

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unmoor import jsontext
+from unmoor import jsontext, paths
 from unmoor.dns.observe import journal
 from unmoor.errors import UnmoorError
 
@@ -152,7 +152,7 @@ def read(directory: Path) -> History:
     try:
         if not directory.is_dir():
             raise UnmoorError(
-                f"{directory}: no such directory; an edge's is /var/lib/unmoor-dns; --state names another"
+                f"{directory}: no such directory; an edge's is {paths.DNS_STATE}; --state names another"
             )
         records = list(_records(directory, unreadable))
         held = journal.is_held(directory)

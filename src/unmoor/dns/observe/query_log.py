@@ -97,11 +97,11 @@ class QueryLogger:
 
     def record(self, packet: bytes, reply: bytes | None, address: str, policy: str, took: int) -> None:
         """Send the entry of a query that was answered `took` nanoseconds after it was read."""
-        who = Subnet.of_address(address)
+        subnet = Subnet.of_address(address)
         entry = Entry(
             time.time_ns() - took,
             took,
-            who if self._whole else who.as_sticky(),
+            subnet if self._whole else subnet.as_sticky(),
             self._counts.transport,
             packet,
             reply,

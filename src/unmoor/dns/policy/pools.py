@@ -39,7 +39,7 @@ class Span(NamedTuple):
         return self.start + (number - self.first) * self.cells // self.size
 
 
-class Tally(Protocol):
+class Counters(Protocol):
     """Counters of the addresses that are answered, in `cells`."""
 
     cells: memoryview
@@ -150,15 +150,15 @@ class Drawer(AddressBuffer):
             self.ready += [self.at(number) for number in numbers]
         return self.ready.pop()
 
-    def count_into(self, tally: Tally) -> None:
-        """Count in `tally` the addresses drawn from now on, if it has counters for all of them."""
-        if self.locate(tally):
-            self._counts = tally.cells[self.base :]
+    def count_into(self, counters: Counters) -> None:
+        """Count in `counters` the addresses drawn from now on, if it has counters for all of them."""
+        if self.locate(counters):
+            self._counts = counters.cells[self.base :]
 
-    def locate(self, tally: Tally) -> bool:
+    def locate(self, counters: Counters) -> bool:
         """Find the addresses' counters; report whether all addresses have one. Discards what was drawn."""
         version = 4 if self._octets == 4 else 6
-        found = [tally.locate(version, each.first) for each in self.ranges]
+        found = [counters.locate(version, each.first) for each in self.ranges]
         self._spans = [each for each in found if each] if all(found) else []
         self.base = 0
         if len(self._spans) == 1 and self._spans[0].cells == self._spans[0].size:
@@ -205,11 +205,11 @@ class Mix(AddressBuffer):
                     self.cells.append(drawer.base + drawer.cells[len(drawer.ready)])
         return self.ready.pop()
 
-    def count_into(self, tally: Tally) -> None:
-        """Count in `tally` the addresses drawn from now on, if it has counters for those of every pool."""
-        found = [drawer.locate(tally) for drawer, _ in self.weighted]
+    def count_into(self, counters: Counters) -> None:
+        """Count in `counters` the addresses drawn from now on, if it has counters for those of every pool."""
+        found = [drawer.locate(counters) for drawer, _ in self.weighted]
         if all(found):
-            self._counts = tally.cells
+            self._counts = counters.cells
         self.discard()
 
     def pick(self, number: int) -> Drawer:

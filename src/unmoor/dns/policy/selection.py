@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from unmoor.dns.policy.pools import Drawer, Mix, Tally
+from unmoor.dns.policy.pools import Counters, Drawer, Mix
 from unmoor.dns.protocol.client_subnet import Subnet
 
 #: Draws per record of an answer before it is left with fewer records: if the pool is hardly larger than the
@@ -23,8 +23,8 @@ class Selector(Protocol):
     def scope(self, client: Subnet) -> int:
         """Return how many bits of the client's address the choice depends on (RFC 7871 section 7.2.1)."""
 
-    def count_into(self, tally: Tally) -> None:
-        """Count in `tally` the addresses returned from now on."""
+    def count_into(self, counters: Counters) -> None:
+        """Count in `counters` the addresses returned from now on."""
 
     def settle(self) -> None:
         """Count the addresses that were returned and are not counted yet."""
@@ -34,11 +34,11 @@ class Counting:
     """Counts addresses as they are returned, for strategies that the fast path does not use."""
 
     def __init__(self) -> None:
-        self._tally: Tally | None = None
+        self._counters: Counters | None = None
 
-    def count_into(self, tally: Tally) -> None:
-        """Count in `tally` the addresses returned from now on."""
-        self._tally = tally
+    def count_into(self, counters: Counters) -> None:
+        """Count in `counters` the addresses returned from now on."""
+        self._counters = counters
 
     def settle(self) -> None:
         """Do nothing: all addresses are counted."""
@@ -46,9 +46,9 @@ class Counting:
     def given(self, addresses: Iterable[bytes]) -> Sequence[bytes]:
         """Count and return addresses."""
         found = tuple(addresses)
-        if self._tally:
+        if self._counters:
             for each in found:
-                self._tally.add(each)
+                self._counters.add(each)
         return found
 
 
@@ -60,12 +60,12 @@ class Random(Counting):
         self.drawer = drawer
         self.records = min(records, drawer.size)
 
-    def count_into(self, tally: Tally) -> None:
-        """Count in `tally`; single addresses are counted in batches, because the fast path uses them too."""
+    def count_into(self, counters: Counters) -> None:
+        """Count in `counters`; single addresses are counted in batches, as the fast path uses them too."""
         if self.records == 1:
-            self.drawer.count_into(tally)
+            self.drawer.count_into(counters)
         else:
-            super().count_into(tally)
+            super().count_into(counters)
 
     def settle(self) -> None:
         """Count the addresses of the current batch that were used."""

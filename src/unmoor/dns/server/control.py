@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unmoor import jsontext
+from unmoor import jsontext, paths
 from unmoor.errors import UnmoorError
 
-DEFAULT_PATH = Path("/run/unmoor-dns/control.sock")
+_ADVICE = f"is the server running (systemctl status {paths.DNS_UNIT}), and do you run as root?"
 
 Command = Literal["reload", "status", "addresses", "document", "upgrade", "sockets"]
 
@@ -57,10 +57,7 @@ def ask(path: Path, command: Command, program: str = "") -> Reply:
         except TimeoutError:
             raise UnmoorError(f"{path}: no reply within {_REPLY_TIMEOUT:.0f} s; see its journal") from None
         except OSError as error:
-            raise UnmoorError(
-                f"{path}: {error.strerror}; "
-                "is the server running (systemctl status unmoor-dns), and do you run as root?"
-            ) from None
+            raise UnmoorError(f"{path}: {error.strerror}; {_ADVICE}") from None
         except (ValueError, KeyError, TypeError):
             raise UnmoorError(f"{path}: the server closed the connection; see its journal") from None
 
@@ -80,10 +77,7 @@ def borrow(path: Path) -> list[socket.socket]:
                 if not data:
                     raise UnmoorError(f"{path}: the server does not pass its sockets; is its release older?")
         except OSError as error:
-            raise UnmoorError(
-                f"{path}: {error.strerror or 'no reply'}; "
-                "is the server running (systemctl status unmoor-dns), and do you run as root?"
-            ) from None
+            raise UnmoorError(f"{path}: {error.strerror or 'no reply'}; {_ADVICE}") from None
     return [socket.socket(fileno=each) for each in descriptors]
 
 

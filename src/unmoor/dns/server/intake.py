@@ -10,7 +10,7 @@ from unmoor.dns.server.reloader import Builder, Reloader
 from unmoor.dns.server.state import State
 from unmoor.dns.transfer.transfers import Transfers
 from unmoor.dns.zones import catalog
-from unmoor.dns.zones.zone_store import Key, Store
+from unmoor.dns.zones.zone_store import CopyKey, Store
 from unmoor.errors import InvalidInputError, UnmoorError
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Intake:
         log.info("%s", self._pool.in_force())
 
 
-def _settle(store: Store, key: Key, refusal: str | None) -> None:
+def _settle(store: Store, key: CopyKey, refusal: str | None) -> None:
     """Keep an accepted copy, drop a refused one."""
     try:
         if refusal is None:

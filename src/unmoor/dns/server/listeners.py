@@ -12,6 +12,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from unmoor import paths
 from unmoor.errors import UnmoorError
 from unmoor.model import DnsDocument
 from unmoor.udp import BUFFER, buffers, enlarge_buffers
@@ -72,7 +73,7 @@ def shortage(pairs: Collection[Pair]) -> str:
     """Describe buffers that are smaller than requested, and the fix; empty if there are none."""
     return "\n".join(
         f"{key} = {size}: a UDP socket has a {name} buffer of {size} octets instead of {BUFFER}: {loss}\n"
-        f"    fix: systemctl reload unmoor-dns, which enlarges it, or raise {key} and restart the server"
+        f"    fix: systemctl reload {paths.DNS_UNIT}, which enlarges it, or raise {key} and restart it"
         for name, key, size, loss in zip(
             ("receive", "send"),
             ("net.core.rmem_max", "net.core.wmem_max"),

@@ -65,7 +65,9 @@ class Spawner:
         for other in self._children.values():
             foreign += (other.channel, other.inheritance)
         row = state.table.row(place, generation.number)
-        tally = state.tallies.tally(generation.snapshot.layout, place, generation.number)
+        address_counters = state.address_counters.of_worker(
+            generation.snapshot.layout, place, generation.number
+        )
         with ExitStack() as parents, ExitStack() as childs:
             try:
                 channel, child_channel = _channel(parents, childs)
@@ -84,7 +86,7 @@ class Spawner:
                         secret=state.secret,
                         notify=self._notify,
                         generation=generation.number,
-                        tally=tally,
+                        address_counters=address_counters,
                         rates=state.rates,
                     ).run()
 
@@ -252,17 +254,17 @@ class Pool:
 
     def settle(self) -> None:
         """Have every worker flush its counts of addresses; one that does not in time is left out."""
-        tallies = self._state.tallies
+        counters = self._state.address_counters
         if self._state.generation.snapshot.layout is None:
             return
-        request = worker.SETTLE + tallies.request().to_bytes(8, "big")
+        request = worker.SETTLE + counters.request().to_bytes(8, "big")
         asked = list(self._serving.values())
         for process in asked:
             with suppress(OSError):
                 process.channel.send(request, socket.MSG_DONTWAIT)
         deadline = time.monotonic() + _SETTLE_TIMEOUT
         while time.monotonic() < deadline:
-            if all(tallies.has_settled(process.place, process.generation) for process in asked):
+            if all(counters.has_settled(process.place, process.generation) for process in asked):
                 break
             time.sleep(0.001)
 

@@ -19,7 +19,7 @@ from unmoor.dns.transfer.transfers import Transfers
 from unmoor.dns.zones import catalog, zone_store
 from unmoor.dns.zones.catalog import Member
 from unmoor.dns.zones.static_zone import Zone
-from unmoor.dns.zones.zone_store import Key, Store
+from unmoor.dns.zones.zone_store import CopyKey, Store
 from unmoor.errors import InvalidInputError, UnmoorError
 from unmoor.model import DnsDocument, parse
 from unmoor.model.change import describe_change
@@ -39,7 +39,7 @@ class Builder:
         # What the inspection of the newest snapshot's document found, to be reused by the next.
         self._found: Inspection | None = None
 
-    def keys(self, document: DnsDocument) -> dict[bytes, Key]:
+    def keys(self, document: DnsDocument) -> dict[bytes, CopyKey]:
         """Return the keys of all transferred zones by apex."""
         return catalog.expand(document, self.members)[1]
 
@@ -176,7 +176,7 @@ class Reloader:
         except Exception:
             for process in started:
                 self._pool.discard(process)
-            state.tallies.discard(new.number)
+            state.address_counters.discard(new.number)
             listeners.close_others(pairs, keep=old.pairs)
             raise
         # On disk before the first worker can answer from it.
@@ -188,7 +188,7 @@ class Reloader:
         fd_store.keep({endpoint: pairs[endpoint] for endpoint in wanted if endpoint not in old.pairs})
         fd_store.forget(old.pairs.keys() - set(wanted))
         state.generation = new.only(wanted)
-        state.tallies.switch(snapshot.layout, new.number)
+        state.address_counters.switch(snapshot.layout, new.number)
         state.journal.settle(snapshot.document, new.number)
 
 

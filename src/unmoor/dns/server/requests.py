@@ -132,5 +132,5 @@ class Requests:
                 name: [(version, *each) for version in (4, 6) for each in pools.ranges_in_use(pool, version)]
                 for name, pool in document.pools.items()
             },
-            "spans": state.tallies.spans(state.generation.number),
+            "spans": state.address_counters.spans(state.generation.number),
         }

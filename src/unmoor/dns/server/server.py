@@ -15,7 +15,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from unmoor import systemd
+from unmoor import paths, systemd
 from unmoor.dns.counters.counters import Table
 from unmoor.dns.observe.journal import Journal
 from unmoor.dns.server import control, fd_store, listeners
@@ -27,7 +27,6 @@ from unmoor.dns.server.requests import Requests
 from unmoor.dns.server.state import Generation, State, Text
 from unmoor.dns.server.upgrade import Predecessor
 from unmoor.dns.transfer.transfers import Transfers
-from unmoor.dns.zones import zone_store
 from unmoor.dns.zones.zone_store import Store
 from unmoor.model import DnsDocument, parse
 
@@ -42,7 +41,7 @@ class Server:
         config: Path,
         control_path: Path,
         handover: int | None = None,
-        directory: Path = zone_store.DIRECTORY,
+        directory: Path = paths.DNS_STATE,
     ) -> None:
         """Keep the journal and the copies of transferred zones in `directory`.
 
@@ -62,7 +61,7 @@ class Server:
         self._reloader = Reloader(config, self._state, self._builder, self._pool, self._transfers)
         self._intake = Intake(self._state, self._builder, self._reloader, self._pool, self._transfers)
         arguments: tuple[str, ...] = ("--config", str(config), "--control", str(control_path))
-        if directory != zone_store.DIRECTORY:  # releases before transfers have no such option
+        if directory != paths.DNS_STATE:  # releases before transfers have no such option
             arguments += ("--state", str(directory))
         self._outgoing = Outgoing(
             self._state, self._pool, self._transfers, self._selector, self._control, arguments
@@ -86,7 +85,7 @@ class Server:
         state = State(document, Generation(number, snapshot, pairs, text), table, journal)
         if self._predecessor:
             state.started, state.secret = left.started, bytes.fromhex(left.secret)
-        state.tallies.switch(snapshot.layout, number)
+        state.address_counters.switch(snapshot.layout, number)
         return state
 
     def run(self) -> None:

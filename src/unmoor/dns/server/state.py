@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unmoor.dns.answer import rate_limit
 from unmoor.dns.answer.snapshot import Snapshot
-from unmoor.dns.counters.address_counters import Tallies
+from unmoor.dns.counters.address_counters import AddressCounters
 from unmoor.dns.counters.counters import Table
 from unmoor.dns.observe.journal import Journal
 from unmoor.dns.server import listeners
@@ -71,5 +71,5 @@ class State:
     started: float = field(default_factory=time.monotonic)
     restarts: int = 0
     refused: str | None = None
-    tallies: Tallies = field(default_factory=Tallies)
+    address_counters: AddressCounters = field(default_factory=AddressCounters)
     rates: memoryview = field(default_factory=rate_limit.shared_table)

@@ -13,16 +13,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from unmoor import jsontext
+from unmoor import jsontext, paths, process
 from unmoor.dns.counters.counters import Totals
 from unmoor.dns.server.listeners import Endpoint, Pair
 from unmoor.errors import UnmoorError
@@ -82,15 +80,14 @@ class Successor:
         descriptor = _write(handover)
         sockets = [each for pair in handover.pairs for each in pair[3:]]
         try:
-            self._process = subprocess.Popen(
+            self._process = process.start(
                 [program, "dns", "serve", *arguments, "--resume", str(descriptor)],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[descriptor, theirs.fileno(), errors, handover.control, *sockets],
+                descriptors=[descriptor, theirs.fileno(), errors, handover.control, *sockets],
+                capture_errors=True,
             )
-        except OSError as error:
+        except UnmoorError:
             self.channel.close()
-            raise UnmoorError(f"cannot run {program}: {error.strerror}") from None
+            raise
         finally:
             theirs.close()
             for each in (errors, descriptor):
@@ -140,9 +137,8 @@ class Successor:
     def end(self) -> str:
         """Kill the release if it still runs; returns how it failed."""
         timed_out = time.monotonic() > self.deadline
-        with suppress(subprocess.TimeoutExpired):  # it may be about to exit, with a reason
-            self._process.wait(0 if timed_out else 1)
-        gone = self._process.poll() is not None
+        # It may be about to exit, with a reason.
+        gone = process.wait(self._process, 0 if timed_out else 1) is not None
         self.close()
         status = self._process.returncode
         how = (
@@ -153,7 +149,7 @@ class Successor:
             else "stopped responding"
         )
         errors = self._errors()
-        return f"{self.program} {how}" + (f"; its last words:\n{errors}" if errors else "; see the journal")
+        return f"{self.program} {how}" + (f":\n{errors}" if errors else "; see the journal")
 
     def _errors(self) -> str:
         stream = self._process.stderr
@@ -161,8 +157,7 @@ class Successor:
             return ""
         os.set_blocking(stream.fileno(), False)
         with stream:
-            lines = (stream.read() or b"").decode(errors="replace").splitlines()
-        return "\n".join(lines[-_MAX_ERROR_LINES:])
+            return process.last_lines((stream.read() or b"").decode(errors="replace"), _MAX_ERROR_LINES)
 
     def close(self) -> None:
         """Kill the release if it still runs; its workers end with it."""
@@ -183,7 +178,7 @@ class Predecessor:
         if found.get("format") != FORMAT:
             raise UnmoorError(
                 f"the running server hands over in format {found.get('format')}, and this release reads "
-                f"{FORMAT}: restart it instead (systemctl restart unmoor-dns)"
+                f"{FORMAT}: restart it instead (systemctl restart {paths.DNS_UNIT})"
             )
         self.handover = Handover(**found)
         self.channel = socket.socket(fileno=self.handover.channel)
@@ -237,19 +232,19 @@ class Predecessor:
         try:
             socket.send_fds(self.channel, [json.dumps(message).encode()], descriptors)
         except OSError:
-            raise UnmoorError(_GONE) from None
+            raise UnmoorError(_CLOSED) from None
 
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         try:
             raw, descriptors, _, _ = socket.recv_fds(self.channel, _MESSAGE, 1)
         except OSError:
-            raise UnmoorError(_GONE) from None
+            raise UnmoorError(_CLOSED) from None
         if not raw:
-            raise UnmoorError(_GONE)
+            raise UnmoorError(_CLOSED)
         return json.loads(raw), descriptors
 
 
-_GONE = "the running server has exited, or gave the upgrade up"
+_CLOSED = "the running server has exited, or gave the upgrade up"
 
 
 def check_program(program: str) -> str:

@@ -12,7 +12,7 @@ from unmoor import udp
 from unmoor.dns.answer.fast_path import Answerer, answerer
 from unmoor.dns.answer.rate_limit import Limiter, counted
 from unmoor.dns.answer.snapshot import Snapshot
-from unmoor.dns.counters.address_counters import Tally
+from unmoor.dns.counters.address_counters import WorkerCounters
 from unmoor.dns.counters.counters import Counts, Event, RecordingCounts, Transport
 from unmoor.dns.observe.query_log import QueryLogger
 from unmoor.dns.observe.receivers import receiver_for
@@ -22,7 +22,7 @@ from unmoor.dns.protocol.edns import Options
 from unmoor.dns.server.listeners import ANY_ADDRESS, Pair
 from unmoor.dns.server.tcp import Connections, Limits
 from unmoor.dns.server.udp_batch import MAX_PACKET, Datagrams
-from unmoor.dns.transfer.notify import Notices
+from unmoor.dns.transfer.notify import NotifyHandler
 
 # Messages between parent and worker, one packet each (SOCK_SEQPACKET).
 READY = b"ready"
@@ -63,15 +63,15 @@ class Worker:
         secret: bytes = b"",
         notify: socket.socket | None = None,
         generation: int = 0,
-        tally: Tally | None = None,
+        address_counters: WorkerCounters | None = None,
         rates: memoryview | None = None,
     ) -> None:
         self._parent = parent
-        self._tally = tally
-        self._selectors = snapshot.selectors if tally else ()
-        if tally:
+        self._address_counters = address_counters
+        self._selectors = snapshot.selectors if address_counters else ()
+        if address_counters:
             for each in self._selectors:
-                each.count_into(tally)
+                each.count_into(address_counters)
         self._predecessor = predecessor
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -88,7 +88,7 @@ class Worker:
         def answering(counts: Counts) -> Answerer:
             over_udp = counts.transport == Transport.UDP
             limiter = Limiter(excess, options, counts) if excess and over_udp else None
-            return answerer(snapshot, counts, options, Notices(snapshot.sources, notify), limiter)
+            return answerer(snapshot, counts, options, NotifyHandler(snapshot.sources, notify), limiter)
 
         def observer(counts: Counts) -> Observer:
             log = None
@@ -135,8 +135,8 @@ class Worker:
         """Count the addresses given so far; `request` is the number of the parent's request."""
         for each in self._selectors:
             each.settle()
-        if self._tally:
-            self._tally.settled(request)
+        if self._address_counters:
+            self._address_counters.settled(request)
 
     def _watch(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
         known = descriptor in self._handlers

@@ -17,7 +17,7 @@ from unmoor.dns.transfer.transfer import Source
 _RATE = 5
 
 
-class Notices:
+class NotifyHandler:
     """Answers NOTIFYs. `sources` are the primaries of each zone; `outbox` leads to the transfer process."""
 
     def __init__(self, sources: Mapping[bytes, Sequence[Source]], outbox: socket.socket | None) -> None:

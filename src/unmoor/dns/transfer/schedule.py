@@ -15,7 +15,7 @@ from unmoor.dns.transfer.link import Link
 from unmoor.dns.transfer.transfer import Source
 from unmoor.dns.zones import zone_store
 from unmoor.dns.zones.static_zone import Zone
-from unmoor.dns.zones.zone_store import Key, Store
+from unmoor.dns.zones.zone_store import CopyKey, Store
 
 #: Seconds between two checks of a zone, whatever its SOA or a NOTIFY demands.
 MIN_INTERVAL, MAX_INTERVAL = 1.0, 86400.0
@@ -25,7 +25,7 @@ MIN_INTERVAL, MAX_INTERVAL = 1.0, 86400.0
 class Followed:
     """A zone that is kept fresh. Times are the wall clock's, seconds since 1970, but for `due`: monotonic."""
 
-    key: Key
+    key: CopyKey
     sources: tuple[Source, ...]
     #: The catalog that lists it, as text; empty for a zone that the document names.
     member_of: str = ""

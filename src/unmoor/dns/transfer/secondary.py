@@ -24,7 +24,7 @@ from unmoor.dns.transfer.checks import Checks
 from unmoor.dns.transfer.link import Link
 from unmoor.dns.transfer.members import Members
 from unmoor.dns.transfer.schedule import MIN_INTERVAL, Followed, Schedule
-from unmoor.dns.zones.zone_store import Key, Store
+from unmoor.dns.zones.zone_store import CopyKey, Store
 from unmoor.model import DnsDocument, validate
 
 log = logging.getLogger(__name__)
@@ -74,10 +74,10 @@ class Secondary:
         for zone in self._document.zones:
             if zone.primaries:
                 sources = transfer.sources(zone.primaries, keys)
-                self._schedule.follow(Followed(Key(names.from_text(zone.name)), sources))
+                self._schedule.follow(Followed(CopyKey(names.from_text(zone.name)), sources))
         for each in self._document.catalogs:
             sources = transfer.sources(each.primaries, keys)
-            followed = Followed(Key(names.from_text(each.name)), sources, is_catalog=True)
+            followed = Followed(CopyKey(names.from_text(each.name)), sources, is_catalog=True)
             self._members.read(followed)
             self._schedule.follow(followed)
         self._members.update()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from unmoor import process
 from unmoor.dns.transfer.link import take_lines
 from unmoor.model import DnsDocument
 from unmoor.model.secrets import dump_with_secrets
@@ -19,7 +19,7 @@ from unmoor.model.secrets import dump_with_secrets
 log = logging.getLogger(__name__)
 
 #: Seconds in which changes are collected, and at least from one new snapshot to the next.
-_SETTLE, _APART = 0.1, 1.0
+_DELAY, _MIN_INTERVAL = 0.1, 1.0
 #: Seconds until a process that ended is started again.
 _RESTART = 1.0
 
@@ -35,14 +35,14 @@ class Transfers:
         # Made once: workers and transfer processes are replaced, and a NOTIFY waits for the next one.
         self._inbox, self.outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.outbox.setblocking(False)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: process.Process | None = None
         self.link: socket.socket | None = None
         self._received = bytearray()
         self._document: DnsDocument | None = None
         self.changed: set[str] = set()
         self.state: dict[str, dict[str, Any]] = {}
         self._due: float | None = None
-        self._last = -_APART
+        self._last = -_MIN_INTERVAL
         self._restart: float | None = None
 
     def sockets(self) -> list[socket.socket]:
@@ -63,11 +63,8 @@ class Transfers:
         self.link, theirs = socket.socketpair()
         with theirs:
             descriptors = (theirs.fileno(), self._inbox.fileno())
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_PROGRAM), *map(str, descriptors)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-            )
+            command = [sys.executable, "-I", str(_PROGRAM), *map(str, descriptors)]
+            self._process = process.start(command, descriptors=descriptors)
         # Not as arguments, which every user can read: the document contains keys.
         setup = {"document": dump_with_secrets(wanted), "directory": str(self._directory.absolute())}
         with suppress(OSError):  # if it died, `read` finds out
@@ -109,7 +106,7 @@ class Transfers:
             else:
                 self.changed.add(message["changed"])
                 if self._due is None:
-                    self._due = max(time.monotonic() + _SETTLE, self._last + _APART)
+                    self._due = max(time.monotonic() + _DELAY, self._last + _MIN_INTERVAL)
 
     def wait(self) -> float | None:
         """Return the seconds until `tick` is to be called; None if it is not."""
@@ -129,7 +126,7 @@ class Transfers:
     def postpone(self, changed: set[str]) -> None:
         """Let `tick` return these names again, a second later."""
         self.changed |= changed
-        self._due = time.monotonic() + _APART
+        self._due = time.monotonic() + _MIN_INTERVAL
 
     def decide(self, verdicts: dict[str, str | None]) -> None:
         """Report decisions on offers to the process: by zone, None or the reason of the refusal."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from unmoor.dns.protocol import message, names
 from unmoor.dns.zones.static_zone import Zone
-from unmoor.dns.zones.zone_store import Key, Store, current
+from unmoor.dns.zones.zone_store import CopyKey, Store, current
 from unmoor.model import DnsDocument
 from unmoor.model import Zone as ZoneDocument
 
@@ -50,9 +50,9 @@ class Member:
         return names.from_text(self.name)
 
     @property
-    def key(self) -> Key:
+    def key(self) -> CopyKey:
         """The key of the zone's copy."""
-        return Key(self.apex, self.state)
+        return CopyKey(self.apex, self.state)
 
 
 def parse(zone: Zone) -> dict[bytes, Entry]:
@@ -182,11 +182,11 @@ def load(kept: Iterable[dict[str, str]]) -> list[Member]:
     return found
 
 
-def expand(document: DnsDocument, members: Iterable[Member]) -> tuple[DnsDocument, dict[bytes, Key]]:
+def expand(document: DnsDocument, members: Iterable[Member]) -> tuple[DnsDocument, dict[bytes, CopyKey]]:
     """Return the document with member zones added, and the keys of all transferred zones by apex."""
     catalogs = {_wire(each.name): each for each in document.catalogs}
     taken = {_wire(zone.name) for zone in document.zones}
-    keys = {_wire(zone.name): Key(_wire(zone.name)) for zone in document.zones if zone.primaries}
+    keys = {_wire(zone.name): CopyKey(_wire(zone.name)) for zone in document.zones if zone.primaries}
     added = []
     for member in members:
         catalog = catalogs.get(names.from_text(member.catalog))

@@ -27,9 +27,6 @@ from unmoor.errors import UnmoorError
 
 log = logging.getLogger(__name__)
 
-#: The default directory of copies: the unit's StateDirectory=.
-DIRECTORY = Path("/var/lib/unmoor-dns")
-
 _MAGIC = b"unmoor zone 1\n"
 _DIGEST_SIZE = 32
 _HEAD_SIZE = len(_MAGIC) + _DIGEST_SIZE
@@ -40,7 +37,7 @@ NOT_READY, INVALID_DATA = 14, 24
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class CopyKey:
     """Identifies a copy: the zone's apex, and a state that changes when a catalog resets the zone."""
 
     apex: bytes
@@ -101,14 +98,14 @@ class Store:
                 "make it, owned by the server's user (StateDirectory= of the unit), or name another (--state)"
             )
 
-    def _path(self, key: Key, ending: str = "zone") -> Path:
+    def _path(self, key: CopyKey, ending: str = "zone") -> Path:
         return self._directory / f"{key.stem}.{ending}"
 
-    def read(self, key: Key) -> Copy | None:
+    def read(self, key: CopyKey) -> Copy | None:
         """Return the accepted copy; None if there is none or it is damaged."""
         return self._read(self._path(key))
 
-    def offered(self, key: Key) -> Copy | None:
+    def offered(self, key: CopyKey) -> Copy | None:
         """Return the version that is neither accepted nor refused yet; None if there is none."""
         return self._read(self._path(key, "new"))
 
@@ -130,26 +127,26 @@ class Store:
             return None
         return Copy(kept[1], refreshed)
 
-    def offer(self, key: Key, zone: Zone) -> None:
+    def offer(self, key: CopyKey, zone: Zone) -> None:
         """Write a new version beside the copy. Raises OSError."""
         _write(self._path(key, "new"), _encode(zone))
 
-    def accept(self, key: Key) -> None:
+    def accept(self, key: CopyKey) -> None:
         """Replace the copy by the new version. Raises OSError."""
         offered, copy = self._path(key, "new"), self._path(key)
         offered.replace(copy)
         if offered in self._kept:
             self._kept[copy] = self._kept.pop(offered)
 
-    def refuse(self, key: Key) -> None:
+    def refuse(self, key: CopyKey) -> None:
         """Remove the new version, if there is one."""
         self._path(key, "new").unlink(missing_ok=True)
 
-    def confirm(self, key: Key) -> None:
+    def confirm(self, key: CopyKey) -> None:
         """Record that a primary has just confirmed the copy's serial. Raises OSError."""
         os.utime(self._path(key))
 
-    def remove(self, key: Key) -> None:
+    def remove(self, key: CopyKey) -> None:
         """Remove the copy and the new version."""
         self.refuse(key)
         self._path(key).unlink(missing_ok=True)
@@ -212,7 +209,7 @@ def _decoded(body: bytes, at: int) -> Iterator[RRset]:
         yield RRset(owner, rtype, ttl, tuple(datas))
 
 
-def current(store: Store, keys: Iterable[Key], now: float) -> dict[bytes, Zone]:
+def current(store: Store, keys: Iterable[CopyKey], now: float) -> dict[bytes, Zone]:
     """Return each key's zone as of `now` (seconds since 1970), an unavailable one if it has no valid copy."""
     return {key.apex: _current(store.read(key), key.apex, now) for key in keys}
 

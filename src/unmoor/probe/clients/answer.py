@@ -25,8 +25,8 @@ class BadAnswerError(Exception):
 class Expectation:
     """The identity expected of answers: the service label of each port, and the edge if one is required.
 
-    An answer must also name the dialled address and port, which detects misdirected connections. With
-    `anonymous` an answer may omit any of these, but those it has must be right.
+    An answer must also name the connection's destination address and port, which detects misdirected
+    connections. With `anonymous` an answer may omit any of these, but those it has must be right.
     """
 
     services: Mapping[int, str] = field(default_factory=dict)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from unmoor import process
 from unmoor.errors import InvalidInputError, Problem, UnmoorError
 from unmoor.model import Prefix
 
@@ -26,6 +26,8 @@ SLOTS = 256
 PREFERENCE = 90
 #: Metric of the table's unreachable route, its last: without it, packets would fall through to other tables.
 _LAST_METRIC = 4294967295
+#: Seconds that one call of ip(8) may take.
+_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def via(gateways: Sequence[Gateway]) -> Iterator[int]:
     mark = FIRST_MARK + slot
     with holder:
         _remove(mark)
-        _clean_dead()
+        _remove_stale()
         try:
             for gateway in gateways:
                 _add(gateway, mark)
@@ -128,7 +130,7 @@ def _hold(slot: int) -> socket.socket | None:
     return holder
 
 
-def _clean_dead() -> None:
+def _remove_stale() -> None:
     """Remove the rules of killed probes: those whose slot is not reserved."""
     for slot in _slots_in_use():
         holder = _hold(slot)
@@ -140,7 +142,7 @@ def _clean_dead() -> None:
 def _slots_in_use() -> set[int]:
     slots = set()
     for family in ("-4", "-6"):
-        for rule in json.loads(_ip(family, "-j", "rule", "show", check=False) or "[]"):
+        for rule in json.loads(_run((family, "-j", "rule", "show"), check=False).stdout or "[]"):
             mark = int(str(rule.get("fwmark", "0")).partition("/")[0], 0)
             if FIRST_MARK <= mark < FIRST_MARK + SLOTS:
                 slots.add(mark - FIRST_MARK)
@@ -178,38 +180,25 @@ def _remove(mark: int) -> None:
     """Remove rules and routes of `mark` in both families; missing ones are no error."""
     for family in ("-4", "-6"):
         rule = (family, "rule", "del", "pref", str(PREFERENCE), "fwmark", hex(mark), "lookup", str(mark))
-        with suppress(_IpError):
-            while True:
-                _ip(*rule)
+        while _try_ip(*rule):
+            pass
         # By name, because flushing an IPv6 table leaves its unreachable route.
-        _ip(family, "route", "del", *_last_route(mark), check=False)
-        _ip(family, "route", "flush", "table", str(mark), check=False)
+        _try_ip(family, "route", "del", *_last_route(mark))
+        _try_ip(family, "route", "flush", "table", str(mark))
 
 
-class _IpError(UnmoorError):
-    """`ip` failed."""
+def _ip(*arguments: str) -> str:
+    """Run `ip` and return its output. Raises ProcessError if it fails."""
+    return _run(arguments, check=True).stdout
 
 
-def _ip(*arguments: str, check: bool = True) -> str:
-    """Run `ip` and return its output.
+def _try_ip(*arguments: str) -> bool:
+    """Run `ip`; whether it succeeded. Raises ProcessError if it cannot be run."""
+    return _run(arguments, check=False).status == 0
 
-    Raises UnmoorError with its error if it fails and `check` is set. It has its own session, so that Ctrl-C
-    on the terminal does not interrupt it.
-    """
-    try:
-        done = subprocess.run(
-            ["ip", *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise UnmoorError("--via needs the program `ip`; install iproute2") from None
-    if done.returncode == 0:
-        return done.stdout
-    if check:
-        error = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
-        hint = "; run as root" if "not permitted" in error else ""
-        raise _IpError(f"--via: ip {' '.join(arguments)}: {error}{hint}")
-    return ""
+
+def _run(arguments: Sequence[str], *, check: bool) -> process.Output:
+    # A session of its own: Ctrl-C on the terminal does not interrupt the removal of rules.
+    return process.run(
+        ["ip", *arguments], session=True, check=check, timeout=_TIMEOUT, fixes=process.NEEDS_ROOT
+    )

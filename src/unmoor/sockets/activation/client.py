@@ -17,6 +17,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+from unmoor import paths
 from unmoor.bpf.layout import SOCKET_SLOTS
 from unmoor.errors import UnmoorError
 from unmoor.model import Protocol
@@ -84,8 +85,7 @@ def send(
     except (OSError, protocol.ProtocolError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise UnmoorError(
-            f"no answer from the activation service at {path} ({reason}): "
-            "is unmoor-activation.service running?"
+            f"no answer from the activation service at {path} ({reason}): is {paths.ACTIVATION_UNIT} running?"
         ) from None
 
 

@@ -10,11 +10,12 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
+from unmoor import paths
 from unmoor.bpf.pins import GUARD_TIMEOUT, Pins
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding, Protocol
-from unmoor.sockets.activation import protocol as wire
 from unmoor.sockets.activation.client import send
+from unmoor.sockets.activation.protocol import Question
 from unmoor.sockets.dispatch.generation import find_live, record_id
 from unmoor.sockets.dispatch.lookup import Answer, explainer
 from unmoor.sockets.table.precedence import order
@@ -61,7 +62,7 @@ def explain(
     address: IPv4Address | IPv6Address,
     port: int,
     interface: str = "",
-    service: Path = wire.SOCKET,
+    service: Path = paths.ACTIVATION_SOCKET,
 ) -> Explanation:
     """Explain what the live generation does with a packet to this address and port.
 
@@ -69,7 +70,7 @@ def explain(
     the pins asks the activation service at `service`. Raises UnmoorError when nothing is loaded, when the
     interface does not exist, and when the service refuses or does not answer.
     """
-    question = wire.Question(protocol, address, port, _index(interface))
+    question = Question(protocol, address, port, _index(interface))
     for _ in range(_MAX_TRIES):
         live = find_live(pins)
         if live is None:
@@ -83,7 +84,7 @@ def explain(
     raise UnmoorError("the dispatch table keeps changing: try again")
 
 
-def ask(pins: Pins, question: wire.Question, timeout: float = GUARD_TIMEOUT) -> tuple[int, Answer]:
+def ask(pins: Pins, question: Question, timeout: float = GUARD_TIMEOUT) -> tuple[int, Answer]:
     """Ask the live generation. Returns the id of its record, to which service ids refer, and the answer.
 
     Raises BusyError when the guard is not free within `timeout` seconds, UnmoorError when nothing is loaded,
@@ -104,7 +105,7 @@ def _nothing_loaded(pins: Pins) -> UnmoorError:
     return UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
 
 
-def _ask_service(question: wire.Question, service: Path) -> tuple[int, Answer]:
+def _ask_service(question: Question, service: Path) -> tuple[int, Answer]:
     reply = send(service, question)
     if not reply.ok:
         raise UnmoorError(f"the activation service refuses: {reply.why}")
@@ -117,7 +118,7 @@ def _ask_service(question: wire.Question, service: Path) -> tuple[int, Answer]:
         ) from None
 
 
-def _explanation(record: Record, question: wire.Question, interface: str, answer: Answer) -> Explanation:
+def _explanation(record: Record, question: Question, interface: str, answer: Answer) -> Explanation:
     protocol, address, port = question.protocol, question.address, question.port
     matching = _matching(record, protocol, address, port, interface)
     if answer.service is None:

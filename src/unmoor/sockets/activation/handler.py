@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from unmoor import paths
 from unmoor.sockets.activation import protocol
 from unmoor.sockets.activation.registrar import Peer, RefusedError, Registrar
 
@@ -120,7 +121,7 @@ class Handler:
             reply = protocol.Reply(False, f"the kernel reports: {os.strerror(error.errno or 0)}")
         except Exception as error:  # a bug fails this request, not the service
             _log(label, peer, f"internal error: {type(error).__name__}: {error}"[:_MAX_REASON])
-            return protocol.Reply(False, "internal error: see journalctl -u unmoor-activation.service")
+            return protocol.Reply(False, f"internal error: see journalctl -u {paths.ACTIVATION_UNIT}")
         _log(label, peer, _summary(reply))
         return reply
 

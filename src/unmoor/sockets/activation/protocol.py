@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
 from typing import Any, Literal
 
 from unmoor.bpf.layout import FAMILIES, PROTOCOLS, SOCKET_SLOTS
 from unmoor.model import Protocol
 
-SOCKET = Path("/run/unmoor/activation.sock")
 #: Maximum length of a line in bytes, and of descriptors in one request: all slots of one service.
 MAX_BYTES = 4096
 MAX_DESCRIPTORS = SOCKET_SLOTS * len(PROTOCOLS) * len(FAMILIES)

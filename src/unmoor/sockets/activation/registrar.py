@@ -29,8 +29,7 @@ from unmoor.model import Service
 from unmoor.sockets.activation.descriptors import SocketInfo, UnsuitableError, inspect
 from unmoor.sockets.activation.explain import ask
 from unmoor.sockets.activation.protocol import MAX_DESCRIPTORS, Question, Request
-from unmoor.sockets.dispatch.generation import OWN_NETNS, Live, find_live, record_id
-from unmoor.sockets.table.record import Record
+from unmoor.sockets.dispatch.generation import OWN_NETNS, find_live, record_id
 
 #: Seconds that a request waits while a load switches generations; it occupies a worker meanwhile.
 GUARD_TIMEOUT = 0.5
@@ -48,6 +47,16 @@ class Peer:
     pid: int
     uid: int
     groups: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What a registration needs of a generation's record. `id` is that of the record's map."""
+
+    id: int
+    netns: int
+    services: dict[str, int]
+    declared: tuple[Service, ...]
 
 
 class RefusedError(Exception):
@@ -78,11 +87,13 @@ class Registrar:
 
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
+        # Kept from one request to the next: the kernel does not give a map's id to another map.
+        self._table: _Table | None = None
 
     @_refusing
     def authorize(self, request: Request, peer: Peer) -> None:
         """Raise RefusedError unless the peer may make this request. Needs none of its descriptors."""
-        _authorized(self._live().record, request.service, peer)
+        _authorized(self._live(), request.service, peer)
 
     @_refusing
     def handle(self, request: Request, descriptors: Sequence[int], peer: Peer) -> tuple[SocketInfo, ...]:
@@ -94,8 +105,8 @@ class Registrar:
         """
         for _ in range(_MAX_TRIES):
             live = self._live()
-            services = _authorized(live.record, request.service, peer)
-            groups = self._prepared(live.record, request, services, descriptors)
+            services = _authorized(live, request.service, peer)
+            groups = self._prepared(live, request, services, descriptors)
             with self._pins.guarded(GUARD_TIMEOUT):
                 directory = self._pins.live()
                 if directory and record_id(directory) == live.id:
@@ -118,21 +129,27 @@ class Registrar:
         generation, answer = ask(self._pins, question, GUARD_TIMEOUT)
         return {"generation": generation, **asdict(answer)}
 
-    def _live(self) -> Live:
+    def _live(self) -> _Table:
+        """Return the live generation; its record is decoded only if it differs from the last one."""
+        directory = self._pins.live()
+        if directory and self._table and record_id(directory) == self._table.id:
+            return self._table
         found = find_live(self._pins)
         if found is None:
             raise RefusedError("no dispatch table is loaded: run unmoor sockets load")
-        return found
+        record = found.record
+        self._table = _Table(found.id, record.netns, record.services, record.declared)
+        return self._table
 
     def _prepared(
-        self, record: Record, request: Request, services: Sequence[Service], descriptors: Sequence[int]
+        self, table: _Table, request: Request, services: Sequence[Service], descriptors: Sequence[int]
     ) -> _Groups:
         """Check the sockets and group them by their slots; to unregister, all slots without sockets."""
         label = request.service
         if request.verb == "unregister":
             if descriptors:
                 raise RefusedError("unregister takes no sockets")
-            first = group(record.services[label], PROTOCOLS[0], FAMILIES[0])
+            first = group(table.services[label], PROTOCOLS[0], FAMILIES[0])
             return {number: [] for number in range(first, first + GROUPS_PER_SERVICE)}
         if not descriptors:
             raise RefusedError("the request has no socket")
@@ -147,9 +164,9 @@ class Registrar:
                 raise RefusedError(
                     f"wrong protocol: {info} for {label!r}, which has {', '.join(sorted(allowed))}"
                 )
-            if info.netns != OWN_NETNS.stat().st_ino or info.netns != record.netns:
+            if info.netns != OWN_NETNS.stat().st_ino or info.netns != table.netns:
                 raise RefusedError(f"{info} is in another network namespace than the dispatch table")
-            groups[group(record.services[label], info.protocol, info.family)].append((descriptor, info))
+            groups[group(table.services[label], info.protocol, info.family)].append((descriptor, info))
         for members in groups.values():
             _check_group([info for _, info in members])
         self._prove([descriptor for members in groups.values() for descriptor, _ in members])
@@ -181,9 +198,9 @@ class Registrar:
                     ) from None
 
 
-def _authorized(record: Record, label: str, peer: Peer) -> list[Service]:
+def _authorized(table: _Table, label: str, peer: Peer) -> list[Service]:
     """Return the services with this label. Raises RefusedError if there is none or the peer has no right."""
-    services = [service for service in record.declared if service.label == label]
+    services = [service for service in table.declared if service.label == label]
     if not services:
         raise RefusedError(f"unknown service {label!r}: add it to the inventory's services")
     if not any(may_register(service, peer) for service in services):

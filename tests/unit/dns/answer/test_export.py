@@ -24,7 +24,7 @@ from unmoor.commands.dns import cli
 from unmoor.dns.answer import export
 from unmoor.dns.protocol import names
 from unmoor.dns.zones import static_zone
-from unmoor.dns.zones.zone_store import Key, Store
+from unmoor.dns.zones.zone_store import CopyKey, Store
 
 POLICIES = [
     {
@@ -233,7 +233,7 @@ def test_a_transferred_zone_with_and_without_a_copy(tmp_path: Path) -> None:
     output, said = run(tmp_path, document(zones=[zone], policies=POLICIES[1:]))
     assert "warning: zone example.org: left out" in said
     assert not (output / "example.org.zone").exists()
-    store, key = Store(tmp_path), Key(names.from_text("example.org"))
+    store, key = Store(tmp_path), CopyKey(names.from_text("example.org"))
     store.offer(key, static_zone.read(zone_text(3, "x TXT theirs"), key.apex))
     store.accept(key)
     found = exported(tmp_path, document(zones=[zone], policies=POLICIES[1:]), name="example.org")

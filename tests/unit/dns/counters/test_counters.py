@@ -31,7 +31,14 @@ from support.dns_server import Running, free_port, running
 from support.program import UNMOOR, run
 from support.waiting import wait_until
 from unmoor.dns.counters import rates
-from unmoor.dns.counters.address_counters import MAX_EXACT, PARTS, Layout, Tallies, Tally, names
+from unmoor.dns.counters.address_counters import (
+    MAX_EXACT,
+    PARTS,
+    AddressCounters,
+    Layout,
+    WorkerCounters,
+    names,
+)
 from unmoor.dns.counters.counters import TYPES, Event, Table, Totals, Transport, counter_of
 from unmoor.dns.policy.pools import Drawer, Mix, Range, Span
 from unmoor.dns.protocol import message
@@ -125,30 +132,30 @@ def test_a_cell_counts_the_addresses_of_its_name(
 # -- what is drawn is what is counted --------------------------------------------------------------------
 
 
-def fresh(found: Layout) -> Tally:
-    row = Tallies().tally(found, 0, 1)
+def fresh(found: Layout) -> WorkerCounters:
+    row = AddressCounters().of_worker(found, 0, 1)
     assert row
     return row
 
 
-def counted(tally: Tally) -> Counter[str]:
+def counted(cells: WorkerCounters) -> Counter[str]:
     return Counter(
         {
             name: count
-            for span in tally.layout.spans
+            for span in cells.layout.spans
             for name, count in zip(
-                names(span), tally.cells[span.start : span.start + span.cells], strict=True
+                names(span), cells.cells[span.start : span.start + span.cells], strict=True
             )
             if count
         }
     )
 
 
-def handed_out(tallies: Tallies, generation: int) -> dict[str, int]:
+def handed_out(counters: AddressCounters, generation: int) -> dict[str, int]:
     """How often each address was given, as `generation` has it."""
     return {
         name: count
-        for span, counts in tallies.spans(generation)
+        for span, counts in counters.spans(generation)
         for name, count in zip(names(span), counts, strict=True)
         if count
     }
@@ -164,33 +171,33 @@ POOLS = {"a": {"ipv4": ["198.18.0.0/30", "198.51.100.0/29"]}, "b": {"ipv4": ["19
 @pytest.mark.parametrize("take", [0, 1, 255, 256, 257, 1000])
 @pytest.mark.parametrize("kind", ["one", "two", "mix"])
 def test_every_address_is_counted_once(kind: str, take: int) -> None:
-    tally = fresh(layout(**POOLS))
+    cells = fresh(layout(**POOLS))
     one, two = Drawer(ranges("198.18.8.0/28"), 4), Drawer(ranges("198.18.0.0/30", "198.51.100.0/29"), 4)
     drawers: dict[str, Drawer | Mix] = {"one": one, "two": two, "mix": Mix([(one, 1), (two, 3)])}
     drawer = drawers[kind]
-    drawer.count_into(tally)
+    drawer.count_into(cells)
     given = Counter(str(ip_address(drawer())) for _ in range(take))
     for _ in range(2):  # settling again changes nothing
         drawer.settle()
-        assert counted(tally) == given
+        assert counted(cells) == given
     given.update(str(ip_address(drawer())) for _ in range(10))
     drawer.settle()
-    assert counted(tally) == given
+    assert counted(cells) == given
 
 
 def test_a_child_process_counts_nothing_of_its_parents() -> None:
-    tally = fresh(layout(**POOLS))
+    cells = fresh(layout(**POOLS))
     drawer = Drawer(ranges("198.18.8.0/28"), 4)
-    drawer.count_into(tally)
+    drawer.count_into(cells)
     drawer()
     child = os.fork()
     if not child:
         drawer.settle()
         os._exit(0)
     os.waitpid(child, 0)
-    assert sum(counted(tally).values()) == 0
+    assert sum(counted(cells).values()) == 0
     drawer.settle()
-    assert sum(counted(tally).values()) == 1
+    assert sum(counted(cells).values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -211,41 +218,41 @@ def test_every_strategy_is_counted(answer: dict[str, Any]) -> None:
         )
     )
     assert local.snapshot.layout
-    tally = fresh(local.snapshot.layout)
+    cells = fresh(local.snapshot.layout)
     for each in local.snapshot.selectors:
-        each.count_into(tally)
+        each.count_into(cells)
     given: Counter[str] = Counter()
     for number in range(300):
         reply = local.ask(f"host{number % 50}.example.com")
         given.update(record.address for rrset in reply.answer for record in rrset)
     for each in local.snapshot.selectors:
         each.settle()
-    assert counted(tally) == given
+    assert counted(cells) == given
 
 
 def test_hints_are_counted_too() -> None:
     policies = [{"name": "all", "answer": {"pool": "free", "ttl": 30, "https": {}}}]
     local = Local(document(policies=policies, pools={"free": {"ipv4": ["198.18.0.0/28"]}}))
     assert local.snapshot.layout
-    tally = fresh(local.snapshot.layout)
+    cells = fresh(local.snapshot.layout)
     for each in local.snapshot.selectors:
-        each.count_into(tally)
+        each.count_into(cells)
     local.ask("host1.example.com", "HTTPS")
     for each in local.snapshot.selectors:
         each.settle()
-    assert sum(counted(tally).values()) == 1
+    assert sum(counted(cells).values()) == 1
     assert local.counts.policies[counter_of(0, message.HTTPS)] == 1
 
 
 def test_a_change_of_pools_keeps_the_counts_of_what_stays() -> None:
-    tallies = Tallies()
+    counters = AddressCounters()
     wide, narrow = (
         layout(free={"ipv4": ["198.18.0.0/24"]}),
         layout(free={"ipv4": ["198.18.0.128/25", "198.51.100.0/30"]}),
     )
-    tallies.switch(wide, 1)
-    first = tallies.tally(wide, 0, 1)
-    second = tallies.tally(narrow, 0, 2)
+    counters.switch(wide, 1)
+    first = counters.of_worker(wide, 0, 1)
+    second = counters.of_worker(narrow, 0, 2)
     assert first
     assert second
     for address, times in (("198.18.0.1", 3), ("198.18.0.200", 5)):
@@ -253,11 +260,11 @@ def test_a_change_of_pools_keeps_the_counts_of_what_stays() -> None:
             first.add(ip_address(address).packed)
     second.add(ip_address("198.18.0.200").packed)
     second.add(ip_address("198.51.100.3").packed)
-    tallies.switch(narrow, 2)
-    assert handed_out(tallies, 2) == {"198.18.0.200": 6, "198.51.100.3": 1}
+    counters.switch(narrow, 2)
+    assert handed_out(counters, 2) == {"198.18.0.200": 6, "198.51.100.3": 1}
     # The rows of the first generation are the third's.
-    tallies.switch(wide, 3)
-    assert handed_out(tallies, 3) == {"198.18.0.200": 6}
+    counters.switch(wide, 3)
+    assert handed_out(counters, 3) == {"198.18.0.200": 6}
 
 
 # -- by policy, type and transport -----------------------------------------------------------------------

@@ -36,9 +36,9 @@ from unmoor.commands.dns import cli
 from unmoor.dns.counters.counters import Counts
 from unmoor.dns.protocol import message, names
 from unmoor.dns.transfer import transfer
-from unmoor.dns.transfer.notify import Notices
+from unmoor.dns.transfer.notify import NotifyHandler
 from unmoor.dns.zones import static_zone
-from unmoor.dns.zones.zone_store import Key, Store, expire, refresh
+from unmoor.dns.zones.zone_store import CopyKey, Store, expire, refresh
 from unmoor.model.change import describe_change
 from unmoor.model.dns import Primary as PrimaryDocument
 from unmoor.model.dns import TsigKey
@@ -249,7 +249,7 @@ def test_serials_wrap() -> None:
 
 
 def test_a_copy_is_read_as_it_was_written(tmp_path: Path) -> None:
-    store, key = Store(tmp_path), Key(APEX)
+    store, key = Store(tmp_path), CopyKey(APEX)
     zone = static_zone.read(
         zone_text(9, r"a\.b TXT x", "*.w MX 5 mail", "sub NS ns.sub", refresh=7, expire=11), APEX
     )
@@ -266,7 +266,7 @@ def test_a_copy_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_damaged_copy_is_no_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store, key = Store(tmp_path), Key(APEX)
+    store, key = Store(tmp_path), CopyKey(APEX)
     store.offer(key, static_zone.read(zone_text(9), APEX))
     store.accept(key)
     (file,) = tmp_path.glob("*.zone")
@@ -283,7 +283,7 @@ def test_names_of_copies_are_safe_and_differ(tmp_path: Path) -> None:
         names.from_text(text)
         for text in (r"a/b.c", r"a\000b.c", "..".replace("..", "a_b.c"), r"\.\.", "x" * 63 + ".c")
     ]
-    stems = {Key(apex).stem for apex in strange} | {Key(strange[0], "other life").stem}
+    stems = {CopyKey(apex).stem for apex in strange} | {CopyKey(strange[0], "other life").stem}
     assert len(stems) == len(strange) + 1
     assert all("/" not in stem and not stem.startswith(".") and stem.isascii() for stem in stems)
 
@@ -391,11 +391,11 @@ def test_with_a_key_notify_must_be_signed(tmp_path: Path, keyed: Primary) -> Non
 )
 def test_a_notify_with_a_wrong_signature(key: str, secret: str, error: int) -> None:
     named = PrimaryDocument(address="127.0.0.9", tsig_key="transfer.key")
-    notices = Notices({APEX: transfer.sources([named], {"transfer.key": TsigKey(secret=SECRET)})}, None)
+    handler = NotifyHandler({APEX: transfer.sources([named], {"transfer.key": TsigKey(secret=SECRET)})}, None)
     message = dns.message.make_query(NAME, "SOA")
     message.set_opcode(dns.opcode.NOTIFY)
     message.use_tsig(dns.tsig.Key(key, secret, "hmac-sha256"))
-    said = notices.answer(message.to_wire(), "127.0.0.9", Counts.private())
+    said = handler.answer(message.to_wire(), "127.0.0.9", Counts.private())
     assert said is not None
     reply = dns.message.from_wire(said, keyring=False)
     assert reply.rcode() == dns.rcode.NOTAUTH
@@ -456,19 +456,19 @@ def test_what_one_primary_may_notify_is_bounded() -> None:
         for each in (ours, theirs):
             each.setblocking(False)
         named = [PrimaryDocument(address=address) for address in ("127.0.0.8", "127.0.0.9")]
-        notices = Notices({APEX: transfer.sources(named, {})}, ours)
+        handler = NotifyHandler({APEX: transfer.sources(named, {})}, ours)
         counts = Counts.private()
         begun = time.monotonic()
         for number in range(300):
-            assert notices.answer(plain_notify(NAME), f"198.18.0.{number % 250}", counts)
-            notices.answer(plain_notify(NAME), "127.0.0.9", counts)
+            assert handler.answer(plain_notify(NAME), f"198.18.0.{number % 250}", counts)
+            handler.answer(plain_notify(NAME), "127.0.0.9", counts)
         seconds = int(time.monotonic()) - int(begun) + 1
         passed = 0
         with contextlib.suppress(BlockingIOError):
             while theirs.recv(1024):
                 passed += 1
         assert 1 <= passed <= 5 * seconds
-        assert len(notices._passed) <= 1
+        assert len(handler._passed) <= 1
 
 
 def test_a_notify_that_cannot_be_passed_on_is_not_confirmed() -> None:
@@ -476,12 +476,12 @@ def test_a_notify_that_cannot_be_passed_on_is_not_confirmed() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     ours.setblocking(False)
     named = PrimaryDocument(address="127.0.0.9")
-    notices = Notices({APEX: transfer.sources([named], {})}, ours)
+    handler = NotifyHandler({APEX: transfer.sources([named], {})}, ours)
     with ours, theirs:
         with contextlib.suppress(BlockingIOError):
             while ours.send(b"x"):
                 pass
-        assert notices.answer(plain_notify(NAME), "127.0.0.9", Counts.private()) is None
+        assert handler.answer(plain_notify(NAME), "127.0.0.9", Counts.private()) is None
 
 
 def signed_notify(key: str = "transfer.key") -> bytes:
@@ -500,9 +500,9 @@ def test_whatever_passes_for_a_notify(noise: bytes, start: int, stop: int, size:
     if spoilt[2:] == packet[2:] or not message.is_notify(spoilt):  # the identifier is not signed (RFC 8945)
         return
     named = PrimaryDocument(address="127.0.0.9", tsig_key="transfer.key")
-    notices = Notices({APEX: transfer.sources([named], {"transfer.key": TsigKey(secret=SECRET)})}, None)
+    handler = NotifyHandler({APEX: transfer.sources([named], {"transfer.key": TsigKey(secret=SECRET)})}, None)
     try:
-        reply = notices.answer(spoilt, "127.0.0.9", Counts.private())
+        reply = handler.answer(spoilt, "127.0.0.9", Counts.private())
     except message.QueryError:
         return
     assert reply is not None
@@ -715,7 +715,7 @@ def test_explain_knows_the_copies(tmp_path: Path, primary: Primary) -> None:
     assert "is a registered hostname with account_type=free" in before
     assert "the zone is transferred, but there is no copy of it yet" in before
     assert "current reply: SERVFAIL" in before
-    store, key = Store(tmp_path), Key(APEX)
+    store, key = Store(tmp_path), CopyKey(APEX)
     store.offer(key, static_zone.read(zone_text(3, "x TXT theirs"), key.apex))
     store.accept(key)
     assert "host.example.org. 30 IN A 198.18." in said("host.example.org", "A")
