@@ -14,16 +14,28 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def readme(role: Path) -> str:
     """Return the README of one role: its description, and its variables as a table."""
-    spec = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]
-    lines = [f"# Role `{role.name}`", "", f"{spec['short_description']}.", ""]
+    specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]
+    lines = [f"# Role `{role.name}`", ""]
+    if "main" in specs:
+        lines += _entry_point(specs["main"])
+    else:
+        description = yaml.safe_load((role / "meta/main.yml").read_text())["galaxy_info"]["description"]
+        lines += [f"{description}, one for each value of `tasks_from`."]
+        for name, spec in specs.items():
+            lines += ["", f"## `{name}`", "", *_entry_point(spec)]
+    return "\n".join(lines) + "\n"
+
+
+def _entry_point(spec: dict[str, Any]) -> list[str]:
+    lines = [f"{spec['short_description']}.", ""]
     lines += [_plain(paragraph) + "\n" for paragraph in spec["description"]]
     options: dict[str, Any] = spec.get("options", {})
     if options:
         lines += ["| variable | type | default | meaning |", "|---|---|---|---|"]
         lines += [_row(name, option) for name, option in options.items()]
     else:
-        lines += ["The role has no variables."]
-    return "\n".join(lines) + "\n"
+        lines += ["There are no variables."]
+    return lines
 
 
 def _row(name: str, option: dict[str, Any]) -> str:

@@ -15,13 +15,21 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.unmoor.unmoor.plugins.plugin_utils.tree import ROOT, cache, package
 
 import unmoor
 
-ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements" / "edge.txt"
 #: Platform tags of wheels that run on Debian 12 (glibc 2.36) and later.
 GLIBC = ("manylinux_2_36", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
+#: Suffixes of files in the package's directory that are no part of a release.
+COMPILED = (".pyc", ".bpf.o")
+#: With that, the program finds its own version.
+METADATA = """\
+Metadata-Version: 2.1
+Name: unmoor
+Version: {}
+"""
 LAUNCHER = """\
 #!/usr/bin/python3 -I
 # -I: ignore PYTHON* variables and packages of root's home.
@@ -43,32 +51,31 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the archive's path and the release's id; build the archive when it is missing."""
-        result = super().run(tmp, task_vars)
+        result: dict[str, Any] = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(
             {"python": {"type": "str", "required": True}, "architecture": {"type": "str", "required": True}}
         )
         python, architecture = arguments["python"], arguments["architecture"]
         identity = f"{unmoor.__version__}-{_digest(python, architecture)}"
-        archive = ROOT / ".cache" / "bundles" / f"unmoor-{identity}.tar.gz"
+        archive = cache() / "bundles" / f"unmoor-{identity}.tar.gz"
         result |= {"id": identity, "path": str(archive), "changed": False}
         if not archive.exists() and not self._task.check_mode:
             _build(archive, python, architecture)
         return result
 
 
-def _sources() -> Iterator[Path]:
-    yield ROOT / "pyproject.toml"
-    yield LOCK
-    for path in sorted((ROOT / "src").rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
-            yield path
+def _files() -> Iterator[Path]:
+    """Yield the program's files, relative to the package's directory."""
+    for path in sorted(package().rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(COMPILED):
+            yield path.relative_to(package())
 
 
 def _digest(python: str, architecture: str) -> str:
-    digest = hashlib.sha256(f"{python} {architecture} {LAUNCHER}".encode())
-    for path in _sources():
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
+    digest = hashlib.sha256(f"{python} {architecture} {LAUNCHER} {METADATA}".encode() + LOCK.read_bytes())
+    for path in _files():
+        content = (package() / path).read_bytes()
+        digest.update(f"{path} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
 
 
@@ -78,12 +85,16 @@ def _build(archive: Path, python: str, architecture: str) -> None:
         work = Path(name)
         site = work / "site"
         platforms = [f"--platform={glibc}_{architecture}" for glibc in GLIBC]
-        _pip("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={work}", str(ROOT))
         target = [f"--target={site}", "--no-deps", "--no-compile"]
         where = [f"--python-version={python}", "--implementation=cp", "--only-binary=:all:", *platforms]
         _pip("install", *target, *where, "--require-hashes", f"--requirement={LOCK}")
-        _pip("install", *target, "--no-index", *(str(wheel) for wheel in work.glob("*.whl")))
         shutil.rmtree(site / "bin", ignore_errors=True)
+        for path in _files():
+            (site / "unmoor" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(package() / path, site / "unmoor" / path)
+        metadata = site / f"unmoor-{unmoor.__version__}.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(METADATA.format(unmoor.__version__))
         launcher = work / "bin" / "unmoor"
         launcher.parent.mkdir()
         launcher.write_text(LAUNCHER)

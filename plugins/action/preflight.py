@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.release import __version__
 from ansible.utils.display import Display
+from ansible_collections.unmoor.unmoor.plugins.plugin_utils.tree import ROOT, cache, version
 
+import unmoor
 from unmoor import proof
 from unmoor.dns.check.check import problems as dns_problems
 from unmoor.dns.check.check import zone_problems
@@ -40,9 +43,6 @@ try:  # File and line of a value. Not public yet; without it, errors name only t
 except ImportError:
     Origin = None
 
-ROOT = Path(__file__).resolve().parents[2]
-#: Directory of registries that were built from lists of hostnames.
-CACHE = ROOT / ".cache" / "registry"
 #: The oldest supported ansible-core, as its templates and results have changed.
 MIN_ANSIBLE = (2, 19)
 #: Suffixes of files of hosts.
@@ -77,9 +77,11 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the documents of each edge, or fail with every problem."""
-        result = super().run(tmp, task_vars)
+        result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
-        problems = list(version_problems(__version__)) or list(_data_as_hosts(variables))
+        problems = [*version_problems(__version__), *package_problems(version())] or list(
+            _data_as_hosts(variables)
+        )
         compiled: dict[str, Documents] = {}
         if not problems:
             compiled, problems = _compile(variables)
@@ -150,6 +152,14 @@ def version_problems(version: str) -> Iterator[Problem]:
         yield Problem("controller", "ansible-core", version, f"is older than {oldest}", fix)
 
 
+def package_problems(collection: str) -> Iterator[Problem]:
+    """Yield a problem if the controller's package has another version than the collection."""
+    if unmoor.__version__ != collection:
+        why = f"is not {collection}, the version of the collection unmoor.unmoor"
+        fix = f"install the package in that version for {sys.executable}"
+        yield Problem("controller", "unmoor", unmoor.__version__, why, fix)
+
+
 def _data_as_hosts(variables: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each file, such as a list of hostnames, whose lines Ansible has read as hosts.
 
@@ -178,7 +188,7 @@ def read_roles(directory: Path) -> dict[str, Role]:
         specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
         defaults = path.parents[1] / "defaults/main.yml"
         found[path.parents[1].name] = Role(
-            specs["main"].get("options") or {},
+            specs.get("main", {}).get("options") or {},
             (yaml.safe_load(defaults.read_text(encoding="utf-8")) or {}) if defaults.exists() else {},
         )
     return found
@@ -241,7 +251,7 @@ def _expected_problems(expected: Any) -> Iterator[Problem]:
 
 
 def _registry(file: Path, zones: Sequence[str]) -> tuple[Path, str, int]:
-    return registry_cache.prepare(file, zones, CACHE)
+    return registry_cache.prepare(file, zones, cache() / "registry")
 
 
 def _settings(variables: Mapping[str, Any], host: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:

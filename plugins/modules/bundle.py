@@ -7,8 +7,10 @@ DOCUMENTATION = """
 module: bundle
 short_description: Build the archive of a release
 description:
-  - Runs on the controller. The archive holds Unmoor's wheel and its dependencies, unpacked (C(site)), and the
+  - Runs on the controller. The archive holds Unmoor's package and its dependencies (C(site)), and the
     launcher (C(bin)).
+  - The package is the one of the checkout that the collection is. If the collection was installed without
+    it, the package is the one that is installed on the controller.
   - The archive is named by a hash of everything it is built from, so it is built only once. In check mode it
     is not built.
 options:

@@ -12,6 +12,8 @@ import os
 import shlex
 import shutil
 import tempfile
+from collections.abc import Iterable
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -101,7 +103,7 @@ class WriteError(Exception):
     """A file cannot be written; the text has the file, the reason and, if known, the fix."""
 
 
-def current(path):
+def current(path: str) -> tuple[str, int, str] | tuple[None, None, None]:
     """Return text, permissions and group of the file at `path`; None for each if it does not exist."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -111,7 +113,7 @@ def current(path):
         return None, None, None
 
 
-def group_name(number):
+def group_name(number: int) -> str:
     """Return the group's name, or its number if it has none."""
     try:
         return grp.getgrgid(number).gr_name
@@ -119,7 +121,7 @@ def group_name(number):
         return str(number)
 
 
-def difference(file):
+def difference(file: dict[str, Any]) -> dict[str, str] | None:
     """Return the difference of the installed file and the wanted one, as Ansible's diff; None if equal."""
     text, mode, group = current(file["path"])
     want = int(file["mode"], 8)
@@ -133,7 +135,7 @@ def difference(file):
     return shown
 
 
-def write_beside(file):
+def write_beside(file: dict[str, Any]) -> str:
     """Write the file to a temporary file with its permissions; return its path. Raises WriteError."""
     folder = os.path.dirname(file["path"])
     name = None
@@ -153,7 +155,7 @@ def write_beside(file):
     return name
 
 
-def reason(file, error):
+def reason(file: dict[str, Any], error: OSError | LookupError) -> str:
     """Return why `file` cannot be written; an error of its temporary file is reported as the file's own."""
     if isinstance(error, LookupError):
         return f"{file['path']}: {error}: create the group before its files"
@@ -172,7 +174,7 @@ def reason(file, error):
     )
 
 
-def mount_of(folder):
+def mount_of(folder: str) -> str:
     """Return the mount point of the file system of `folder`, or of its nearest existing parent."""
     path = os.path.realpath(folder)
     while path != "/" and (not os.path.exists(path) or not os.path.ismount(path)):
@@ -180,7 +182,7 @@ def mount_of(folder):
     return path
 
 
-def remove_stale(folders):
+def remove_stale(folders: Iterable[str]) -> None:
     """Remove temporary files of killed runs from `folders`; the caller holds LOCK."""
     for folder in folders:
         for path in glob.glob(os.path.join(glob.escape(folder), TEMPORARY + "*"), include_hidden=True):
@@ -190,7 +192,7 @@ def remove_stale(folders):
                 os.unlink(path)
 
 
-def validate(module, file, written):
+def validate(module: AnsibleModule, file: dict[str, Any], written: str) -> None:
     """Fail the module unless the file's command accepts it."""
     if not file["validate"]:
         return
@@ -202,7 +204,7 @@ def validate(module, file, written):
         module.fail_json(msg=f"{file['path']} was not installed: {reason}", rc=status)
 
 
-def place(module, files):
+def place(module: AnsibleModule, files: list[dict[str, Any]]) -> None:
     """Write, validate and rename; temporary files are removed in any case. Raises WriteError."""
     written = {}
     try:
@@ -222,7 +224,7 @@ def place(module, files):
                 os.unlink(name)
 
 
-def main():
+def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
         argument_spec={"files": {"type": "list", "elements": "dict", "options": FILE, "required": True}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -68,12 +69,14 @@ COMMANDS = (
     ("sockets", "diff"),
     ("anyip", "apply", "--check"),
 )
+#: Exit status, output and errors of a command.
+Answer = tuple[int, str, str]
 UNREPORTED = "DNS: the release {} does not report its document, so it is reloaded"
 
 
-def in_force(documents, answers):
+def in_force(documents: dict[str, str], answers: list[Answer]) -> dict[str, Any]:
     """Return the module's result; `answers` are exit status, output and errors of COMMANDS."""
-    found = {"documents": documents, "dns": [], "edge": [], "down": []}
+    found: dict[str, Any] = {"documents": documents, "dns": [], "edge": [], "down": []}
     if not all(documents.values()):  # the edge was never rolled out
         return found
     (status, out, err), *compared = answers
@@ -92,7 +95,7 @@ def in_force(documents, answers):
     return found
 
 
-def dns_in_force(file, status):
+def dns_in_force(file: str, status: dict[str, Any]) -> tuple[list[str], str]:
     """Return how the server with this `status` differs from its file, and the text that it answers from."""
     if "text" not in status:
         return [UNREPORTED.format(status["release"])], file
@@ -105,13 +108,13 @@ def dns_in_force(file, status):
     return lines, status["text"]
 
 
-def last_line(text, status):
+def last_line(text: str, status: int) -> str:
     """Return the last line that a command printed, or its exit status."""
     lines = text.strip().splitlines()
     return lines[-1] if lines else f"exit status {status}"
 
 
-def read(path):
+def read(path: str) -> str:
     """Return the exact text of a file; "" if it does not exist."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -120,15 +123,17 @@ def read(path):
         return ""
 
 
-def ask(module, command):
+def ask(module: AnsibleModule, command: tuple[str, ...]) -> Answer:
     """Run a command of the program; return exit status, output and errors."""
     try:
-        return module.run_command([module.params["program"], *command], handle_exceptions=False)
+        words = [module.params["program"], *command]
+        answer: Answer = module.run_command(words, handle_exceptions=False)
     except OSError as error:
         return 127, "", f"{module.params['program']}: {error.strerror}"
+    return answer
 
 
-def main():
+def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
         argument_spec={

@@ -10,7 +10,7 @@ description:
   - Runs on the controller and contacts no host. Finds every problem of the inventory at once, with its file,
     line and fix.
   - Compiles the documents of each edge. A list of hostnames for a registry is built into a registry file
-    below C(.cache) first.
+    in the controller's cache first (P(unmoor.unmoor.cache#lookup)).
   - Secrets in the documents are sealed, so that they can be printed and compared; M(unmoor.unmoor.files)
     unseals them.
 options: {}

@@ -25,6 +25,10 @@ DNS_STATE = Path("/var/lib/unmoor-dns")
 #: Directory of registries, each named after its content.
 REGISTRIES = Path("/var/lib/unmoor/registry")
 
+#: Generations of an edge, and the lock held while one changes.
+GENERATIONS = Path("/var/lib/unmoor/generations")
+EDGE_LOCK = Path("/run/unmoor-edge.lock")
+
 #: State of running labs; on a tmpfs, so it ends with a reboot of the computer.
 LAB_STATE = Path("/run/unmoor-lab")
 #: Images and writable layers of labs.

@@ -15,6 +15,8 @@ from support.checkout import ROOT
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))
 FILTERS = sorted(path.stem for path in (ROOT / "plugins/filter").glob("*.yml"))
+LOOKUPS = sorted(path.stem for path in (ROOT / "plugins/lookup").glob("*.py"))
+PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
 
 
 def load(name: str) -> Any:
@@ -39,8 +41,9 @@ def test_the_oldest_ansible_is_the_one_that_the_preflight_accepts() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_is_described_once(role: str) -> None:
     meta = load(f"roles/{role}/meta/main.yml")
-    spec = load(f"roles/{role}/meta/argument_specs.yml")["argument_specs"]["main"]
-    assert meta["galaxy_info"]["description"] == spec["short_description"]
+    specs = load(f"roles/{role}/meta/argument_specs.yml")["argument_specs"]
+    if "main" in specs:
+        assert meta["galaxy_info"]["description"] == specs["main"]["short_description"]
     assert meta["dependencies"] == []
 
 
@@ -63,7 +66,7 @@ def test_names_of_the_collection_are_fully_qualified() -> None:
 
 
 def test_qualified_names_exist() -> None:
-    known = {*ROLES, *MODULES, *FILTERS, *(path.stem for path in (ROOT / "playbooks").glob("*.yml"))}
+    known = {*ROLES, *MODULES, *FILTERS, *LOOKUPS, *PLAYBOOKS}
     unknown = [
         f"{path.relative_to(ROOT)}: {found[0]}"
         for path in yaml_files()
@@ -71,3 +74,46 @@ def test_qualified_names_exist() -> None:
         if found[1] not in known
     ]
     assert not unknown
+
+
+def role_files(role: str) -> list[Path]:
+    return sorted(path for path in (ROOT / "roles" / role).rglob("*") if path.suffix in (".yml", ".j2"))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_reads_what_another_registers_or_derives(role: str) -> None:
+    """`__ROLE_x` is registered by a role, `_ROLE_x` derived by it; other roles share the variables ROLE_x."""
+    own = re.compile(rf"__?{role.lstrip('_')}_")
+    foreign = re.compile(
+        rf"(?<![\w.])(?:__\w+|_(?:{'|'.join(each for each in ROLES if each != '_common')})_\w+)"
+    )
+    wrong = [
+        f"{path.relative_to(ROOT)}: {found[0]}"
+        for path in role_files(role)
+        for found in foreign.finditer(path.read_text(encoding="utf-8"))
+        if not own.match(found[0])
+    ]
+    assert not wrong
+
+
+def test_no_playbook_reads_what_a_role_registers_or_derives() -> None:
+    internal = re.compile(rf"(?<![\w.])__?(?:{'|'.join(role.lstrip('_') for role in ROLES)})_\w+")
+    wrong = [
+        f"{path.relative_to(ROOT)}: {found[0]}"
+        for path in sorted((ROOT / "playbooks").rglob("*.yml"))
+        for found in internal.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not wrong
+
+
+def test_nothing_is_found_or_built_by_the_place_of_a_role_or_a_playbook() -> None:
+    """An installed collection may be read-only, and the program's source is not beside it."""
+    path = re.compile(r"\b(?:role_path|playbook_dir|inventory_dir)\b.*")
+    wrong = [
+        f"{file.relative_to(ROOT)}: {found[0]}"
+        for folder in ("playbooks", "roles")
+        for file in sorted((ROOT / folder).rglob("*.*"))
+        if file.suffix in (".yml", ".j2")
+        for found in path.finditer(file.read_text(encoding="utf-8"))
+    ]
+    assert not wrong

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from unmoor import paths
 from unmoor.rollout import deadline, edge, manifest
 from unmoor.rollout.manifest import Manifest
 from unmoor.rollout.store import Returned, Store
@@ -19,7 +20,7 @@ from unmoor.rollout.store import Returned, Store
 home = click.option(
     "--home",
     type=click.Path(path_type=Path),
-    default=edge.HOME,
+    default=paths.GENERATIONS,
     show_default=True,
     help="Where generations are kept.",
 )

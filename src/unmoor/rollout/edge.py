@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from unmoor.errors import UnmoorError
 from unmoor.rollout import deadline, execute, host, lock, plan
@@ -18,7 +17,6 @@ from unmoor.rollout.manifest import Absent, Entry, Manifest
 from unmoor.rollout.plan import PartChange
 from unmoor.rollout.store import Original, Pending, Record, Returned, State, Store, StoreError
 
-HOME = Path("/var/lib/unmoor/generations")
 #: Seconds until an edge returns by itself.
 CONFIRM_WITHIN = 300.0
 #: Seconds that a return waits for a process that is changing the edge, before it kills it.

@@ -9,13 +9,13 @@ import os
 import pwd
 import shutil
 import stat
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from unmoor import process
 from unmoor.errors import UnmoorError
 from unmoor.rollout.manifest import Absent, Command, Entry, File, Link
 from unmoor.rollout.store import sync
@@ -180,17 +180,12 @@ def is_unit_file(path: str) -> bool:
 
 
 def run(command: Sequence[str], timeout: float = COMMAND_TIMEOUT) -> tuple[int, str]:
-    """Run a command; return its exit status and what it printed. A command that cannot run has status 127."""
+    """Run a command; return its exit status and what it printed. One that cannot run or end has status 127."""
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=timeout, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return 124, f"did not end within {timeout:.0f} s"
-    except OSError as error:
-        return 127, error.strerror or str(error)
-    return done.returncode, done.stdout.decode(errors="replace").strip()
+        done = process.run(command, timeout=timeout, check=False)
+    except process.ProcessError as error:
+        return 127, error.why
+    return done.status, (done.stderr + done.stdout).strip()
 
 
 def must(command: Command | Sequence[str]) -> None:

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from unmoor import paths
 from unmoor.errors import UnmoorError
 
-#: In a directory of root's: whoever can open a lock can hold it.
-PATH = Path("/run/unmoor-edge.lock")
 
 
 class LockedError(UnmoorError):
@@ -21,8 +20,8 @@ class LockedError(UnmoorError):
 
 
 @contextmanager
-def held(what: str, path: Path = PATH, wait: float = 0) -> Iterator[None]:
-    """Hold the lock; `what` says for what. Raises LockedError, with the holder, after `wait` seconds."""
+def held(what: str, path: Path = paths.EDGE_LOCK, wait: float = 0) -> Iterator[None]:
+    """Hold the lock, a file in a directory of root's; `what` is the purpose. Raises LockedError, with the holder, after `wait` seconds."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         end = time.monotonic() + wait

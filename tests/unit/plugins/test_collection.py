@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import subprocess
 import sys
 import tarfile
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import unmoor
 from support.checkout import ROOT
 
 BIN = Path(sys.executable).parent
@@ -65,11 +68,12 @@ def test_data_beside_the_hosts_is_not_taken_for_hosts(foreign: Path) -> None:
     assert "fix: name the inventory's file of hosts instead of its directory" in shown
 
 
-@pytest.mark.parametrize("kind", ["module", "filter", "role"])
+@pytest.mark.parametrize("kind", ["module", "filter", "lookup", "role"])
 def test_everything_is_documented(foreign: Path, kind: str) -> None:
     names = {
         "module": [path.stem for path in (ROOT / "plugins/modules").glob("*.py")],
         "filter": [path.stem for path in (ROOT / "plugins/filter").glob("*.yml")],
+        "lookup": ["cache"],
         "role": [path.name for path in (ROOT / "roles").iterdir()],
     }[kind]
     words = [f"unmoor.unmoor.{name}" for name in names]
@@ -100,13 +104,62 @@ def test_the_archive_is_the_collection_alone(archive: Path) -> None:
     assert tops == files | {"inventories", "meta", "playbooks", "plugins", "requirements", "roles"}
 
 
-def test_an_installed_archive_works(archive: Path, foreign: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def installed(archive: Path, tmp_path: Path) -> Path:
+    """The collection, installed from its archive."""
+    words = ["ansible-galaxy", "collection", "install", "--force", "--offline", "-p", str(tmp_path)]
     paths = {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path)}
-    install = ["ansible-galaxy", "collection", "install", "--force", "--offline", "-p", str(tmp_path)]
-    status, shown = run(foreign, *install, str(archive), **paths)
+    status, shown = run(tmp_path, *words, str(archive), **paths)
     assert status == 0, shown
-    installed = tmp_path / "ansible_collections/unmoor/unmoor"
+    return tmp_path / "ansible_collections/unmoor/unmoor"
+
+
+def test_an_installed_archive_works(installed: Path, foreign: Path) -> None:
+    paths = {"ANSIBLE_COLLECTIONS_PATH": str(installed.parents[2])}
     hosts = str(installed / "inventories/example/hosts.yml")
     status, shown = run(foreign, "ansible-playbook", "-vvv", "-i", hosts, "unmoor.unmoor.preflight", **paths)
     assert status == 0, shown
     assert str(installed / "playbooks/preflight.yml") in shown
+
+
+BUNDLE = ["ansible", "localhost", "-m", "unmoor.unmoor.bundle", "--check"]
+BUNDLE += ["-a", f"python=3.{sys.version_info.minor} architecture={platform.machine()}"]
+
+
+def test_an_installed_archive_makes_the_release_that_the_checkout_makes(
+    installed: Path, foreign: Path
+) -> None:
+    """Without the source, the release has the package that is installed on the controller."""
+    found = {}
+    for name, path in (("checkout", ""), ("installed", str(installed.parents[2]))):
+        status, shown = run(foreign, *BUNDLE, ANSIBLE_COLLECTIONS_PATH=path)
+        assert status == 0, shown
+        found[name] = json.loads(shown[shown.index("{") : shown.rindex("}") + 1])
+    assert found["checkout"]["id"] == found["installed"]["id"]
+    assert found["checkout"]["path"].startswith(str(ROOT / ".cache/bundles"))
+    assert found["installed"]["path"].startswith(str(foreign / ".cache/unmoor/bundles"))
+
+
+def test_an_installed_archive_refuses_another_program(installed: Path, foreign: Path) -> None:
+    paths = {"ANSIBLE_COLLECTIONS_PATH": str(installed.parents[2])}
+    manifest = installed / "MANIFEST.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace(f'"version": "{unmoor.__version__}"', '"version": "99.1.0"'))
+    hosts = str(installed / "inventories/example/hosts.yml")
+    status, shown = run(foreign, "ansible-playbook", "-i", hosts, "unmoor.unmoor.preflight", **paths)
+    assert status != 0
+    assert f"controller: unmoor = {unmoor.__version__}: is not 99.1.0, the version of the collection" in shown
+    assert "fix: install the package in that version" in shown
+
+
+def test_a_controller_without_the_program_is_told_what_to_install(installed: Path, foreign: Path) -> None:
+    """A package that cannot be imported hides the one of this environment."""
+    (foreign / "hide/unmoor").mkdir(parents=True)
+    (foreign / "hide/unmoor/__init__.py").write_text("raise ModuleNotFoundError('No module named unmoor')")
+    paths = {"ANSIBLE_COLLECTIONS_PATH": str(installed.parents[2]), "PYTHONPATH": str(foreign / "hide")}
+    hosts = str(installed / "inventories/example/hosts.yml")
+    status, shown = run(foreign, "ansible-playbook", "-i", hosts, "unmoor.unmoor.preflight", **paths)
+    assert status != 0
+    assert "the Python package unmoor is missing" in shown
+    assert "fix: install it there" in shown
+    assert "Traceback" not in shown
