@@ -25,6 +25,8 @@ DNS_STATE = Path("/var/lib/unmoor-dns")
 #: Directory of registries, each named after its content.
 REGISTRIES = Path("/var/lib/unmoor/registry")
 
+#: Link to the release of an edge that is in force.
+CURRENT_RELEASE = Path("/opt/unmoor/current")
 #: Generations of an edge, and the lock held while one changes.
 GENERATIONS = Path("/var/lib/unmoor/generations")
 EDGE_LOCK = Path("/run/unmoor-edge.lock")

@@ -12,13 +12,12 @@ import os
 import time
 from pathlib import Path
 
+from unmoor import paths
 from unmoor.rollout import host
 from unmoor.rollout.host import HostError
 from unmoor.rollout.manifest import Link, Manifest
 from unmoor.rollout.store import Pending, Store, sync
 
-#: The link to the current release, part of every generation that has a release.
-CURRENT_RELEASE = "/opt/unmoor/current"
 _UNITS = Path("/etc/systemd/system")
 _BOOT, _FINISH = "unmoor-return-at-boot.service", "unmoor-return.service"
 
@@ -40,9 +39,9 @@ def returning_program(previous: Manifest, target: Manifest) -> str:
     and without a release in either, the running one.
     """
     for generation in (previous, target):
-        link = generation.entries.get(CURRENT_RELEASE)
+        link = generation.entries.get(str(paths.CURRENT_RELEASE))
         if isinstance(link, Link):
-            program = os.path.normpath(Path(CURRENT_RELEASE).parent / link.target / "bin" / "unmoor")
+            program = os.path.normpath(paths.CURRENT_RELEASE.parent / link.target / "bin" / "unmoor")
             if host.run([program, "edge", "return", "--help"], timeout=60)[0] == 0:
                 return program
     return "/usr/local/bin/unmoor"

@@ -180,7 +180,7 @@ def is_unit_file(path: str) -> bool:
 
 
 def run(command: Sequence[str], timeout: float = COMMAND_TIMEOUT) -> tuple[int, str]:
-    """Run a command; return its exit status and what it printed. One that cannot run or end has status 127."""
+    """Run a command; return its exit status and output. One that cannot run, or does not end, has 127."""
     try:
         done = process.run(command, timeout=timeout, check=False)
     except process.ProcessError as error:
@@ -205,10 +205,12 @@ def unit_states(names: Sequence[str]) -> dict[str, UnitState]:
     if not names:
         return {}
     properties = "Id,Names,LoadState,ActiveState,UnitFileState,NeedDaemonReload"
-    status, output = run(["/usr/bin/systemctl", "show", f"--property={properties}", "--", *names])
-    blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in output.split("\n\n")]
-    if status or len(blocks) != len(names):
-        raise HostError(f"systemctl show {' '.join(names)}: {tail(output)}")
+    command = ["/usr/bin/systemctl", "show", f"--property={properties}", "--", *names]
+    done = process.run(command, timeout=COMMAND_TIMEOUT, check=False)
+    shown = done.stdout.strip().split("\n\n")
+    blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown]
+    if done.status or len(blocks) != len(names):
+        raise HostError(f"systemctl show {' '.join(names)}: {tail(done.stderr)}")
     return {name: _unit_state(block) for name, block in zip(names, blocks, strict=True)}
 
 

@@ -14,14 +14,16 @@ from unmoor import paths
 from unmoor.errors import UnmoorError
 
 
-
 class LockedError(UnmoorError):
     """Another process changes this edge."""
 
 
 @contextmanager
 def held(what: str, path: Path = paths.EDGE_LOCK, wait: float = 0) -> Iterator[None]:
-    """Hold the lock, a file in a directory of root's; `what` is the purpose. Raises LockedError, with the holder, after `wait` seconds."""
+    """Hold the lock, a file in a directory of root's; `what` is the purpose, for the messages of others.
+
+    Raises LockedError, with the holder, after `wait` seconds.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         end = time.monotonic() + wait
