@@ -11,7 +11,6 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 LAB_INVENTORY := inventories/lab
-COLLECTION = $(wildcard .venv/lib/python3*/site-packages)/ansible_collections/unmoor/unmoor
 
 .PHONY: help
 help: ## List the targets
@@ -83,7 +82,7 @@ lock: setup ## Regenerate the lock files
 	    pyproject.toml --group dev -o requirements/dev.txt
 
 .PHONY: setup
-setup: debian .venv/.installed $(COLLECTION) ## Install Debian packages and the virtual environment
+setup: debian .venv/.installed collection ## Install Debian packages and the virtual environment
 
 .PHONY: debian
 debian:
@@ -104,9 +103,11 @@ peers: debian ## Unpack other DNS servers for comparison into .cache
 	@touch $@
 
 # Ansible finds collections beside its own package: so this one is found from any directory, without a configuration.
-$(COLLECTION): | .venv/.installed
-	@mkdir -p $(@D)
-	@ln -sfnr . $@ || $(call fail,cannot link this checkout into .venv,rm -r .venv)
+.PHONY: collection
+collection: .venv/.installed
+	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    link=$$site/ansible_collections/unmoor/unmoor && if ! [ "$$link" -ef . ]; then \
+	    mkdir -p "$${link%/*}" && ln -sfnr . "$$link"; fi || $(call fail,cannot link this checkout into .venv,rm -r .venv)
 
 # Ends a recipe when a step of set-up failed: $(call fail,WHAT FAILED,FIX).
 fail = { printf 'make setup: %s\nfix: %s\n' "$(1)" "$(2)" >&2; exit 1; }

@@ -21,6 +21,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.release import __version__
 from ansible.utils.display import Display
+from ansible_collections.unmoor.unmoor.plugins.plugin_utils import inventory_files
 from ansible_collections.unmoor.unmoor.plugins.plugin_utils.tree import ROOT, cache, version
 
 import unmoor
@@ -109,7 +110,10 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     groups = {name: [str(host) for host in members] for name, members in variables["groups"].items()}
     hostvars = variables["hostvars"]
     members = list(dict.fromkeys(host for hosts in groups.values() for host in hosts))
-    problems = list(duplicate_pops([Path(path) for path in variables.get("ansible_inventory_sources") or ()]))
+    sources = [Path(path) for path in variables.get("ansible_inventory_sources") or ()]
+    problems = list(duplicate_pops(sources))
+    for place, key, why, fix in inventory_files.faults(sources):
+        problems.append(Problem(_from_here(Path(place)), key, "", why, fix))
     settings = {host: dict(_settings(hostvars[host], host, problems)) for host in members}
     directories = {host: Path(str(hostvars[host]["inventory_dir"])) for host in members}
     machines = {host: _reached_at(host, hostvars[host]) for host in members}

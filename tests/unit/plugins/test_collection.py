@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -66,6 +67,20 @@ def test_data_beside_the_hosts_is_not_taken_for_hosts(foreign: Path) -> None:
     assert status != 0
     assert "zones/registry.csv: is no inventory, but its lines were read as hosts" in shown
     assert "fix: name the inventory's file of hosts instead of its directory" in shown
+
+
+def test_what_ansible_only_warns_of_is_refused(foreign: Path, tmp_path: Path) -> None:
+    """The configuration of the checkout makes it an error; elsewhere, the preflight does."""
+    shutil.copytree(ROOT / "inventories/lab", tmp_path / "lab")
+    hosts, edges = tmp_path / "lab/hosts.yml", tmp_path / "lab/group_vars/edges.yml"
+    line = len(edges.read_text().splitlines()) + 1
+    edges.write_text(edges.read_text() + "unmoor_prefixes: [198.18.0.0/20]\n")
+    (tmp_path / "more.yml").write_text("edges:\n  hosts: [edge3\n")
+    words = ["-i", str(hosts), "-i", str(tmp_path / "more.yml"), "unmoor.unmoor.preflight"]
+    status, shown = run(foreign, "ansible-playbook", *words)
+    assert status != 0
+    assert f"{edges}:{line}: unmoor_prefixes: is set twice, first in line 2; only the last counts" in shown
+    assert f"{tmp_path}/more.yml:3: is not YAML" in shown
 
 
 @pytest.mark.parametrize("kind", ["module", "filter", "lookup", "role"])
