@@ -10,10 +10,11 @@ from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import combinations
 
+from unmoor.errors import Key
 from unmoor.model.common import Prefix, parse_ports
 from unmoor.model.edge import Binding, EdgeDocument, Service
 from unmoor.model.groups import VANTAGE_GROUP
-from unmoor.model.variables import Key, Source, Variables
+from unmoor.model.variables import Source, Variables
 
 
 @dataclass(frozen=True)
