@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from unmoor.dns.hostnames import registry_cache
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import DnsDocument
 from unmoor.model.compile import compile_inventory, merged
-from unmoor.model.documents import Documents
+from unmoor.model.documents import Documents, Writer
 from unmoor.model.groups import EDGES_GROUP, POP_GROUP
 from unmoor.model.removals import EXPECTED, parse_expected
 from unmoor.model.roles import LISTENERS, unknown_variables, unserved
@@ -86,11 +87,11 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"The inventory has {count} problem{'s' * (count != 1)}, shown above.")
         for line in dict.fromkeys(line for pair in compiled.values() for line in proof.unproved(pair)):
             Display().display(line)
-        sealer = Sealer(DnsDocument, Path(constants.DEFAULT_LOCAL_TMP) / "unmoor")
+        writer = Writer(Sealer(DnsDocument, Path(constants.DEFAULT_LOCAL_TMP) / "unmoor").seal)
         result["documents"] = {
             host: {
                 "edge": text_with_secrets(pair.edge),
-                "dns": sealer.seal(text_with_secrets(pair.dns)),
+                "dns": writer.text(pair.dns),
                 "registry": str(pair.registry or ""),
             }
             for host, pair in compiled.items()
@@ -121,7 +122,7 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
 def _reached_at(host: str, variables: Mapping[str, Any]) -> str:
     """Return the name or address to which ssh would connect for a host, by ssh's configuration."""
     given = str(variables.get("ansible_host") or host)
-    if variables.get("ansible_connection", "ssh") != "ssh":
+    if variables.get("ansible_connection", "ssh") != "ssh" or _is_address(given):
         return given
     try:
         texts = [str(variables.get(f"ansible_ssh_{name}args") or "") for name in ("", "common_", "extra_")]
@@ -132,6 +133,14 @@ def _reached_at(host: str, variables: Mapping[str, Any]) -> str:
         return given  # ssh reports the fault when it connects
     found = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
     return found[1] if found else given
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def version_problems(version: str) -> Iterator[Problem]:
