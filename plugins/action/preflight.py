@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,17 @@ from ansible_collections.unmoor.unmoor.plugins.plugin_utils.tree import ROOT, ca
 
 import unmoor
 from unmoor import proof
-from unmoor.dns.check.check import problems as dns_problems
-from unmoor.dns.check.check import zone_problems
+from unmoor.dns.check import check_inventory
 from unmoor.dns.hostnames import registry_cache
 from unmoor.errors import InvalidInputError, Problem
 from unmoor.model import DnsDocument
 from unmoor.model.compile import compile_inventory, merged
-from unmoor.model.documents import Documents
+from unmoor.model.documents import Documents, Writer
 from unmoor.model.groups import EDGES_GROUP, POP_GROUP
 from unmoor.model.removals import EXPECTED, parse_expected
 from unmoor.model.roles import LISTENERS, unknown_variables, unserved
 from unmoor.model.secrets import Sealer, text_with_secrets
-from unmoor.model.variables import HOST_PLACE, PREFIX, Source
+from unmoor.model.variables import HOST_PLACE, PREFIX, shown
 
 try:  # File and line of a value. Not public yet; without it, errors name only the host.
     from ansible._internal._datatag._tags import Origin
@@ -62,12 +62,8 @@ def place_of(value: Any) -> str:
     origin = Origin.get_tag(value) if Origin else None
     if origin is None or not origin.path:
         return ""
-    path = _from_here(Path(origin.path))
+    path = shown(Path(origin.path))
     return f"{path}:{origin.line_num}" if origin.line_num else path
-
-
-def _from_here(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 class ActionModule(ActionBase):
@@ -92,11 +88,11 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"The inventory has {count} problem{'s' * (count != 1)}, shown above.")
         for line in dict.fromkeys(line for pair in compiled.values() for line in proof.unproved(pair)):
             Display().display(line)
-        sealer = Sealer(DnsDocument, Path(constants.DEFAULT_LOCAL_TMP) / "unmoor")
+        writer = Writer(Sealer(DnsDocument, Path(constants.DEFAULT_LOCAL_TMP) / "unmoor").seal)
         result["documents"] = {
             host: {
                 "edge": text_with_secrets(pair.edge),
-                "dns": sealer.seal(text_with_secrets(pair.dns)),
+                "dns": writer.text(pair.dns),
                 "registry": str(pair.registry or ""),
             }
             for host, pair in compiled.items()
@@ -123,19 +119,14 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     for host in members:
         problems += _role_problems(host, hostvars[host], roles, edge=host in groups.get(EDGES_GROUP, ()))
     problems += _expected_problems(variables.get(EXPECTED, ""))
-    for host, pair in compiled.documents.items():
-        source = Source(host, settings[host], directories[host], place_of)
-        problems += [in_inventory(problem, source) for problem in dns_problems(pair.dns, "", pair.registry)]
-    for host, draft in compiled.drafts.items():
-        source = Source(host, settings[host], directories[host], place_of)
-        problems += [in_inventory(each, source) for each in zone_problems(draft.dns, "", draft.complete)]
+    problems += check_inventory.problems(compiled)
     return compiled.documents, list(merged(problems))
 
 
 def _reached_at(host: str, variables: Mapping[str, Any]) -> str:
     """Return the name or address to which ssh would connect for a host, by ssh's configuration."""
     given = str(variables.get("ansible_host") or host)
-    if variables.get("ansible_connection", "ssh") != "ssh":
+    if variables.get("ansible_connection", "ssh") != "ssh" or _is_address(given):
         return given
     try:
         texts = [str(variables.get(f"ansible_ssh_{name}args") or "") for name in ("", "common_", "extra_")]
@@ -146,6 +137,14 @@ def _reached_at(host: str, variables: Mapping[str, Any]) -> str:
         return given  # ssh reports the fault when it connects
     found = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
     return found[1] if found else given
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def version_problems(version: str) -> Iterator[Problem]:
@@ -174,7 +173,7 @@ def _data_as_hosts(variables: Mapping[str, Any]) -> Iterator[Problem]:
         if path.suffix not in INVENTORY_SUFFIXES and path.is_file():
             why = "is no inventory, but its lines were read as hosts"
             fix = "name the inventory's file of hosts instead of its directory: -i DIRECTORY/hosts.yml"
-            yield Problem(_from_here(path), "", "", why, f"{fix}; or set ignore_patterns in your ansible.cfg")
+            yield Problem(shown(path), "", "", why, f"{fix}; or set ignore_patterns in your ansible.cfg")
 
 
 @dataclass(frozen=True)
@@ -271,23 +270,6 @@ def _settings(variables: Mapping[str, Any], host: str, problems: list[Problem]) 
             problems.append(Problem(HOST_PLACE + host, key, "", str(error).splitlines()[0], fix))
         else:
             yield key, value
-
-
-def in_inventory(problem: Problem, source: Source) -> Problem:
-    """Return a problem of `dns.json` with the place in the inventory that it was compiled from."""
-    path = tuple(int(part) if part.isdecimal() else part for part in problem.key.split("."))
-    key = PREFIX + problem.key
-    place = problem.place or source.place(path)
-    if path[0] == "registry":
-        place, key = source.place(("dns_registry",)), f"{PREFIX}dns_registry"
-    if path[0] == "zones" and path[2:3] == ("hostnames",):
-        zone = source.variables[f"{PREFIX}zones"][path[1]]
-        place, key = _from_here(source.directory / zone["hostnames_file"]), "name"
-    if path[0] == "zones" and path[2:3] == ("records",):
-        file = str(source.variables[f"{PREFIX}zones"][path[1]].get("records_file", ""))
-        if file and problem.place.startswith(file):
-            place = _from_here(source.directory / file) + problem.place.removeprefix(file)
-    return Problem(place, key, problem.value, problem.why, problem.fix)
 
 
 def duplicate_pops(sources: Sequence[Path]) -> Iterator[Problem]:

@@ -5,6 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+#: The keys and indices that lead to a value inside a document.
+Key = tuple[int | str, ...]
+
+
+def dotted(path: Key) -> str:
+    """Return a path as messages show it, as in `zones.0.name`."""
+    return ".".join(map(str, path))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One defect of a document, and how to fix it. Checks find faults; a Problem is a fault with its place.
+
+    `path` leads to the value inside the document. `line`, from 1, is the line of a value that is a text, such
+    as a zone file; 0 if it is unknown or the value is none. The other fields are as in Problem.
+    """
+
+    path: Key
+    value: str
+    why: str
+    fix: str
+    line: int = 0
+
+    def at(self, place: str) -> Problem:
+        """Return the problem for a document in the file `place`."""
+        return Problem(place, dotted(self.path), self.value, self.why, self.fix)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

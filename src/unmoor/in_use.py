@@ -48,13 +48,7 @@ def addresses_in_use(document: DnsDocument) -> InUse:
     the excluded ones; and the addresses of static records of zones in the document. Records of transferred
     zones are not known here.
     """
-    found: dict[int, list[Range]] = {4: [], 6: []}
-    for policy in document.policies:
-        if policy.match.pops is None or document.pop in policy.match.pops:
-            for version in found:
-                found[version] += _ranges_of_policy(document, policy, version)
-    merged = {version: tuple(_merged(ranges)) for version, ranges in found.items()}
-    return InUse(merged, dict(_addresses_of_records(document)))
+    return InUse(_ranges_of_policies(document), dict(_addresses_of_records(document)))
 
 
 def taken_away(old: Documents, new: Documents) -> Iterator[str]:
@@ -77,12 +71,21 @@ def taken_away(old: Documents, new: Documents) -> Iterator[str]:
 
 def not_bound(document: DnsDocument, edge: EdgeDocument) -> tuple[Prefix, ...]:
     """Return addresses that policies of `document` answer with and that `edge` does not bind."""
-    used = addresses_in_use(document).ranges
+    used = _ranges_of_policies(document)
     bound: dict[int, list[Range]] = {4: [], 6: []}
     for prefix in edge.prefixes:
         bound[prefix.version].append(Range(int(prefix.network_address), prefix.num_addresses))
     parts = (_prefixes(version, without(used[version], bound[version])) for version in (4, 6))
     return tuple(chain.from_iterable(parts))
+
+
+def _ranges_of_policies(document: DnsDocument) -> dict[int, tuple[Range, ...]]:
+    found: dict[int, list[Range]] = {4: [], 6: []}
+    for policy in document.policies:
+        if policy.match.pops is None or document.pop in policy.match.pops:
+            for version in found:
+                found[version] += _ranges_of_policy(document, policy, version)
+    return {version: tuple(_merged(ranges)) for version, ranges in found.items()}
 
 
 def _ranges_of_policy(document: DnsDocument, policy: Policy, version: int) -> Iterator[Range]:

@@ -6,14 +6,13 @@ Pure: it returns arguments of `unmoor probe`, which playbooks run on a vantage h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from unmoor import paths
-from unmoor.dns.check.check import inspect
-from unmoor.dns.policy.policies import first_match, matchers
+from unmoor.dns.parse.document import parse
+from unmoor.dns.policy.policies import Traits, first_match, matchers
 from unmoor.dns.protocol import names
 from unmoor.model import DnsDocument, Policy, Prefix, Service
 from unmoor.model.documents import Documents
@@ -47,23 +46,27 @@ class Example:
 def of_edge(documents: Documents, via: Sequence[str], ca: str | None) -> Iterator[Proof]:
     """Yield proofs of one edge: a sample of everything, with packets sent to the next hops `via`."""
     only = [*(word for gateway in via for word in ("--via", gateway)), "--edge", documents.edge.edge]
-    yield from _reach(documents, ca, [*only, "--sample", str(GATE_SAMPLE)])
+    hostnames = parse(documents.dns, documents.registry).examples()
+    yield from _reach(documents, hostnames, ca, [*only, "--sample", str(GATE_SAMPLE)])
     anycast = {prefix.network_address for prefix in documents.edge.addresses}
     servers = [str(address) for address in documents.dns.listen if address not in anycast]
+    chosen = tuple(examples(documents.dns, hostnames))
     for server in servers:
-        for example in examples(documents):
+        for example in chosen:
             yield _uniformity(documents.dns, example, [server], GATE_QUERIES)
 
 
 def of_pop(documents: Documents, ca: str | None) -> Iterator[Proof]:
     """Yield proofs of a PoP from one edge's documents: every IPv4 address, and uniformity of answers."""
-    yield from _reach(documents, ca, [])
+    hostnames = parse(documents.dns, documents.registry).examples()
+    chosen = tuple(examples(documents.dns, hostnames))
+    yield from _reach(documents, hostnames, ca, [])
     anycast = [str(prefix.network_address) for prefix in documents.edge.addresses]
     servers = anycast or [str(address) for address in documents.dns.listen]
     for service in documents.edge.services:
         if _is_dns(documents.dns, service):
-            yield from _over_udp(documents, service.prefixes or documents.edge.prefixes)
-    for example in examples(documents):
+            yield from _over_udp(documents.dns, chosen[:1], service.prefixes or documents.edge.prefixes)
+    for example in chosen:
         addresses = sum(part.num_addresses for part in _parts(documents.dns, example))
         queries = min(max(int(addresses * QUERIES_PER_ADDRESS), MIN_QUERIES), MAX_QUERIES)
         if example.qtype == "AAAA":
@@ -89,15 +92,14 @@ def _is_dns(document: DnsDocument, service: Service) -> bool:
     )
 
 
-def examples(documents: Documents) -> Iterator[Example]:
+def examples(document: DnsDocument, hostnames: Mapping[Traits, bytes]) -> Iterator[Example]:
     """Yield one hostname for each query type and each policy that draws evenly from one pool.
 
-    It is the first registered hostname that the policy answers.
+    It is the first of `hostnames`, which has one for all traits, that the policy answers.
     """
-    document = documents.dns
     ordered = matchers(document)
     found: set[tuple[int, str]] = set()
-    for subject, name in inspect(document, "", documents.registry).examples().items():
+    for subject, name in hostnames.items():
         for qtype in ("A", "AAAA"):
             index = first_match(ordered, subject, document.pop, qtype)
             if index is None or (index, qtype) in found:
@@ -115,12 +117,14 @@ def _even(document: DnsDocument, policy: Policy) -> bool:
     return plain and not document.pools[answer.pool].exclude and policy.match.clients is None
 
 
-def _over_udp(documents: Documents, prefixes: Sequence[Prefix]) -> Iterator[Proof]:
+def _over_udp(
+    document: DnsDocument, chosen: Sequence[Example], prefixes: Sequence[Prefix]
+) -> Iterator[Proof]:
     """Query the DNS server by UDP at the first and the last address of each of `prefixes`."""
-    for example in islice(examples(documents), 1):
+    for example in chosen:
         for prefix in prefixes:
             ends = dict.fromkeys((str(prefix.network_address), str(prefix.broadcast_address)))
-            yield _uniformity(documents.dns, example, list(ends), GATE_QUERIES)
+            yield _uniformity(document, example, list(ends), GATE_QUERIES)
 
 
 def _parts(document: DnsDocument, example: Example) -> tuple[Prefix, ...]:
@@ -139,7 +143,9 @@ def _uniformity(document: DnsDocument, example: Example, servers: Sequence[str],
     return Proof(title, tuple(arguments))
 
 
-def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterator[Proof]:
+def _reach(
+    documents: Documents, hostnames: Mapping[Traits, bytes], ca: str | None, more: Sequence[str]
+) -> Iterator[Proof]:
     """Yield one run for all services with the same check and the same prefixes."""
     together: dict[tuple[str, tuple[Prefix, ...]], list[Service]] = defaultdict(list)
     for service in documents.edge.services:
@@ -153,8 +159,7 @@ def _reach(documents: Documents, ca: str | None, more: Sequence[str]) -> Iterato
             arguments += ["--tls" if service.check == "https" else "--tcp", ports]
             arguments += ["--service", f"{service.label}={ports}"]
         if any(service.check == "https" for service in services):
-            hostnames = inspect(documents.dns, "", documents.registry).examples().values()
-            name = next(map(names.to_text, hostnames), None)
+            name = next(map(names.to_text, hostnames.values()), None)
             arguments += ["--sni", name] if name else []
             arguments += ["--ca", ca] if ca else []
         title = f"{', '.join(service.label for service in services)} on {', '.join(map(str, prefixes))}"

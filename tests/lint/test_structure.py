@@ -24,6 +24,7 @@ FLOORS = (
     ("dns.transfer", "sockets.table"),
     ("dns.counters",),
     ("dns.check",),
+    ("dns.parse",),
     ("dns.hostnames",),
     ("dns.zones",),
     ("dns.policy",),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from unmoor import proof
+from unmoor.dns.parse.document import parse
 from unmoor.model import DnsDocument, EdgeDocument
 from unmoor.model.documents import Documents
 
@@ -40,14 +41,18 @@ def documents(answer: dict[str, Any] | None = None, **services: dict[str, Any]) 
     return Documents(EdgeDocument.model_validate(edge), DnsDocument.model_validate(dns))
 
 
+def examples(given: Documents) -> list[proof.Example]:
+    return list(proof.examples(given.dns, parse(given.dns).examples()))
+
+
 def test_one_example_for_each_policy_that_can_answer() -> None:
-    found = [(example.policy.name, example.name, example.qtype) for example in proof.examples(documents())]
+    found = [(example.policy.name, example.name, example.qtype) for example in examples(documents())]
     assert found == [("rest", "a.example.test", "A"), ("gold", "g.example.test", "A")]
 
 
 @pytest.mark.parametrize("answer", [{"strategy": "sticky"}, {"records": 2}, {"also": {"gold": 1}}])
 def test_a_policy_that_is_not_even_by_intent_is_not_tested_for_it(answer: dict[str, Any]) -> None:
-    found = [example.policy.name for example in proof.examples(documents(answer))]
+    found = [example.policy.name for example in examples(documents(answer))]
     assert found == ["gold"]
 
 

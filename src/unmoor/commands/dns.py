@@ -49,18 +49,20 @@ cli.add_command(export)
 @click.option("--all", "everything", is_flag=True, help="List every problem, not the first screen of them.")
 def check(file: Path, everything: bool) -> None:
     """Validate all of FILE: schema, zones, hostnames, pools, policies. Exit status 2 if anything is wrong."""
-    from unmoor.dns.check.check import inspect  # noqa: PLC0415 - dnspython is loaded only where it is needed
+    from unmoor.dns.check import check  # noqa: PLC0415 - dnspython is loaded only where it is needed
+    from unmoor.dns.parse.document import parse  # noqa: PLC0415
 
     document = load(DnsDocument, file)
-    found = inspect(document, str(file))
-    if everything and found.problems:
-        for problem in found.problems:
+    parsed = parse(document)
+    problems = check.check(parsed).problems(str(file))
+    if everything and problems:
+        for problem in problems:
             click.echo(problem, err=True)
         sys.exit(2)
-    if found.problems:
-        raise InvalidInputError(found.problems)
+    if problems:
+        raise InvalidInputError(problems)
     click.echo(
-        f"{file}: correct: {len(found.zones)} zones, {found.count} hostnames, "
+        f"{file}: correct: {len(parsed.content.zones)} zones, {parsed.count} hostnames, "
         f"{len(document.pools)} pools, {len(document.policies)} policies"
     )
 

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from unmoor.model.common import Document
 from unmoor.model.dns import DnsDocument, Policy, Pool, Primary, Zone
@@ -17,6 +17,7 @@ from unmoor.model.secrets import secret_fields
 
 #: Fields of a DNS document with lines of their own; each other field is one setting.
 _PARTS = ("pools", "policies", "zones", "catalogs")
+D = TypeVar("D", bound=Document)
 #: Characters of a line of a plan; a service may have a hundred thousand prefixes.
 MAX_PLAN_LINE = 200
 
@@ -110,15 +111,14 @@ def _pools(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
 
 
 def _policies(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
+    yield from _named(
+        "policy",
+        old.policies,
+        new.policies,
+        lambda policy: f"added (pool {policy.answer.pool}, ttl {policy.answer.ttl})",
+        _policy,
+    )
     before, after = _by(old.policies, "name"), _by(new.policies, "name")
-    for name in _union(before, after):
-        if name not in after:
-            yield f"policy {name}: removed"
-        elif name not in before:
-            answer = after[name].answer
-            yield f"policy {name}: added (pool {answer.pool}, ttl {answer.ttl})"
-        else:
-            yield from (f"policy {name}: {line}" for line in _policy(before[name], after[name]))
     kept_before = [name for name in before if name in after]
     kept_after = [name for name in after if name in before]
     if kept_before != kept_after:
@@ -136,16 +136,9 @@ def _policy(old: Policy, new: Policy) -> Iterator[str]:
 
 
 def _zones(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    before, after = _by(old.zones, "name"), _by(new.zones, "name")
-    for name in _union(before, after):
-        if name not in after:
-            yield f"zone {name}: removed"
-        elif name not in before:
-            yield f"zone {name}: added, hostnames {len(_hostnames(after[name]))}"
-        elif before[name] != after[name]:
-            # 'changed' for what has no words: another grouping of the same hostnames, for example.
-            lines = list(_zone(before[name], after[name])) or ["changed"]
-            yield from (f"zone {name}: {line}" for line in lines)
+    yield from _named(
+        "zone", old.zones, new.zones, lambda zone: f"added, hostnames {len(_hostnames(zone))}", _zone
+    )
 
 
 def _zone(old: Zone, new: Zone) -> Iterator[str]:
@@ -163,14 +156,40 @@ def _zone(old: Zone, new: Zone) -> Iterator[str]:
 
 
 def _catalogs(old: DnsDocument, new: DnsDocument) -> Iterator[str]:
-    before, after = _by(old.catalogs, "name"), _by(new.catalogs, "name")
+    yield from _named(
+        "catalog",
+        old.catalogs,
+        new.catalogs,
+        lambda catalog: f"added, from {_primaries(catalog.primaries)}",
+        lambda _old, _new: (),
+        removed="removed, and its member zones",
+    )
+
+
+def _named(
+    kind: str,
+    old: Iterable[D],
+    new: Iterable[D],
+    added: Callable[[D], str],
+    changed: Callable[[D, D], Iterable[str]],
+    removed: str = "removed",
+) -> Iterator[str]:
+    """Yield the lines of parts that have names, in the new order, then the removed ones.
+
+    `added` describes a part, `changed` the differences of two parts of one name.
+    """
+    before, after = _by(old, "name"), _by(new, "name")
     for name in _union(before, after):
         if name not in after:
-            yield f"catalog {name}: removed, and its member zones"
+            lines: Iterable[str] = (removed,)
         elif name not in before:
-            yield f"catalog {name}: added, from {_primaries(after[name].primaries)}"
+            lines = (added(after[name]),)
         elif before[name] != after[name]:
-            yield f"catalog {name}: changed"
+            # 'changed' for what has no words: another grouping of the same hostnames, for example.
+            lines = tuple(changed(before[name], after[name])) or ("changed",)
+        else:
+            lines = ()
+        yield from (f"{kind} {name}: {line}" for line in lines)
 
 
 def _primaries(primaries: Iterable[Primary]) -> str:
@@ -185,7 +204,7 @@ def _cut(line: str) -> str:
     return line if len(line) <= MAX_PLAN_LINE else f"{line[:MAX_PLAN_LINE]}... (long; see --diff)"
 
 
-def _by(items: Iterable[Any], key: str) -> dict[str, Any]:
+def _by(items: Iterable[D], key: str) -> dict[str, D]:
     return {getattr(item, key): item for item in items}
 
 

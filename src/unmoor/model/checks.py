@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import combinations
+from operator import itemgetter
 
+from unmoor.errors import Key
 from unmoor.model.common import Prefix, parse_ports
 from unmoor.model.edge import Binding, EdgeDocument, Service
 from unmoor.model.groups import VANTAGE_GROUP
-from unmoor.model.variables import Key, Source, Variables
+from unmoor.model.variables import Source, Variables
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,29 @@ class Surroundings:
     vantage: tuple[str, ...]
     machines: Mapping[str, str]
 
+    @cached_property
+    def reached(self) -> dict[int, list[tuple[int, str]]]:
+        """The numeric addresses of machines in order, each with the machine's name, by IP version."""
+        found: dict[int, list[tuple[int, str]]] = {4: [], 6: []}
+        for name, given in self.machines.items():
+            with suppress(ValueError):  # a name: only the resolver knows its addresses
+                address = ip_address(given)
+                found[address.version].append((int(address), name))
+        return {version: sorted(each) for version, each in found.items()}
+
+    def inside(self, prefix: Prefix) -> list[tuple[int, str]]:
+        """Return the machines of `reached` whose address is in `prefix`."""
+        every = self.reached[prefix.version]
+        first = bisect_left(every, int(prefix.network_address), key=itemgetter(0))
+        return every[first : bisect_right(every, int(prefix.broadcast_address), key=itemgetter(0))]
+
 
 def check(
     source: Source, variables: Variables, services: Sequence[Service], surroundings: Surroundings
 ) -> None:
     """Add to `source` everything that is wrong with `variables`; `services` are those of them."""
     _check_prefixes(source, variables)
-    _check_machines(source, variables, surroundings.machines)
+    _check_machines(source, variables, surroundings)
     _check_services(source, variables, services)
     _check_proofs(source, variables)
     _check_vantage(source, variables, surroundings.vantage)
@@ -89,17 +109,14 @@ def _check_prefixes(source: Source, variables: Variables) -> None:
             )
 
 
-def _check_machines(source: Source, variables: Variables, machines: Mapping[str, str]) -> None:
+def _check_machines(source: Source, variables: Variables, surroundings: Surroundings) -> None:
     """Report prefixes with a machine's address: local on each edge, it would cut the machine off."""
     fix = "a machine's own addresses stay outside of unmoor_prefixes: shrink the prefix, or renumber"
-    reached: dict[str, IPv4Address | IPv6Address] = {}
-    for name, given in machines.items():
-        with suppress(ValueError):  # a name: only the resolver knows its addresses
-            reached[name] = ip_address(given)
     for number, prefix in enumerate(variables.prefixes):
-        inside = [name for name, address in reached.items() if address in prefix]
+        inside = surroundings.inside(prefix)
         if inside:
-            why = f"has {reached[inside[0]]}, the address of host {inside[0]}"
+            first, name = inside[0]
+            why = f"has {type(prefix.network_address)(first)}, the address of host {name}"
             why += f", and those of {len(inside) - 1} more" if inside[1:] else ""
             source.problem(
                 ("prefixes", number), prefix, f"{why}: it would be a local address of each edge", fix

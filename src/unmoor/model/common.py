@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from unmoor import jsontext
-from unmoor.errors import InvalidInputError, Problem
+from unmoor.errors import Fault, InvalidInputError, Problem
 from unmoor.model.secrets import secret_fields
 
 
@@ -165,7 +165,7 @@ def validate(kind: type[D], data: Any, place: str) -> D:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise InvalidInputError(problems_of(error, kind, lambda _path: place)) from None
+        raise InvalidInputError(fault.at(place) for fault in faults_of(error, kind)) from None
 
 
 _WHYS = {"extra_forbidden": "is not a known key", "missing": "is missing", "too_short": "is empty"}
@@ -178,13 +178,11 @@ _FIXES = {
 }
 
 
-def problems_of(
-    error: ValidationError, kind: type[Document], locate: Callable[[tuple[int | str, ...]], str]
-) -> Iterator[Problem]:
-    """Yield the errors of pydantic in a document of `kind` as problems: one for each key, with its fix.
+def faults_of(error: ValidationError, kind: type[Document]) -> Iterator[Fault]:
+    """Yield the errors of pydantic in a document of `kind` as faults: one for each key, with its fix.
 
-    `locate` returns the file (and line, where known) of a path of keys. Values of secret fields and of
-    unknown keys are not shown: an unknown key may be the misspelt name of a secret.
+    Values of secret fields and of unknown keys are not shown: an unknown key may be the misspelt name of a
+    secret.
     """
     errors = error.errors(include_url=False, include_context=False)
     # A union reports each member that did not match; the place is the value, not the member.
@@ -200,4 +198,4 @@ def problems_of(
         shown = "" if hidden else jsontext.shown(item["input"])
         if len(shown) > MAX_SHOWN:
             shown = shown[: MAX_SHOWN - 3] + "..."
-        yield Problem(locate(path), ".".join(map(str, path)), shown, why, fix)
+        yield Fault(path, shown, why, fix)

@@ -17,35 +17,27 @@ from pydantic import ValidationError
 from unmoor import paths
 from unmoor.errors import Problem
 from unmoor.model.checks import Surroundings, check
-from unmoor.model.common import problems_of
-from unmoor.model.dns import DnsDocument, Primary, RegistryFile, Zone
-from unmoor.model.documents import Documents
+from unmoor.model.common import faults_of
+from unmoor.model.dns import DnsDocument, RegistryFile, Zone
+from unmoor.model.documents import BrokenZone, Documents, Draft
 from unmoor.model.edge import EdgeDocument, Service
-from unmoor.model.files import RegistryMaker, read_registry, read_zone
+from unmoor.model.files import Files, NamesRead, RegistryMaker, ZoneRead
 from unmoor.model.groups import POP_GROUP, VANTAGE_GROUP, group_problems, pop_groups
+from unmoor.model.source_map import SourceMap
 from unmoor.model.variables import DNS_SETTINGS, HOST_PLACE, PREFIX, Source, Variables, ZoneFiles
 
 
 @dataclass(frozen=True)
-class Draft:
-    """The zones of an edge whose variables are wrong, as far as they could be read.
-
-    With it the content of zone files is checked in the same run as the variables. A zone that could not be
-    read is represented by a transferred one, whose content is unknown.
-    """
-
-    dns: DnsDocument
-    #: Whether every hostname was read; only then can a missing one be reported.
-    complete: bool
-
-
-@dataclass(frozen=True)
 class Compiled:
-    """The documents of each edge whose variables are right, drafts of the others, and every problem."""
+    """The documents of each edge whose variables are right, drafts of the others, and every problem.
+
+    `sources` has, for each document and draft, where its values come from.
+    """
 
     documents: dict[str, Documents]
     problems: tuple[Problem, ...]
     drafts: dict[str, Draft] = field(default_factory=dict)
+    sources: dict[str, SourceMap] = field(default_factory=dict)
 
 
 def compile_inventory(
@@ -69,18 +61,21 @@ def compile_inventory(
     surroundings = Surroundings(tuple(pops), tuple(groups.get(VANTAGE_GROUP, ())), machines or {})
     documents: dict[str, Documents] = {}
     drafts: dict[str, Draft] = {}
+    sources: dict[str, SourceMap] = {}
+    files = Files(registry_of)
     for pop, members in pops.items():
         for host in members:
             given = {key: value for key, value in hosts[host].items() if key.startswith(PREFIX)}
             source = Source(host, given, directories[host], place_of)
-            compiled = _compile_host(source, pop, surroundings, registry_of)
+            sources[host] = SourceMap(source)
+            compiled = _compile_host(source, sources[host], pop, surroundings, files)
             problems += source.problems
             if isinstance(compiled, Documents):
                 documents[host] = compiled
             else:
                 drafts[host] = compiled
     problems += _shared_addresses(documents)
-    return Compiled(documents, merged(problems), drafts)
+    return Compiled(documents, merged(problems), drafts, sources)
 
 
 def merged(problems: Iterable[Problem]) -> tuple[Problem, ...]:
@@ -98,25 +93,24 @@ def merged(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 
 def _compile_host(
-    source: Source, pop: str, surroundings: Surroundings, registry_of: RegistryMaker | None
+    source: Source, sources: SourceMap, pop: str, surroundings: Surroundings, files: Files
 ) -> Documents | Draft:
     given = {key.removeprefix(PREFIX): value for key, value in source.variables.items()}
     try:
         variables = Variables.model_validate(given)
     except ValidationError as error:
-        source.problems += [
-            Problem(found.place, PREFIX + found.key, found.value, found.why, found.fix)
-            for found in problems_of(error, Variables, source.place)
-        ]
-        return _draft_of_files(source, given, registry_of)
+        for fault in faults_of(error, Variables):
+            source.problem(fault.path, fault.value, fault.why, fault.fix)
+        return _draft_of_files(source, sources, given, files)
     services = tuple(Service(label=label, **dict(body)) for label, body in variables.services.items())
     check(source, variables, services, surroundings)
-    zones = tuple(read_zone(source, number, zone) for number, zone in enumerate(variables.zones))
-    registry = read_registry(
-        source, variables.dns_registry, [zone.name for zone in variables.zones], registry_of
-    )
-    if source.problems:
-        return _draft(source, zones, complete=False)
+    zones = _read_zones(source, sources, variables.zones, files)
+    apexes = [zone.name for zone in variables.zones]
+    registry = files.registry(source, variables.dns_registry, apexes)
+    draft = _draft(zones, variables.dns_registry)
+    whole = tuple(read.zone for read in zones if isinstance(read.zone, Zone))
+    if source.problems or len(whole) < len(zones):
+        return draft
     edge = EdgeDocument(
         pop=pop,
         edge=source.host,
@@ -124,62 +118,98 @@ def _compile_host(
         addresses=tuple(ip_network(address) for address in variables.dns_anycast),
         services=services,
     )
-    settings = {
-        name.removeprefix("dns_"): value
-        for name, value in variables.model_dump(include=set(DNS_SETTINGS)).items()
-    }
+    _map_settings(sources, variables)
     try:
-        dns = DnsDocument(
-            pop=pop,
-            edge=source.host,
-            listen=variables.dns_unicast + variables.dns_anycast,
-            any_address=bool(variables.dns_service),
-            zones=zones,
-            catalogs=variables.catalogs,
-            tsig_keys=variables.tsig_keys,
-            pools=variables.pools,
-            policies=variables.policies,
-            registry=registry
-            and RegistryFile(
-                path=f"{paths.REGISTRIES}/{registry[1][:16]}.registry", sha256=registry[1], names=registry[2]
-            ),
-            **settings,
-        )
+        dns = _dns_document(source.host, pop, variables, whole, registry)
     except ValidationError as error:
-        for found in problems_of(error, DnsDocument, lambda path: source.place((f"dns_{path[0]}",))):
-            source.problem((f"dns_{found.key}",), found.value, found.why, found.fix)
-        return _draft(source, zones, complete=registry is None)
+        source.problems += map(sources.problem, faults_of(error, DnsDocument))
+        return draft
     return Documents(edge, dns, registry[0] if registry else None)
 
 
-#: Primaries of a zone whose content is unknown.
-_UNKNOWN = (Primary(address=IPv4Address("127.0.0.1")),)
+def _dns_document(
+    edge: str,
+    pop: str,
+    variables: Variables,
+    zones: tuple[Zone, ...],
+    registry: tuple[Path, str, int] | None,
+) -> DnsDocument:
+    settings = variables.model_dump(include=set(DNS_SETTINGS))
+    return DnsDocument(
+        pop=pop,
+        edge=edge,
+        listen=variables.dns_unicast + variables.dns_anycast,
+        any_address=bool(variables.dns_service),
+        zones=zones,
+        catalogs=variables.catalogs,
+        tsig_keys=variables.tsig_keys,
+        pools=variables.pools,
+        policies=variables.policies,
+        registry=registry
+        and RegistryFile(
+            path=f"{paths.REGISTRIES}/{registry[1][:16]}.registry", sha256=registry[1], names=registry[2]
+        ),
+        **{name.removeprefix("dns_"): value for name, value in settings.items()},
+    )
 
 
-def _draft_of_files(source: Source, given: Mapping[str, Any], registry_of: RegistryMaker | None) -> Draft:
+def _map_settings(sources: SourceMap, variables: Variables) -> None:
+    """Record the origins of what has another name in the document than in the inventory."""
+    for name in DNS_SETTINGS:
+        sources.variable((name.removeprefix("dns_"),), (name,))
+    sources.variable(("any_address",), ("dns_service",))
+    sources.variable(("registry",), ("dns_registry",), whole=True)
+    listen = [("dns_unicast", at) for at in range(len(variables.dns_unicast))]
+    listen += [("dns_anycast", at) for at in range(len(variables.dns_anycast))]
+    for number, path in enumerate(listen):
+        sources.variable(("listen", number), path)
+
+
+def _read_zones(
+    source: Source, sources: SourceMap, zones: Iterable[ZoneFiles | None], files: Files
+) -> list[ZoneRead]:
+    """Read the files of all zones; None is a zone whose variables are wrong. Adds problems and origins."""
+    found = []
+    for number, given in enumerate(zones):
+        if given is None:
+            found.append(ZoneRead(BrokenZone(), (), NamesRead(groups=None)))
+            continue
+        read = files.zone(source.directory, given)
+        for fault in read.faults:
+            source.problem(("zones", number, *fault.path), fault.value, fault.why, fault.fix)
+        source.problems += read.names.problems
+        if given.records_file:
+            sources.text(("zones", number, "records"), source.directory / given.records_file)
+        if given.hostnames_file:
+            file = source.directory / given.hostnames_file
+            sources.rows(("zones", number, "hostnames"), file, read.names.lines)
+        found.append(read)
+    return found
+
+
+def _draft_of_files(source: Source, sources: SourceMap, given: Mapping[str, Any], files: Files) -> Draft:
     """Read the files that faulty variables name, and add the problems of these files to `source`."""
     entries = given.get("zones")
     entries = entries if isinstance(entries, list | tuple) else []
-    zones: list[Zone] = []
-    for number, entry in enumerate(entries):
-        try:
-            zones.append(read_zone(source, number, ZoneFiles.model_validate(entry)))
-        except ValidationError:
-            zones.append(Zone(name=f"unknown{number}.invalid", primaries=_UNKNOWN))
+    zones = _read_zones(source, sources, map(_zone_files, entries), files)
     file = given.get("dns_registry")
+    apexes = [read.zone.name for read in zones if read.zone.name is not None]
     # A registry is built for known zones; with one unknown, its names would be reported as outside of any.
-    if isinstance(file, str) and zones and not any(zone.primaries is _UNKNOWN for zone in zones):
-        read_registry(source, file, [zone.name for zone in zones], registry_of)
-    return _draft(source, zones, complete=False)
+    if isinstance(file, str) and zones and len(apexes) == len(zones):
+        files.registry(source, file, apexes)
+    return _draft(zones, file)
 
 
-def _draft(source: Source, zones: Sequence[Zone], complete: bool) -> Draft:
-    known = (
-        zone if zone.records or zone.primaries else zone.model_copy(update={"primaries": _UNKNOWN})
-        for zone in zones
-    )
-    listen = (IPv4Address("127.0.0.1"),)
-    return Draft(DnsDocument(pop="draft", edge=source.host, listen=listen, zones=tuple(known)), complete)
+def _zone_files(entry: Any) -> ZoneFiles | None:
+    try:
+        return ZoneFiles.model_validate(entry)
+    except ValidationError:
+        return None
+
+
+def _draft(zones: Sequence[ZoneRead], registry: Any) -> Draft:
+    complete = not registry and bool(zones) and all(read.complete for read in zones)
+    return Draft(tuple(read.zone for read in zones), complete)
 
 
 def _shared_addresses(documents: Mapping[str, Documents]) -> Iterator[Problem]:

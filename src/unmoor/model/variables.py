@@ -5,20 +5,19 @@ Plain types: nothing here reads a file or compares one host with another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, SecretStr
 
-from unmoor.errors import Problem
+from unmoor.errors import Key, Problem, dotted
 from unmoor.model.common import Address, Document, Label, Prefix
 from unmoor.model.dns import Catalog, CookieSecret, Policy, Pool, Primary, QueryLog, TsigKey
 from unmoor.model.edge import ServiceBody
 from unmoor.model.secrets import Secret
 
-Key = tuple[int | str, ...]
 #: Variables that are fields of dns.json, there without `dns_`.
 DNS_SETTINGS = (
     "dns_port",
@@ -144,17 +143,31 @@ class Source:
 
     def place(self, path: Key) -> str:
         """Return file and line of the innermost value on `path` whose origin is known."""
-        value: Any = {key.removeprefix(PREFIX): entry for key, entry in self.variables.items()}
         found = ""
+        for value in self._walk(path):
+            found = self.place_of(value) or found
+        return found or HOST_PLACE + self.host
+
+    def written(self, path: Key) -> Any:
+        """Return the value at `path` as the operator wrote it; None if there is none."""
+        values = tuple(self._walk(path))
+        return values[-1] if path and len(values) == len(path) else None
+
+    def problem(self, path: Key, value: object, why: str, fix: str) -> None:
+        """Add the problem that the value at `path` is wrong."""
+        self.problems.append(Problem(self.place(path), PREFIX + dotted(path), str(value), why, fix))
+
+    def _walk(self, path: Key) -> Iterator[Any]:
+        """Yield the value of each step of `path`, up to the first that does not exist."""
+        value: Any = {key.removeprefix(PREFIX): entry for key, entry in self.variables.items()}
         for part in path:
             try:
                 value = value[part]
             except (KeyError, IndexError, TypeError):
-                break
-            found = self.place_of(value) or found
-        return found or HOST_PLACE + self.host
+                return
+            yield value
 
-    def problem(self, path: Key, value: object, why: str, fix: str) -> None:
-        """Add the problem that the value at `path` is wrong."""
-        key = PREFIX + ".".join(map(str, path))
-        self.problems.append(Problem(self.place(path), key, str(value), why, fix))
+
+def shown(path: Path) -> str:
+    """Return a path as problems show it: relative to the working directory if it is below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -75,3 +75,15 @@ def test_order_of_policies_is_a_change() -> None:
 
 def test_nothing_changed() -> None:
     assert describe_change(model(document()), model(document())) == []
+
+
+def test_catalogs_are_described_like_zones() -> None:
+    primaries = [{"address": "198.51.100.9"}]
+    both = model(document(catalogs=[{"name": name, "primaries": primaries} for name in ("a.test", "b.test")]))
+    changed = {"name": "a.test", "primaries": primaries, "members": {"hostnames": [{"names": ["www"]}]}}
+    one = model(document(catalogs=[changed, {"name": "c.test", "primaries": primaries}]))
+    assert describe_change(both, one) == [
+        "catalog a.test: changed",
+        "catalog c.test: added, from 198.51.100.9 port 53",
+        "catalog b.test: removed, and its member zones",
+    ]

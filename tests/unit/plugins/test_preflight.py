@@ -176,7 +176,7 @@ CASES: dict[str, tuple[str, str, str, list[str]]] = {
         "zones/unmoor.test.csv",
         "site0002,free",
         "SITE0001,free",
-        ["zones/unmoor.test.csv: name = SITE0001: is registered twice"],
+        ["zones/unmoor.test.csv:3: name = SITE0001: is registered twice"],
     ),
 }
 

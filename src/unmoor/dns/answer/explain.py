@@ -10,8 +10,10 @@ import dns.rdatatype
 
 from unmoor.dns.answer.resolver import Resolver
 from unmoor.dns.answer.snapshot import compiled
-from unmoor.dns.check.check import NO_COPIES, inspect
+from unmoor.dns.check.check import check
 from unmoor.dns.hostnames.hostnames import Registered
+from unmoor.dns.parse.content import NO_COPIES
+from unmoor.dns.parse.document import parse
 from unmoor.dns.policy.policies import matchers
 from unmoor.dns.policy.pools import ranges_in_use
 from unmoor.dns.protocol import message, names, svcb
@@ -88,8 +90,8 @@ def explain(
     except (ValueError, dns.rdatatype.UnknownRdatatype) as error:
         raise UnmoorError(f"cannot ask for {name} {qtype}: {error}") from None
     counters = {policy.name: at for at, policy in enumerate(document.policies)}
-    inspection = inspect(document, place, copies=copies)
-    snapshot = compiled(inspection, document, counters)
+    parsed = parse(document, copies=copies)
+    snapshot = compiled(check(parsed), place, counters)
     resolver = Resolver(snapshot)
     network = Subnet.of(client) if client else Subnet(4, 0, 0)
     question = asked + rtype.to_bytes(2, "big") + b"\0\1"
@@ -100,11 +102,11 @@ def explain(
     zone = snapshot.zone_of(decided)
     missing = zone.missing if zone else 0
     source = decided if missing else resolver.source_of(zone, decided) if zone else None
-    registered = inspection.registered(source or b"")
+    registered = parsed.registered(source or b"")
     # HTTPS and SVCB queries are answered by the policies of the hinted addresses.
     decisive = "A" if rtype in svcb.TYPES else dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))
     verdicts = tuple(_verdicts(document, registered, decisive, network))
-    parsed = dns.message.from_wire(message.write(query, reply, message.TCP_SIZE))
+    shown = dns.message.from_wire(message.write(query, reply, message.TCP_SIZE))
     answering = verdicts[-1].policy if verdicts and verdicts[-1].objection is None else None
     return Explanation(
         names.to_text(decided),
@@ -113,7 +115,7 @@ def explain(
         verdicts,
         _source(document, answering, rtype),
         message.RCODE_NAMES[reply.rcode],
-        tuple(str(each) for section in parsed.sections[1:] for rrset in section for each in _split(rrset)),
+        tuple(str(each) for section in shown.sections[1:] for rrset in section for each in _split(rrset)),
         _MISSING.get(missing),
     )
 

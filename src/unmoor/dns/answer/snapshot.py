@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from unmoor.dns.check.check import NO_COPIES, Inspection, inspect
+from unmoor.dns.check.check import Checked, check
 from unmoor.dns.counters.address_counters import Layout
 from unmoor.dns.counters.counters import counter_of
 from unmoor.dns.hostnames.registry import Registry
+from unmoor.dns.parse.content import NO_COPIES, Content
+from unmoor.dns.parse.document import parse
 from unmoor.dns.policy import policies
 from unmoor.dns.policy.policies import Matcher
 from unmoor.dns.policy.pools import Drawer, Mix, ranges_in_use
@@ -19,17 +21,21 @@ from unmoor.dns.protocol import message, names
 from unmoor.dns.protocol.client_subnet import Subnet, scope
 from unmoor.dns.transfer.transfer import Source, sources
 from unmoor.dns.zones.static_zone import Zone
-from unmoor.errors import InvalidInputError, Problem
+from unmoor.errors import InvalidInputError
 from unmoor.model import Answer, DnsDocument, Policy
 from unmoor.model.dns import ServiceBinding
 
 
 class ClashError(InvalidInputError):
-    """Hostnames clash with records of transferred zones; `clashes` has the problems by apex and hostname."""
+    """Hostnames clash with records of transferred zones: `checked` has the clashes, by apex and hostname."""
 
-    def __init__(self, clashes: Mapping[bytes, Mapping[bytes, Problem]]) -> None:
-        super().__init__(problem for found in clashes.values() for problem in found.values())
-        self.clashes = clashes
+    def __init__(self, checked: Checked, place: str) -> None:
+        super().__init__(
+            fault.at(f"{place}, zone {names.to_text(apex)} of its primary")
+            for apex, found in checked.clashes.items()
+            for fault in found.values()
+        )
+        self.checked = checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +125,8 @@ class Snapshot:
     registered: Callable[[bytes], Target | None] | None = None
     #: Primaries by zone or catalog, from which NOTIFY is accepted.
     sources: Mapping[bytes, Sequence[Source]] = field(default_factory=dict)
-    #: The parsed document, which the next snapshot reuses if zones and hostnames are equal.
-    found: Inspection | None = None
+    #: The parsed zones and hostnames, which the next snapshot shares if they are equal.
+    content: Content | None = None
     #: The index of each policy's counters, all selectors, and the layout of address counters (None if off).
     slots: Mapping[str, int] = field(default_factory=dict)
     selectors: tuple[Selector, ...] = ()
@@ -161,55 +167,57 @@ def build(
     place: str,
     counters: Mapping[str, int],
     copies: Mapping[bytes, Zone] = NO_COPIES,
-    give_way: bool = False,
-    known: Inspection | None = None,
+    known: Content | None = None,
 ) -> Snapshot:
-    """Parse, validate and compile a document.
+    """Parse, check and compile a document.
 
     `place` names the document in problems, `counters` maps policies to their counters, `copies` are the
-    transferred zones, and `known` is the parsed document of an earlier snapshot, whose parts are reused if
-    they are equal. With `give_way`, hostnames that clash with transferred records are left out.
+    transferred zones, and `known` is the content of an earlier snapshot, which is shared if it is equal.
 
     Raises InvalidInputError with all problems, and ClashError if the only problems are clashes with
     transferred records.
     """
-    return compiled(inspect(document, place, copies=copies, known=known), document, counters, give_way)
+    parsed = parse(document, copies=copies, known=(known,) if known else ())
+    return compiled(check(parsed), place, counters)
 
 
-def compiled(
-    found: Inspection, document: DnsDocument, counters: Mapping[str, int], give_way: bool = False
-) -> Snapshot:
-    """Compile a parsed document. Raises InvalidInputError and ClashError as `build` does."""
-    if found.problems:
-        raise InvalidInputError(found.problems)
-    if found.clashes and not give_way:
-        raise ClashError(found.clashes)
+def compiled(checked: Checked, place: str, counters: Mapping[str, int], give_way: bool = False) -> Snapshot:
+    """Compile a checked document.
+
+    With `give_way`, hostnames that clash with transferred records are left out. Raises InvalidInputError and
+    ClashError as `build` does.
+    """
+    if checked.faults:
+        raise InvalidInputError(checked.problems(place))
+    if checked.clashes and not give_way:
+        raise ClashError(checked, place)
+    document, content, view = checked.parsed.document, checked.parsed.content, checked.parsed.view
     # Hostnames that clash or whose zone is unavailable are not in the snapshot.
-    unserved = {name for clashes in found.clashes.values() for name in clashes}
-    unavailable = {zone.apex for zone in found.zones.values() if zone.missing}
+    unserved = {name for clashes in checked.clashes.values() for name in clashes}
+    unavailable = {zone.apex for zone in content.zones.values() if zone.missing}
     plans = _plans(document, counters)
     target_of = _targets(document, plans)
     targets = {
         name: target_of(each.traits)
-        for name, each in found.hostnames.items()
+        for name, each in content.hostnames.items()
         if name not in unserved and each.apex not in unavailable
     }
     snapshot = Snapshot(
         document,
-        found.zones,
+        content.zones,
         targets,
         ptr_ranges(document),
         sources=_sources(document),
-        found=found,
+        content=content,
         slots=counters,
         selectors=tuple(plan.selector for plan in plans.values()),
         layout=Layout(document) if document.count_addresses else None,
     )
-    if found.view is None:
+    if view is None:
         return snapshot
-    delegated = {cut for apex in found.clashes for cut in found.zones[apex].cuts}
-    find = _without(found.view.finder(target_of), unserved, unavailable | delegated)
-    return replace(snapshot, registry=found.view.registry, registered=find)
+    delegated = {cut for apex in checked.clashes for cut in content.zones[apex].cuts}
+    find = _without(view.finder(target_of), unserved, unavailable | delegated)
+    return replace(snapshot, registry=view.registry, registered=find)
 
 
 def _without(

@@ -1,1 +1,1 @@
-"""Validation of DNS documents, and descriptions of changes between two."""
+"""Checks of parsed DNS documents."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unmoor.dns.policy.policies import Classifier, Traits, tags_of
 from unmoor.dns.protocol import message, names
 from unmoor.dns.zones.static_zone import Zone
-from unmoor.errors import Problem
-from unmoor.model import DnsDocument
+from unmoor.errors import Fault
+from unmoor.model import Hostnames
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,21 +21,23 @@ class Registered:
 
 
 def read(
-    document: DnsDocument, apexes: Mapping[int, bytes], zones: Mapping[bytes, Zone | None], place: str
-) -> tuple[dict[bytes, Registered], list[Problem]]:
-    """Return all hostnames of the zones in `apexes` (zone index in the document to apex), and the problems.
+    groups: Mapping[int, tuple[bytes, Sequence[Hostnames]]],
+    zones: Mapping[bytes, Zone | None],
+    classifier: Classifier,
+) -> tuple[dict[bytes, Registered], list[Fault]]:
+    """Return all hostnames of a document's zones, and the faults.
 
-    `zones` maps the apex of each parsed zone to the zone, and that of a transferred zone to None. Hostnames
-    that clash with a zone's records are problems. `place` names the document in problems.
+    `groups` maps the index of a zone in the document to its apex and hostnames. `zones` maps the apex of each
+    parsed zone to the zone, and that of one whose records are not known to None. Hostnames that clash with a
+    zone's records are faults.
     """
     found: dict[bytes, Registered] = {}
-    problems: list[Problem] = []
-    classifier = Classifier(document.policies)
+    faults: list[Fault] = []
     # Hostnames with equal registrations share one object, which saves some 80 octets a name.
     shared: dict[Registered, Registered] = {}
-    for index, apex in apexes.items():
+    for index, (apex, listed) in groups.items():
         objection = _objections(apex, zones)
-        for number, group in enumerate(document.zones[index].hostnames):
+        for number, group in enumerate(listed):
             tags = tags_of(group.tags)
             for position, text in enumerate(group.names):
                 try:
@@ -47,12 +49,12 @@ def read(
                     if not why and name in found:
                         why, fix = "is registered twice", "keep one of them"
                 if why:
-                    key = f"zones.{index}.hostnames.{number}.names.{position}"
-                    problems.append(Problem(place, key, text, why, fix))
+                    path = ("zones", index, "hostnames", number, "names", position)
+                    faults.append(Fault(path, text, why, fix))
                     continue
                 registered = Registered(apex, classifier.traits(tags, name, apex))
                 found[name] = shared.setdefault(registered, registered)
-    return found, problems
+    return found, faults
 
 
 def _objections(apex: bytes, zones: Mapping[bytes, Zone | None]) -> Callable[[bytes], tuple[str, str]]:

@@ -17,7 +17,7 @@ from unmoor.dns.hostnames.registry import Kind, Registry, RegistryError, open_re
 from unmoor.dns.policy.policies import Classifier, Traits
 from unmoor.dns.protocol import message, names
 from unmoor.dns.zones.static_zone import Zone
-from unmoor.errors import Problem
+from unmoor.errors import Fault
 from unmoor.model import DnsDocument
 
 T = TypeVar("T")
@@ -130,22 +130,18 @@ def _combinations(
     return found
 
 
-def load(
-    document: DnsDocument, place: str, file: Path | None = None
-) -> tuple[RegistryView | None, list[Problem]]:
-    """Return a view of the document's registry, or of its copy `file`, and problems; None without one."""
+def load(document: DnsDocument, file: Path | None = None) -> tuple[RegistryView | None, tuple[Fault, ...]]:
+    """Return a view of the document's registry, or of its copy `file`, and faults; None without one."""
     if document.registry is None:
-        return None, []
+        return None, ()
     path = file or Path(document.registry.path)
     try:
-        return RegistryView.of(document, open_registry(path, document.registry.sha256)), []
+        return RegistryView.of(document, open_registry(path, document.registry.sha256)), ()
     except RegistryError as error:
-        return None, [Problem(place, "registry.path", str(path), error.why, error.fix)]
+        return None, (Fault(_PATH, str(path), error.why, error.fix),)
 
 
-def problems(
-    view: RegistryView, apexes: Mapping[int, bytes], zones: Mapping[bytes, Zone], place: str
-) -> Iterator[Problem]:
+def faults(view: RegistryView, apexes: Mapping[int, bytes], zones: Mapping[bytes, Zone]) -> Iterator[Fault]:
     """Yield the registry's conflicts with the document's zones, found without reading all names."""
     registry = view.registry
     for apex in registry.zones:
@@ -156,33 +152,34 @@ def problems(
                 f"holds {count} hostnames of {names.to_text(apex)}, such as "
                 f"{names.to_text(kinds[0].example)}, and the document has no such zone"
             )
-            yield Problem(place, "registry.path", str(registry.path), why, _ZONES)
+            yield Fault(_PATH, str(registry.path), why, _ZONES)
     for apex in apexes.values():
         built_for = registry.zone_of(apex)
         if built_for not in (None, apex) and registry.exists(apex):
             why = f"was built without the zone {names.to_text(apex)}, and holds hostnames there"
             fix = f"build it again with --zone {names.to_text(apex)} as well"
-            yield Problem(place, "registry.path", str(registry.path), why, fix)
+            yield Fault(_PATH, str(registry.path), why, fix)
     for zone in zones.values():
-        yield from (problem for _, problem in clashes(registry, zone, place))
+        yield from (fault for _, fault in clashes(registry, zone))
 
 
+_PATH = ("registry", "path")
 _ZONES = "add the zone to the document, or build the registry again without these names"
 
 
-def clashes(registry: Registry, zone: Zone, place: str) -> Iterator[tuple[bytes, Problem]]:
-    """Yield hostnames that clash with a zone's records, and the problem; one for each delegation."""
+def clashes(registry: Registry, zone: Zone) -> Iterator[tuple[bytes, Fault]]:
+    """Yield hostnames that clash with a zone's records, and the fault; one for each delegation."""
     for name, node in zone.nodes.items():
         if node.keys() & {message.A, message.AAAA, message.CNAME} and registry.kind_of(name):
             why = "is in the registry, and has a static address or CNAME record as well"
             fix = "remove the record or the hostname"
-            yield name, Problem(place, "registry", names.to_text(name), why, fix)
+            yield name, Fault(("registry",), names.to_text(name), why, fix)
     for cut in zone.cuts:
         below = _first_at_or_below(registry, cut, zone.apex)
         if below is not None:
             why = f"is in the registry, but below {names.to_text(cut)}, which is delegated"
             fix = "remove it from the registry, or remove the NS or DNAME record"
-            yield below, Problem(place, "registry", names.to_text(below), why, fix)
+            yield below, Fault(("registry",), names.to_text(below), why, fix)
 
 
 def _first_at_or_below(registry: Registry, cut: bytes, apex: bytes) -> bytes | None:

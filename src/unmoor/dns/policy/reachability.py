@@ -14,7 +14,7 @@ from types import MappingProxyType
 from unmoor.dns.policy.policies import TYPES, Matcher, Traits, first_match, matchers
 from unmoor.dns.protocol import names
 from unmoor.dns.protocol.client_subnet import Subnet
-from unmoor.errors import Problem
+from unmoor.errors import Fault
 from unmoor.model import DnsDocument
 
 
@@ -44,17 +44,16 @@ class _Findings:
     both: dict[tuple[int, int], Example] = field(default_factory=dict)
 
 
-def problems(
+def faults(
     document: DnsDocument,
     examples: Mapping[Traits, bytes],
-    place: str,
     expected: Mapping[Traits, bytes] = MappingProxyType({}),
-) -> Iterator[Problem]:
+) -> Iterator[Fault]:
     """Yield policies that no query reaches, exclusive policies that overlap, and hostnames without a policy.
 
     `examples` maps all traits of the document's hostnames to a hostname that has them. `expected` is the
     same for member zones of catalogs, whose hostnames are not known yet: with it, a policy without a query
-    is a problem only if other policies answer all its queries first.
+    is a fault only if other policies answer all its queries first.
     """
     ordered = matchers(document)
     findings = _Findings()
@@ -67,8 +66,8 @@ def problems(
             findings.both.setdefault(pair, example)
     for index in range(len(ordered)):
         if index not in findings.reached and (index in findings.taken or not expected):
-            yield _unreachable(index, ordered, findings.taken.get(index, {}), examples, place)
-    yield from _overlapping(ordered, findings, place)
+            yield _unreachable(index, ordered, findings.taken.get(index, {}), examples)
+    yield from _overlapping(ordered, findings)
     for traits, name in examples.items():
         if all(first_match(ordered, traits, document.pop, qtype) is None for qtype in TYPES):
             tags = ", ".join(f"{key}={value}" for key, value in sorted(traits.tags)) or "no tags"
@@ -76,7 +75,7 @@ def problems(
             clients = ", for clients in no policy's networks" if some else ""
             why = f"has no policy at {document.pop} (hostnames with {tags}){clients}"
             fix = "add a policy that matches, or one without conditions as the last"
-            yield Problem(place, "policies", names.to_text(name), why, fix)
+            yield Fault(("policies",), names.to_text(name), why, fix)
 
 
 def _queries(
@@ -104,8 +103,7 @@ def _unreachable(
     ordered: Sequence[Matcher],
     taken: Mapping[int, Example],
     examples: Mapping[Traits, bytes],
-    place: str,
-) -> Problem:
+) -> Fault:
     matcher = ordered[index]
     why, fix = "no hostname meets all its conditions", "loosen them, or remove the policy"
     if taken:
@@ -128,15 +126,14 @@ def _unreachable(
         why, fix = "no hostname is at or below its suffixes", "correct them, or remove the policy"
     elif matcher.zones is not None and not any(each.zone in matcher.zones for each in examples):
         why, fix = "its zones have no hostnames", "register some, correct the zones, or remove the policy"
-    return Problem(place, f"policies.{index}", matcher.policy.name, f"can never match: {why}", fix)
+    return Fault(("policies", index), matcher.policy.name, f"can never match: {why}", fix)
 
 
-def _overlapping(ordered: Sequence[Matcher], findings: _Findings, place: str) -> Iterator[Problem]:
+def _overlapping(ordered: Sequence[Matcher], findings: _Findings) -> Iterator[Fault]:
     for (one, two), example in findings.both.items():
         for claims, other in ((one, two), (two, one)):
             if ordered[claims].policy.exclusive:
                 name = ordered[other].policy.name
                 why = f"claims to be exclusive, but {name} matches {example} as well"
                 fix = f"narrow one of the two, or remove exclusive from {ordered[claims].policy.name}"
-                key = f"policies.{claims}.exclusive"
-                yield Problem(place, key, ordered[claims].policy.name, why, fix)
+                yield Fault(("policies", claims, "exclusive"), ordered[claims].policy.name, why, fix)

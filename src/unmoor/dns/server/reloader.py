@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unmoor import systemd
-from unmoor.dns.answer.snapshot import ClashError, Snapshot, build
-from unmoor.dns.check.check import NO_COPIES, Inspection
+from unmoor.dns.answer.snapshot import ClashError, Snapshot, build, compiled
 from unmoor.dns.counters.counters import Table
+from unmoor.dns.parse.content import NO_COPIES, Content
 from unmoor.dns.protocol import names
 from unmoor.dns.server import control, fd_store, listeners
 from unmoor.dns.server.pool import Pool, Process
@@ -36,8 +36,8 @@ class Builder:
         self._table = table
         #: Member zones of catalogs, as of the last snapshot that was made with them.
         self.members: list[Member] = []
-        # What the inspection of the newest snapshot's document found, to be reused by the next.
-        self._found: Inspection | None = None
+        # Of the newest snapshot; the next one shares it if zones and hostnames are equal.
+        self._content: Content | None = None
 
     def keys(self, document: DnsDocument) -> dict[bytes, CopyKey]:
         """Return the keys of all transferred zones by apex."""
@@ -48,21 +48,31 @@ class Builder:
         document: DnsDocument,
         old: DnsDocument | None = None,
         offers: Mapping[bytes, Zone] = NO_COPIES,
-        give_way: bool = False,
     ) -> Snapshot:
         """Compile a document. Transferred zones are those of `offers`, else the copies on disk.
 
-        With `give_way`, hostnames that clash with a zone's records are left out. Raises UnmoorError.
+        Raises UnmoorError.
         """
-        current = [policy.name for policy in old.policies] if old else []
-        counters = self._table.slots((policy.name for policy in document.policies), current)
+        counters = self._counters(document, old)
         whole, keys = catalog.expand(document, self.members)
         if keys or document.catalogs:
             self.store.check()
         zones = {**zone_store.current(self.store, keys.values(), time.time()), **offers}
-        snapshot = build(whole, str(self._config), counters, zones, give_way, self._found)
-        self._found = snapshot.found
+        snapshot = build(whole, str(self._config), counters, zones, self._content)
+        self._content = snapshot.content
         return snapshot
+
+    def _give_way(self, error: ClashError, document: DnsDocument) -> Snapshot:
+        """Compile a document without the hostnames that clash with a zone's records, and log these."""
+        log.error("hostnames that their zones have records for are left out: %s", error)
+        counters = self._counters(document, document)
+        snapshot = compiled(error.checked, str(self._config), counters, give_way=True)
+        self._content = snapshot.content
+        return snapshot
+
+    def _counters(self, document: DnsDocument, old: DnsDocument | None) -> Mapping[str, int]:
+        current = [policy.name for policy in old.policies] if old else []
+        return self._table.slots((policy.name for policy in document.policies), current)
 
     def first(self, document: DnsDocument) -> Snapshot:
         """Compile the document at the start of the server, which what primaries sent must not prevent."""
@@ -80,8 +90,7 @@ class Builder:
         try:
             return self.build(document, document)
         except ClashError as error:
-            log_clashes(error)
-            return self.build(document, document, give_way=True)
+            return self._give_way(error, document)
 
     def select(
         self, document: DnsDocument, offers: dict[bytes, Zone], verdicts: dict[str, str | None]
@@ -91,13 +100,13 @@ class Builder:
             try:
                 return self.build(document, document, offers)
             except ClashError as error:
-                guilty = error.clashes.keys() & offers.keys()
+                clashes = error.checked.clashes
+                guilty = clashes.keys() & offers.keys()
                 if not guilty:  # as at the start
-                    log_clashes(error)
-                    return self.build(document, document, offers, give_way=True)
+                    return self._give_way(error, document)
                 for apex in guilty:
                     del offers[apex]
-                    first = next(iter(error.clashes[apex].values()))
+                    first = next(iter(clashes[apex].values()))
                     verdicts[names.to_text(apex)] = f"the hostname {first.value} {first.why}"
 
 
@@ -190,8 +199,3 @@ class Reloader:
         state.generation = new.only(wanted)
         state.address_counters.switch(snapshot.layout, new.number)
         state.journal.settle(snapshot.document, new.number)
-
-
-def log_clashes(error: ClashError) -> None:
-    """Report hostnames that are not served because their zone has records for them."""
-    log.error("hostnames that their zones have records for are left out: %s", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import dns.name
 import dns.node
@@ -92,6 +93,23 @@ def parse(text: str, apex: bytes) -> tuple[Zone | None, ZoneFile]:
                 file.errors.append(ZoneFileError(line, why, "remove some, or spread them over several names"))
     file.errors.sort(key=lambda error: error.line)
     return zone, file
+
+
+class Occluded(NamedTuple):
+    """A name with records that are never answered: they are below a delegation or DNAME record, `cut`."""
+
+    name: bytes
+    cut: bytes
+    line: int
+
+
+def occluded(zone: Zone, file: ZoneFile) -> Iterator[Occluded]:
+    """Yield the names of a zone file's records that are never answered; glue is not among them."""
+    for name, node in zone.nodes.items() if zone.cuts else ():
+        cut = zone.cut_above(names.parent(name)) if name != zone.apex else None
+        hidden = node.keys() - ({message.A, message.AAAA} if cut and message.NS in zone.nodes[cut] else set())
+        if cut and hidden:
+            yield Occluded(name, cut, min(file.line_of(name, rtype) for rtype in hidden))
 
 
 def too_large(rrset: RRset) -> str:

@@ -22,6 +22,8 @@ import dns.zone
 import dns.zonefile
 from dns.node import NodeKind
 
+from unmoor.dns.zones import zone_error
+
 #: Errors of a file after which parsing stops.
 MAX_ERRORS = 1000
 
@@ -73,6 +75,14 @@ class ZoneFile:
         """The offset of each line's beginning, in characters."""
         return [0, *(found.end() for found in _LINE_END.finditer(self.text))]
 
+    def entry(self, line: int) -> str:
+        """Return the text of the entry at `line`; only its line if its parentheses are not closed."""
+        after = self.entry_after(line)
+        if not after:
+            return self.row(line)
+        end = self.begins[after - 1] if after <= len(self.begins) else len(self.text)
+        return self.text[self.begins[line - 1] : end]
+
     def entry_after(self, line: int) -> int:
         """Return the line after the entry that begins at `line`; 0 if its parentheses are not closed."""
         depth = 0
@@ -112,7 +122,7 @@ def read(text: str, origin: dns.name.Name) -> ZoneFile:
         # dnspython silently skips records outside the zone. With the root as the reader's limit it passes
         # them to the zone, which raises KeyError.
         reader.zone_origin = dns.name.root
-        while (error := _next_error(reader, tokens, origin)) is not None:
+        while (error := _next_error(reader, tokens, file, origin)) is not None:
             file.errors.append(error)
             line = _resume(reader, file, tokens.line)
             if not line:
@@ -155,7 +165,9 @@ def _resume(reader: dns.zonefile.Reader, file: ZoneFile, line: int) -> int:
     return after
 
 
-def _next_error(reader: dns.zonefile.Reader, tokens: _Lines, origin: dns.name.Name) -> ZoneFileError | None:
+def _next_error(
+    reader: dns.zonefile.Reader, tokens: _Lines, file: ZoneFile, origin: dns.name.Name
+) -> ZoneFileError | None:
     """Parse up to the next error and return it; None at the end of the file."""
     try:
         reader.read()
@@ -168,8 +180,8 @@ def _next_error(reader: dns.zonefile.Reader, tokens: _Lines, origin: dns.name.Na
         why = "has a CNAME beside other records of the same name (RFC 1034 section 3.6.2)"
         return ZoneFileError(tokens.line, why, "keep either the CNAME or the others")
     except dns.exception.DNSException as error:
-        why = re.sub(r"^zone:\d+: ", "", str(error)) or "is not a record"
-        return ZoneFileError(tokens.line, why, "correct the line; see RFC 1035 section 5")
+        message = re.sub(r"^zone:\d+: ", "", str(error))
+        return ZoneFileError(tokens.line, *zone_error.explain(file.entry(tokens.line), message, tokens.last))
     except ValueError:  # dnspython's text: 'add() has non-origin SOA'
         why = "has an SOA record below its apex"
         return ZoneFileError(tokens.line, why, "remove it, or make it a zone of its own")
@@ -208,11 +220,18 @@ def _refuse_second(
 
 
 class _Lines(dns.tokenizer.Tokenizer):
-    """Keeps the line on which the current entry begins, since many errors are found only at its end."""
+    """Keeps the line on which the current entry begins, since many errors are found only at its end.
+
+    `last` is the token that was read last, empty if that was the end of the entry.
+    """
 
     line = 0
+    last = ""
 
     def get(self, want_leading: bool = False, want_comment: bool = False) -> dns.tokenizer.Token:
         if want_leading and want_comment:  # the reader passes both at the beginning of an entry only
             self.line = self.line_number
-        return super().get(want_leading, want_comment)
+        self.last = ""
+        token = super().get(want_leading, want_comment)
+        self.last = "" if token.is_eol_or_eof() else token.value
+        return token

@@ -1,0 +1,1 @@
+"""Parsing of DNS documents: the texts inside them become zones, names and traits."""
