@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unmoor import paths
 from unmoor.bpf.layout import SOCKET_SLOTS
 from unmoor.errors import UnmoorError
-from unmoor.model import Protocol
 from unmoor.sockets.activation import protocol
 from unmoor.sockets.activation.descriptors import (
     MPTCP,
@@ -30,6 +30,9 @@ from unmoor.sockets.activation.descriptors import (
     describe,
     inspect,
 )
+
+if TYPE_CHECKING:  # pydantic takes long to import, and a listener's unit needs none of it
+    from unmoor.model import Protocol
 
 Endpoint = tuple[IPv4Address | IPv6Address, int]
 
