@@ -84,11 +84,13 @@ def cli() -> None:
 @click.option(
     "--output", type=_PATH, default=Path("dispatch.o"), show_default=True, help="The file to write."
 )
-def compile_command(output: Path) -> None:
+@click.option("--follow", is_flag=True, help="Compile the program for register --follow instead.")
+def compile_command(output: Path, follow: bool) -> None:
     """Compile the dispatch program to a BPF object."""
     from unmoor.bpf.compiler import compile_program  # noqa: PLC0415 - a listener's unit needs none of it
+    from unmoor.sockets.activation.follow import SOURCE  # noqa: PLC0415 - see load
 
-    compile_program(output)
+    compile_program(output, source=SOURCE if follow else None)
     click.echo(f"compiled {output} ({output.stat().st_size} bytes)")
 
 
@@ -126,13 +128,13 @@ def _edge(config: Path) -> EdgeDocument:
     return load(EdgeDocument, config)
 
 
-def _object(object_file: Path | None) -> bytes:
+def _object(object_file: Path | None, source: Path | None = None) -> bytes:
     if object_file is None:
         from unmoor.bpf.compiler import compile_program  # noqa: PLC0415 - rarely needed
 
         with tempfile.TemporaryDirectory(prefix="unmoor-") as directory:
             compiled = Path(directory) / "dispatch.o"
-            compile_program(compiled)
+            compile_program(compiled, source=source)
             return compiled.read_bytes()
     try:
         return object_file.read_bytes()
@@ -303,9 +305,22 @@ def rollback(pins: Path) -> None:
 
 @cli.command()
 @_options(REGISTER)
-def register(**values: Any) -> None:
+@click.option("--follow", is_flag=True, help="Run until the process ends, and register what it opens later.")
+@click.option(
+    "--object",
+    "object_file",
+    type=_PATH,
+    help="The compiled program `follow` for --follow; without it, it is compiled now.",
+)
+@_pins
+def register(follow: bool, object_file: Path | None, pins: Path, **values: Any) -> None:
     """Register sockets for SERVICE, from a running process or passed by systemd (LISTEN_FDS)."""
-    registration.register(**values)
+    if not follow:
+        registration.register(**values)
+        return
+    from unmoor.sockets.activation.follow import SOURCE  # noqa: PLC0415 - see load
+
+    registration.follow(**values, pins=pinned.Pins(pins), code=_object(object_file, SOURCE))
 
 
 @cli.command()

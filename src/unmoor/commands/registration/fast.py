@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> bool:
 def parse(arguments: Sequence[str], options: Sequence[Option]) -> dict[str, Any] | None:
     """Return the values of one argument, the service, and of options by name; None if any is not valid."""
     known = {option.flag: option for option in options}
-    values: dict[str, Any] = {option.name: [] if option.multiple else option.default for option in options}
+    values: dict[str, Any] = {}
     services = []
     rest = iter(arguments)
     for argument in rest:
@@ -60,12 +60,12 @@ def parse(arguments: Sequence[str], options: Sequence[Option]) -> dict[str, Any]
         if option is None or value is None:
             return None
         if option.multiple:
-            values[option.name].append(value)
+            values.setdefault(option.name, []).append(value)
         else:
             values[option.name] = value
     if len(services) != 1 or not services[0]:
         return None
-    return {"service": services[0], **values}
+    return {"service": services[0], **{option.name: option.default for option in options}, **values}
 
 
 def _value(option: Option, text: str) -> Any:

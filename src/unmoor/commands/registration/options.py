@@ -29,14 +29,24 @@ UNREGISTER = (ACTIVATION,)
 REGISTER = (
     Option("--pid", "pid", int, "The process whose sockets to register."),
     Option("--pidfile", "pidfile", Path, "A file that contains the process id."),
+    Option("--unit", "unit", str, "A systemd unit whose main process it is."),
     Option(
         "--listen",
         "listen",
         parse_endpoint,
         "An address at which the process listens, as ADDRESS:PORT; once for each socket.",
+        (),
         multiple=True,
     ),
-    Option("--protocol", "kind", str, "", "tcp", choices=("tcp", "udp")),
+    Option(
+        "--protocol",
+        "kinds",
+        str,
+        "The protocol of these sockets; twice for both.",
+        ("tcp",),
+        multiple=True,
+        choices=("tcp", "udp"),
+    ),
     Option("--wait", "wait", float, "Seconds for the sockets to appear.", 5.0),
     ACTIVATION,
 )
