@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from support import control_group
 from support.program import UNMOOR, run
 from support.sockets import Bed, activation, ask, refuses
 from support.waiting import wait_until
@@ -60,18 +61,13 @@ while True:
 """
 
 
-def entering(group: Path) -> list[str]:
-    """How to run a command in a control group."""
-    return ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs")]
-
-
 class Server:
     """The server in a control group of its own."""
 
     def __init__(self, directory: Path, group: Path, *options: str) -> None:
         self._count = directory / "count"
         self.process = subprocess.Popen(
-            [*entering(group), sys.executable, "-c", SERVER, str(self._count), *options]
+            [*control_group.entering(group), sys.executable, "-c", SERVER, str(self._count), *options]
         )
         wait_until(lambda: self.reloads() == 0)
 
@@ -82,20 +78,6 @@ class Server:
         before = self.reloads()
         self.process.send_signal(signal.SIGHUP)
         wait_until(lambda: self.reloads() == before + 1)
-
-
-def control_groups() -> Path:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return next(Path(line.split()[4]) for line in lines if " - cgroup2 " in line)
-
-
-@pytest.fixture
-def group() -> Iterator[Path]:
-    path = control_groups() / f"unmoor-test-{os.getpid()}"
-    path.mkdir()
-    yield path
-    wait_until(lambda: not (path / "cgroup.procs").read_text())
-    path.rmdir()
 
 
 @pytest.fixture
@@ -168,7 +150,7 @@ def test_a_new_listener_is_registered_before_the_old_one_closes(
             started.reload()
             assert ask(ADDRESS, 80) == str(number)
         process.send_signal(signal.SIGCONT)
-        wait_until(lambda: len(sockets(bed)) == 1)
+        wait_until(lambda: len(set(sockets(bed))) == 1)  # perhaps in several slots
         assert ask(ADDRESS, 80) == "19"
 
 
@@ -205,7 +187,7 @@ def test_no_connection_is_refused_while_a_server_reloads(
 def test_tcp_and_udp_of_one_process(bed: Bed, door: Path, server: Callable[..., Server]) -> None:
     started = server("udp")
     with follower(bed, door, started.process.pid, "--protocol", "tcp", "--protocol", "udp"):
-        wait_until(lambda: len(sockets(bed)) == 1)
+        wait_until(lambda: sockets(bed))
         before = sockets(bed, "udp")
         assert len(before) == 1
         started.reload()
@@ -232,10 +214,10 @@ def test_other_sockets_are_left_alone(
     started = server()
     other = 'import socket, sys, time; s = socket.create_server(("127.0.0.1", int(sys.argv[1])));'
     other += "print(1, flush=True); time.sleep(600)"
-    enter = entering(group)
+    enter = control_group.entering(group)
     elsewhere = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     with follower(bed, door, started.process.pid):
-        wait_until(lambda: len(sockets(bed)) == 1)
+        wait_until(lambda: sockets(bed))
         before = sockets(bed)
         for prefix, port in ((enter, 8001), ([*enter, *elsewhere], 8000)):
             command = [*prefix, sys.executable, "-c", other, str(port)]
@@ -258,7 +240,7 @@ def test_it_ends_with_the_process(bed: Bed, door: Path, server: Callable[..., Se
 
 def test_a_process_without_a_control_group_is_refused(bed: Bed, door: Path) -> None:
     pid = os.getpid()
-    procs = control_groups() / "cgroup.procs"
+    procs = control_group.root() / "cgroup.procs"
     home = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::")
     procs.write_text(str(pid))
     try:
@@ -266,7 +248,7 @@ def test_a_process_without_a_control_group_is_refused(bed: Bed, door: Path) -> N
             command = ["sockets", "register", "web", "--follow", "--pid", str(pid), *LISTEN]
             done = run(*command, "--socket", str(door), "--pins", str(bed.pins.root))
     finally:
-        (control_groups() / home[1:] / "cgroup.procs").write_text(str(pid))
+        (control_group.root() / home[1:] / "cgroup.procs").write_text(str(pid))
     assert done.returncode == 2
     assert "is in no control group of its own" in done.stderr
     assert "fix: " in done.stderr

@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str], options: Sequence[Option]) -> dict[str, Any]
         if option is None or value is None:
             return None
         if option.multiple:
-            values.setdefault(option.name, []).append(value)
+            values[option.name] = (*values.get(option.name, ()), value)
         else:
             values[option.name] = value
     if len(services) != 1 or not services[0]:

@@ -34,6 +34,13 @@ def by_click(verb: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     return dict(values)
 
 
+def same(values: dict[str, Any], others: dict[str, Any] | None) -> bool:
+    """Whether click passes on the same; what only click knows, such as --follow, is not given."""
+    if others is None or others.get("follow"):
+        return False
+    return all(others[name] == (list(value) if name == "listen" else value) for name, value in values.items())
+
+
 def line(text: str) -> tuple[str, list[str]]:
     verb, *arguments = text.split(" ")
     return verb, arguments
@@ -45,6 +52,7 @@ def line(text: str) -> tuple[str, list[str]]:
         "register web",
         "register web --pidfile /run/nginx.pid --listen 127.0.0.1:80 --listen [::1]:80",
         "register --pid 7 --wait=0.2 web --listen=127.0.0.1:80 --protocol udp",
+        "register web --pid 7 --protocol tcp --protocol udp --unit x.service",
         "register web --pid 7 --pid 8 --socket /run/other.sock",
         "unregister web",
         "unregister --socket=/run/other.sock web",
@@ -54,7 +62,7 @@ def test_valid_lines_need_no_click(text: str) -> None:
     verb, arguments = line(text)
     values = fast.parse(arguments, OPTIONS[verb])
     assert values is not None
-    assert values == by_click(verb, arguments)
+    assert same(values, by_click(verb, arguments))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +79,7 @@ def test_valid_lines_need_no_click(text: str) -> None:
         "register web --listen 127.0.0.1:80:80",
         "register web --protocol sctp",
         "register web --bogus 7",
+        "register web --listen",
         "unregister web --pid 7",
     ],
 )
@@ -91,7 +100,7 @@ TOKENS = st.sampled_from(
 def test_what_is_parsed_is_what_click_parses(verb: str, arguments: list[str]) -> None:
     values = fast.parse(arguments, OPTIONS[verb])
     if values is not None:
-        assert values == by_click(verb, arguments)
+        assert same(values, by_click(verb, arguments))
 
 
 def test_it_imports_nothing_slow(tmp_path: Path) -> None:
