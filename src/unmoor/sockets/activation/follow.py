@@ -29,7 +29,7 @@ from unmoor.bpf.layout import (
     SOCKET_SLOTS,
     group,
 )
-from unmoor.bpf.pins import NothingLoadedError, Pins
+from unmoor.bpf.pins import BusyError, Pins
 from unmoor.errors import UnmoorError
 from unmoor.model import Protocol
 from unmoor.sockets.activation.client import NotRegisteredError, Wanted, gather
@@ -49,6 +49,9 @@ _PROGRAMS = {
 }
 _SO_NETNS_COOKIE = 71  # <asm-generic/socket.h>
 _PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp")
+_GUARD_TIMEOUT = 0.5  # as the activation service has it
+#: The program in the kernel cannot take the guard. It needs none as long as each generation is noticed: the
+#: load that removes a service gives its id to no other one; only the next load may.
 _INTERVAL = 1.0  # seconds between two checks of the generation and of the slots
 
 
@@ -158,7 +161,7 @@ def _program(
     """Attach the program to a control group for the length of a block."""
     live = find_live(pins)
     if live is None:
-        raise NothingLoadedError(pins.root)
+        raise UnmoorError(f"nothing is loaded at {pins.root}\n    fix: unmoor sockets load")
     with ExitStack() as stack:
         sockets = stack.enter_context(libbpf.opened(pins.registry, "map"))
         with socket.socket() as sock:
@@ -217,8 +220,11 @@ class _Program:
     def add(self, pid: int, protocols: Sequence[Protocol]) -> None:
         """Add sockets of the process that have no slot; one that has not the first slot gets it, if empty."""
         wanted = [each for each in self._groups if each[0] in protocols]
-        with ExitStack() as stack, suppress(MissingError):
+        with ExitStack() as stack, suppress(MissingError, BusyError):
             found, _ = gather(pid, wanted, stack)
+            stack.enter_context(self._pins.guarded(_GUARD_TIMEOUT))
+            if self.outdated():
+                return
             for each, members in found.items():
                 first, *others = self._cookies(self._groups[each])
                 for cookie, descriptor in members.items():

@@ -12,6 +12,7 @@ from unmoor.errors import UnmoorError
 from unmoor.sockets.activation.descriptors import MPTCP, MPTCP_REFUSED
 
 _PAUSE = 0.05
+_TIMEOUT = 30.0  # seconds for systemctl
 _MAX_SHOWN = 16  # sockets listed in an error
 
 _T = TypeVar("_T")
@@ -76,15 +77,9 @@ def _read_pidfile(pidfile: Path) -> int:
 
 
 def _main_pid(unit: str) -> int:
-    import subprocess  # noqa: PLC0415 - takes long to import, and --pidfile needs none of it
+    from unmoor import process  # noqa: PLC0415 - takes long to import, and --pidfile needs none of it
 
     command = ["systemctl", "show", "--property=MainPID", "--value", "--", unit]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UnmoorError("systemctl is missing: give --pid or --pidfile instead of --unit") from None
-    if done.returncode:
-        raise UnmoorError(f"systemctl cannot show {unit}: {done.stderr.strip()}")
-    if not (pid := int(done.stdout.strip() or 0)):
+    if not (pid := int(process.run(command, timeout=_TIMEOUT).stdout.strip() or 0)):
         raise MissingError(f"unit {unit} has no main process: is it running?")
     return pid
