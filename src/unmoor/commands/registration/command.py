@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,11 +70,9 @@ def follow(
     if not find:
         raise UnmoorError("no process to follow: add --pid, --pidfile or --unit")
 
-    def again(timeout: float) -> None:
-        _register_process(service, find, wanted, timeout, activation)
-
     with _failing(service):
-        following.follow(pins, service, find, wanted, again, wait, code)
+        register_once = partial(_register_process, service, find, wanted, wait, activation)
+        following.follow(pins, service, find, wanted, register_once, wait, code)
 
 
 def _wanted(listen: Sequence[Endpoint], kinds: Sequence[Protocol]) -> list[Wanted]:

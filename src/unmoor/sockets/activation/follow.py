@@ -32,7 +32,7 @@ from unmoor.bpf.layout import (
 from unmoor.bpf.pins import BusyError, Pins
 from unmoor.errors import UnmoorError
 from unmoor.model import Protocol
-from unmoor.sockets.activation.client import NotRegisteredError, Wanted, gather
+from unmoor.sockets.activation.client import Wanted, gather
 from unmoor.sockets.activation.process import MissingError, retry
 from unmoor.sockets.dispatch.generation import find_live, record_id
 from unmoor.sockets.table.record import Record
@@ -60,17 +60,16 @@ def follow(
     service: str,
     find: Callable[[], int],
     wanted: Sequence[Wanted],
-    register: Callable[[float], None],
+    register: Callable[[], None],
     wait: float,
     code: bytes,
 ) -> None:
     """Register the sockets of a process now and whenever it opens one, until it has ended.
 
-    `find` returns its id, and `wanted` are its sockets. `register` registers them, waiting for them for some
-    seconds, or raises NotRegisteredError. `wait` is that time for the first registration: its errors are
-    raised, later ones are printed. Reports READY=1 to systemd after it. `code` is the compiled program.
+    `find` returns its id, for which this waits `wait` seconds, and `wanted` are its sockets. `register`
+    registers them, once. Reports READY=1 to systemd after that. `code` is the compiled program.
 
-    Raises UnmoorError when no table is loaded or the process is in no control group of its own, MissingError
+    Raises UnmoorError when no table is loaded or the process is in the root control group, MissingError
     when there is no process.
     """
     process = _Process(find, wait)
@@ -78,25 +77,17 @@ def follow(
     while process.runs():
         with _program(pins, service, wanted, process.control_group(), code) as program:
             if not ready:
-                register(wait)
+                register()
                 systemd.notify("READY=1")
                 ready = True
-            else:  # another table, whose map may be another, too
-                _attempt(service, register)
             _watch(program, process)
     print(f"unmoor: {service}: process {process.pid} has ended", file=sys.stderr)
 
 
-def _attempt(service: str, register: Callable[[float], None]) -> None:
-    try:
-        register(0)
-    except (NotRegisteredError, UnmoorError) as error:
-        print(f"unmoor: {service}: {error}", file=sys.stderr)
-
-
 def _watch(program: _Program, process: _Process) -> None:
     """Add new sockets, until the process has ended or another table is loaded."""
-    program.add(process.pid, _PROTOCOLS)  # the registration may have removed one that was opened meanwhile
+    # The registration may have removed one that was opened meanwhile, and another table may have another map.
+    program.add(process.pid, _PROTOCOLS)
     while process.runs() and not program.outdated():
         select.select([program.events, process.fd], [], [], _INTERVAL)
         if program.drain():
@@ -133,7 +124,7 @@ class _Process:
         name = next((line[3:] for line in lines if line.startswith("0::")), "/")
         if name == "/" or name.startswith("/.."):
             raise UnmoorError(
-                f"process {self.pid} is in no control group of its own (version 2)\n"
+                f"process {self.pid} is in the root control group (version 2)\n"
                 "    fix: start it as a systemd service"
             )
         return _control_groups() / name[1:]
