@@ -62,16 +62,24 @@ struct {
 /* The cookie of the network namespace: its sockets only. */
 const volatile __u64 netns;
 
-/* A slot that is empty, or else the one that was filled first. */
+/* The first slot, which every look-up reads first; and one of the others, for
+ * when a newer listener in the first slot closes before this one, as after a
+ * reload that fails.
+ */
 static __always_inline void fill(struct bpf_sock_ops *ctx,
                                  struct place *place) {
   __u32 slot = place->first;
 
-  for (int n = 0; n < SOCKET_SLOTS; n++, slot++) {
+  for (int n = 1; n < SOCKET_SLOTS; n++) {
+    slot++;
     if (!bpf_sock_map_update(ctx, &sockets, &slot, BPF_NOEXIST))
-      return;
+      goto first;
   }
-  slot = place->first + __sync_fetch_and_add(&place->next, 1) % SOCKET_SLOTS;
+  slot = place->first + 1 +
+         __sync_fetch_and_add(&place->next, 1) % (SOCKET_SLOTS - 1);
+  bpf_sock_map_update(ctx, &sockets, &slot, BPF_ANY);
+first:
+  slot = place->first;
   bpf_sock_map_update(ctx, &sockets, &slot, BPF_ANY);
 }
 

@@ -2,8 +2,8 @@
 
 A program in its control group (`follow.bpf.c`) puts each new TCP listener into the socket map within the
 listen(2) call, before the process can close the old one. A new UDP socket is added as soon as its event has
-been read. Both only fill empty slots, so neither takes away what the other has added: a registration by the
-activation service, which replaces all sockets of a service, could remove a newer one.
+been read. This process only fills empty slots, so it takes away nothing that the program has added: a
+registration by the activation service, which replaces all sockets of a service, could remove a newer one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from struct import Struct
@@ -209,7 +209,10 @@ class _Program:
         return False
 
     def add(self, pid: int, protocols: Sequence[Protocol]) -> None:
-        """Add sockets of the process that have no slot; one that has not the first slot gets it, if empty."""
+        """Give each socket of the process two slots, if empty: the first one, and one that it keeps.
+
+        The program replaces the socket in the first slot by each newer one.
+        """
         wanted = [each for each in self._groups if each[0] in protocols]
         with ExitStack() as stack, suppress(MissingError, BusyError):
             found, _ = gather(pid, wanted, stack)
@@ -217,11 +220,12 @@ class _Program:
             if self.outdated():
                 return
             for each, members in found.items():
-                first, *others = self._cookies(self._groups[each])
+                start = self._groups[each] * SOCKET_SLOTS
+                _, *others = self._cookies(self._groups[each])
                 for cookie, descriptor in members.items():
-                    if not first or cookie not in (first, *others):
-                        self._fill(self._groups[each], descriptor)
-                        first = first or cookie
+                    libbpf.add(self._sockets, KEY.pack(start), DESCRIPTOR.pack(descriptor))
+                    if cookie not in others:
+                        self._fill(range(start + 1, start + SOCKET_SLOTS), descriptor)
 
     def _cookies(self, number: int) -> list[int]:
         """Return the cookies of the sockets in the slots of a group, 0 for none."""
@@ -229,8 +233,8 @@ class _Program:
         values = (libbpf.lookup(self._sockets, KEY.pack(start + n), COOKIE.size) for n in range(SOCKET_SLOTS))
         return [int.from_bytes(value or b"", sys.byteorder) for value in values]
 
-    def _fill(self, number: int, descriptor: int) -> None:
-        for slot in range(number * SOCKET_SLOTS, (number + 1) * SOCKET_SLOTS):
+    def _fill(self, slots: Iterable[int], descriptor: int) -> None:
+        for slot in slots:
             if libbpf.add(self._sockets, KEY.pack(slot), DESCRIPTOR.pack(descriptor)):
                 return
 
