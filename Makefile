@@ -43,7 +43,7 @@ unit: setup peers ## Run tests that need no private network namespace
 	pytest -q -n 2 tests/unit tests/fuzz
 
 .PHONY: netns
-netns: setup ## Run tests on the real kernel, each in a fresh network namespace
+netns: setup peers ## Run tests on the real kernel, each in a fresh network namespace
 	pytest -q tests/netns
 
 # Not part of `test`: virtual machines are slow without KVM.
@@ -89,7 +89,7 @@ debian:
 	@tools/install requirements/debian.txt
 
 .PHONY: peers
-peers: debian ## Unpack other DNS servers for comparison into .cache
+peers: debian ## Unpack other servers for tests and comparison into .cache
 	@tools/peers fetch
 
 .venv/.installed: requirements/dev.txt pyproject.toml | debian

@@ -19,6 +19,7 @@ sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tes
 import changes
 import floods
 import lookups
+import registrations
 import tables
 from figures import RESULTS, Figure, show, write
 
@@ -141,6 +142,15 @@ def replace(code: bytes, count: int, turns: int) -> Iterator[Figure]:
     )
 
 
+def register(code: bytes, turns: int) -> Iterator[Figure]:
+    """(e) Measure the command that registers sockets beside the same by click, with the model imported."""
+    generation.load(tables.thirteen(), code, PINS)
+    ours, by_click = registrations.measure(PINS, "web", turns)
+    yield at_most("register a socket", ours.seconds, "s", None, 0.15)
+    ratio = ours.cpu / by_click.cpu
+    yield Figure("  CPU time of that, beside the same by click", ours.cpu, "s", by_click.cpu, ratio)
+
+
 _LOADS = {"connect": ("TCP connections", 0.99), "udp": ("UDP flood", 0.97), "tcp": ("SYN flood", None)}
 
 
@@ -194,6 +204,7 @@ def main() -> None:
     for part in (
         look_up(code, baseline, COUNTS[:3] if quick else COUNTS),
         replace(code, 4000 if quick else 40_000, 4 if quick else 8),
+        register(code, 5 if quick else 15),
         flood(code),
     ):
         for each in part:

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from support import control_group
 from support.checkout import ROOT
 from support.sockets import Bed, make_local
+from support.waiting import wait_until
 from unmoor.bpf.compiler import compile_program
 from unmoor.bpf.pins import Pins
 
@@ -79,6 +81,16 @@ def bed(netns: None, pins: Pins, code: bytes) -> Bed:
     """
     make_local()
     return Bed(pins, code)
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group (version 2)."""
+    path = control_group.root() / f"unmoor-test-{os.getpid()}"
+    path.mkdir()
+    yield path
+    wait_until(lambda: not (path / "cgroup.procs").read_text())
+    path.rmdir()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Other DNS servers in tests."""
+"""Other servers in tests."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from support import peers
 from support.checkout import ROOT
 
 
-def command(program: str, *arguments: str | Path) -> list[str | Path]:
-    """Return the command that runs a program as one process.
+def command(program: str, *arguments: str | Path, path: str = "") -> list[str | Path]:
+    """Return the command that runs a program as one process, by its `path` if it has to know that.
 
     Without the program, skips the test if `make peers` never ran. If it ran, as before `make unit`, its list
     lacks a package, and the test fails.
@@ -22,7 +22,7 @@ def command(program: str, *arguments: str | Path) -> list[str | Path]:
     if not peers.has(program):
         fetched = (ROOT / ".cache" / "peers" / "fetched").exists()
         (pytest.fail if fetched else pytest.skip)(f"{program} is not here: make peers")
-    return peers.command(program, *arguments)
+    return peers.command(path or program, *arguments)
 
 
 class OtherServer:

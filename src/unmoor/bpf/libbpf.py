@@ -21,8 +21,11 @@ from typing import Literal
 from unmoor.bpf import capi
 from unmoor.errors import UnmoorError
 
-#: enum bpf_attach_type BPF_SK_LOOKUP and enum bpf_map_type BPF_MAP_TYPE_*, from <linux/bpf.h>.
+#: enum bpf_attach_type BPF_SK_LOOKUP, BPF_CGROUP_* and enum bpf_map_type BPF_MAP_TYPE_*, from <linux/bpf.h>.
 ATTACH_SK_LOOKUP = 36
+ATTACH_CGROUP_SOCK_OPS = 3
+ATTACH_CGROUP_POST_BIND4 = 12
+ATTACH_CGROUP_POST_BIND6 = 13
 MAP_HASH = 1
 MAP_ARRAY = 2
 MAP_SOCKMAP = 15
@@ -31,6 +34,7 @@ F_NO_PREALLOC = 1 << 0
 F_RDONLY = 1 << 3
 F_MMAPABLE = 1 << 10
 UPDATE_ANY = 0
+UPDATE_NOEXIST = 1
 
 #: enum bpf_cmd BPF_OBJ_GET, and the number of bpf(2) by machine.
 _OBJ_GET = 7
@@ -268,6 +272,15 @@ def update(fd: int, key: bytes, value: bytes) -> None:
     capi.check(capi.library().bpf_map_update_elem(fd, key, value, UPDATE_ANY))
 
 
+def add(fd: int, key: bytes, value: bytes) -> bool:
+    """Set the value of `key` unless it has one. Returns whether it was set."""
+    try:
+        capi.check(capi.library().bpf_map_update_elem(fd, key, value, UPDATE_NOEXIST))
+    except FileExistsError:
+        return False
+    return True
+
+
 def delete(fd: int, key: bytes) -> bool:
     """Delete `key`. Returns False when it was not present."""
     try:
@@ -329,12 +342,12 @@ def link_info(fd: int) -> LinkInfo:
     return LinkInfo(info.id, info.prog_id, info.netns_ino)
 
 
-def attach(program: int, netns: int) -> int:
-    """Attach a program to the network namespace `netns` (a descriptor).
+def attach(program: int, target: int, kind: int = ATTACH_SK_LOOKUP) -> int:
+    """Attach a program to a network namespace or a control group (a descriptor).
 
     Returns the link's descriptor. Unless the link is pinned, closing it detaches the program.
     """
-    return capi.check(capi.library().bpf_link_create(program, netns, ATTACH_SK_LOOKUP, None), "attach")
+    return capi.check(capi.library().bpf_link_create(program, target, kind, None), "attach")
 
 
 def switch(link: int, program: int) -> None:

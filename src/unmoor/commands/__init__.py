@@ -3,65 +3,41 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 
-import click
-
-import unmoor
 from unmoor.errors import UnmoorError
 
-#: The module of each command, which defines `cli`, and the command's line of help. Help imports none of them:
-#: an edge's units run this program at each start of a listener.
-COMMANDS = {
-    "anyip": ("unmoor.commands.anyip", "Make the edge's prefixes local to this host."),
-    "dns": ("unmoor.commands.dns", "The authoritative DNS randomizer."),
-    "edge": ("unmoor.commands.edge", "This edge's generations: apply, confirm, roll back."),
-    "lab": ("unmoor.commands.lab", "Virtual hosts on one computer."),
-    "probe": ("unmoor.commands.probe", "Probe a PoP from outside: reach, uniformity, watch."),
-    "schema": ("unmoor.commands.schema", "Print the JSON Schema of a document."),
-    "validate": ("unmoor.commands.validate", "Check a document against its schema."),
-    "sockets": ("unmoor.commands.sockets", "The sk_lookup half: dispatch table, sockets, counters."),
-}
-
-
 _MORE_DESCRIPTORS = "raise it: ulimit -n 1024, or LimitNOFILE=1024 in the unit"
-
-
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = module.cli
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(unmoor.__version__, prog_name="unmoor")
-def cli() -> None:
-    """Cut hostnames and sockets loose from IP addresses."""
 
 
 def main() -> None:
     """Run the command line. An UnmoorError is printed without a traceback; the exit status is 2."""
     try:
-        cli()
+        _run(sys.argv[1:])
     except UnmoorError as error:
-        click.echo(f"unmoor: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error))
     except (OSError, ImportError) as error:
         # An import opens files too; for a shared library the error has only text, no errno.
         limits = (errno.EMFILE, errno.ENFILE)
         if getattr(error, "errno", None) not in limits and os.strerror(errno.EMFILE) not in str(error):
             raise
-        click.echo(f"unmoor: file descriptor limit reached\n    fix: {_MORE_DESCRIPTORS}", err=True)
-        sys.exit(2)
+        _fail(f"file descriptor limit reached\n    fix: {_MORE_DESCRIPTORS}")
+
+
+def _run(arguments: list[str]) -> None:
+    # A listener's unit registers sockets at each start of the listener, while its addresses refuse
+    # connections: that command starts without click, whose import takes longer than the rest.
+    if arguments[:1] == ["sockets"]:
+        from unmoor.commands.registration import fast  # noqa: PLC0415 - other commands need none of it
+
+        if fast.run(arguments[1:]):
+            return
+    from unmoor.commands.root import cli  # noqa: PLC0415 - see above
+
+    cli()
+
+
+def _fail(why: str) -> None:
+    print(f"unmoor: {why}", file=sys.stderr)
+    sys.exit(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import ipaddress
 import json
@@ -10,19 +9,21 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from unmoor import paths, systemd
 from unmoor.bpf import pins as pinned
-from unmoor.commands.endpoints import Endpoint, endpoints
+from unmoor.bpf.kernel import kernel_error
+from unmoor.commands.endpoints import Endpoint, endpoints, parse_endpoint
+from unmoor.commands.registration import command as registration
+from unmoor.commands.registration.options import ACTIVATION, REGISTER, UNREGISTER, Option
 from unmoor.commands.table import print_table as _print_table
 from unmoor.errors import UnmoorError
-from unmoor.sockets.activation import protocol
 
 if TYPE_CHECKING:
     from unmoor.model import EdgeDocument
@@ -36,25 +37,32 @@ _pins = click.option(
     show_default=True,
     help="Directory of the pins, on a bpffs.",
 )
-_activation = click.option(
-    "--socket",
-    "activation",
-    type=_PATH,
-    default=paths.ACTIVATION_SOCKET,
-    show_default=True,
-    help="Socket of the activation service.",
-)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_TYPES: dict[Any, Any] = {int: int, float: float, Path: _PATH}
 
 
-#: How to fix an error of the kernel, by errno.
-_FIXES = {
-    errno.EACCES: "run this as root; members of group unmoor may read",
-    errno.EPERM: "run this as root; a unit needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
-    errno.ENOMEM: "free memory, or raise the unit's MemoryMax=",
-    errno.ENOSPC: "free memory, or use a shorter document",
-    errno.EROFS: "add the directory of the pins to the unit's ReadWritePaths=",
-}
+def _options(options: Sequence[Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the service and these options to a command."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            function = _option(option)(function)
+        return click.argument("service")(function)
+
+    return add
+
+
+def _option(option: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        option.flag,
+        option.name,
+        type=click.Choice(option.choices) if option.choices else _TYPES.get(option.parse),
+        callback=endpoints if option.parse is parse_endpoint else None,
+        default=option.default,
+        show_default=option.default is not None,
+        multiple=option.multiple,
+        help=option.help,
+    )
 
 
 class _Sockets(click.Group):
@@ -64,12 +72,7 @@ class _Sockets(click.Group):
         try:
             return super().invoke(ctx)
         except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EMFILE, errno.ENFILE):
-                raise  # click handles a closed pipe, `main` the file descriptor limit
-            place = f"{error.filename}: " if error.filename else ""
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            fix = _FIXES.get(error.errno or 0, "run this as root; docs/sockets.md has the limits")
-            raise UnmoorError(f"{place}{reason}\n    fix: {fix}") from None
+            raise kernel_error(error) from None
 
 
 @click.group(cls=_Sockets)
@@ -81,11 +84,13 @@ def cli() -> None:
 @click.option(
     "--output", type=_PATH, default=Path("dispatch.o"), show_default=True, help="The file to write."
 )
-def compile_command(output: Path) -> None:
+@click.option("--follow", is_flag=True, help="Compile the program for register --follow instead.")
+def compile_command(output: Path, follow: bool) -> None:
     """Compile the dispatch program to a BPF object."""
     from unmoor.bpf.compiler import compile_program  # noqa: PLC0415 - a listener's unit needs none of it
+    from unmoor.sockets.activation.follow import SOURCE  # noqa: PLC0415 - see load
 
-    compile_program(output)
+    compile_program(output, source=SOURCE if follow else None)
     click.echo(f"compiled {output} ({output.stat().st_size} bytes)")
 
 
@@ -123,13 +128,13 @@ def _edge(config: Path) -> EdgeDocument:
     return load(EdgeDocument, config)
 
 
-def _object(object_file: Path | None) -> bytes:
+def _object(object_file: Path | None, source: Path | None = None) -> bytes:
     if object_file is None:
         from unmoor.bpf.compiler import compile_program  # noqa: PLC0415 - rarely needed
 
         with tempfile.TemporaryDirectory(prefix="unmoor-") as directory:
             compiled = Path(directory) / "dispatch.o"
-            compile_program(compiled)
+            compile_program(compiled, source=source)
             return compiled.read_bytes()
     try:
         return object_file.read_bytes()
@@ -206,7 +211,7 @@ def diff(file: Path, as_json: bool, pins: Path) -> None:
 @click.option("--interface", default="", help="The interface that the packet arrives by.")
 @_json
 @_pins
-@_activation
+@_option(ACTIVATION)
 def explain(
     kind: Any, address: str, port: int, interface: str, as_json: bool, pins: Path, activation: Path
 ) -> None:
@@ -299,74 +304,35 @@ def rollback(pins: Path) -> None:
 
 
 @cli.command()
-@click.argument("service")
-@click.option("--pid", type=int, help="The process whose sockets to register.")
-@click.option("--pidfile", type=_PATH, help="A file that contains the process id.")
+@_options(REGISTER)
+@click.option("--follow", is_flag=True, help="Run until the process ends, and register what it opens later.")
 @click.option(
-    "--listen",
-    multiple=True,
-    callback=endpoints,
-    help="An address at which the process listens, as ADDRESS:PORT; once for each socket.",
+    "--object",
+    "object_file",
+    type=_PATH,
+    help="The compiled program `follow` for --follow; without it, it is compiled now.",
 )
-@click.option("--protocol", "kind", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
-@click.option("--wait", type=float, default=5.0, show_default=True, help="Seconds for the sockets to appear.")
-@_activation
-def register(
-    service: str,
-    pid: int | None,
-    pidfile: Path | None,
-    listen: list[Endpoint],
-    kind: Any,
-    wait: float,
-    activation: Path,
-) -> None:
+@_pins
+def register(follow: bool, object_file: Path | None, pins: Path, **values: Any) -> None:
     """Register sockets for SERVICE, from a running process or passed by systemd (LISTEN_FDS)."""
-    from unmoor.sockets.activation.client import MissingError, wait_for_sockets  # noqa: PLC0415 - see load
+    if not follow:
+        registration.register(**values)
+        return
+    from unmoor.sockets.activation.follow import SOURCE  # noqa: PLC0415 - see load
 
-    if pid is None and pidfile is None:
-        descriptors = systemd.listen_descriptors()
-        if not descriptors:
-            raise UnmoorError(
-                "no sockets: give a process (--pid or --pidfile, and --listen), "
-                "or start this from a unit with Sockets="
-            )
-    elif not listen:
-        raise UnmoorError("no addresses: add --listen ADDRESS:PORT, where the process listens")
-    else:
-        try:
-            descriptors = wait_for_sockets(pid, pidfile, listen, kind, wait)
-        except MissingError as error:
-            _fail(service, str(error))
-    _request(activation, protocol.Request("register", service), descriptors)
+    registration.follow(**values, pins=pinned.Pins(pins), code=_object(object_file, SOURCE))
 
 
 @cli.command()
-@click.argument("service")
-@_activation
-def unregister(service: str, activation: Path) -> None:
+@_options(UNREGISTER)
+def unregister(**values: Any) -> None:
     """Remove all sockets of SERVICE: its addresses refuse connections from then on."""
-    _request(activation, protocol.Request("unregister", service), [])
-
-
-def _request(activation: Path, request: protocol.Request, descriptors: Sequence[int]) -> None:
-    from unmoor.sockets.activation.client import send  # noqa: PLC0415 - see load
-
-    reply = send(activation, request, descriptors)
-    if not reply.ok:
-        _fail(request.service, reply.why)
-    for warning in reply.warnings:
-        click.echo(f"unmoor: {request.service}: warning: {warning}", err=True)
-    click.echo(f"{request.service}: {', '.join(reply.sockets) or 'no sockets'}")
-
-
-def _fail(service: str, why: str) -> NoReturn:
-    click.echo(f"unmoor: {service}: {why}", err=True)
-    sys.exit(1)
+    registration.unregister(**values)
 
 
 @cli.command()
 @_pins
-@_activation
+@_option(ACTIVATION)
 def serve(pins: Path, activation: Path) -> None:
     """Run the activation service."""
     from unmoor.sockets.activation.registrar import Registrar  # noqa: PLC0415 - see load

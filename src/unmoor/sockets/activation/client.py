@@ -11,54 +11,39 @@ import errno
 import os
 import socket
 import struct
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unmoor import paths
 from unmoor.bpf.layout import SOCKET_SLOTS
 from unmoor.errors import UnmoorError
-from unmoor.model import Protocol
 from unmoor.sockets.activation import protocol
 from unmoor.sockets.activation.descriptors import (
-    MPTCP,
-    MPTCP_REFUSED,
     SocketInfo,
     UnsuitableError,
     describe,
     inspect,
 )
+from unmoor.sockets.activation.process import MissingError, retry
+
+if TYPE_CHECKING:  # pydantic takes long to import, and a listener's unit needs none of it
+    from unmoor.model import Protocol
 
 Endpoint = tuple[IPv4Address | IPv6Address, int]
+Wanted = tuple["Protocol", Endpoint]  # a socket of a process
 
 _SYS_PIDFD_GETFD = 438  # the same on every architecture
 _TIMEOUT = 15
-_PAUSE = 0.05
-_MAX_SHOWN = 16  # sockets listed in an error
 _TIMEVAL = struct.Struct("@ll")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class MissingError(Exception):
-    """The process has no such socket (yet). `why` names the missing socket, `has` lists those that exist."""
-
-    def __init__(self, why: str, has: Sequence[str] = ()) -> None:
-        super().__init__(why)
-        self.why = why
-        self.has = tuple(has)
-
-    def __str__(self) -> str:
-        """The reason and the sockets that exist, at most one screen."""
-        shown = self.has[:_MAX_SHOWN]
-        lines = [self.why, *(f"    it has  {text}" for text in shown)]
-        if len(self.has) > len(shown):
-            lines.append(f"    ... and {len(self.has) - len(shown)} more")
-        if any(text.startswith(f"{MPTCP} ") for text in self.has):
-            lines.append(f"    {MPTCP} is {MPTCP_REFUSED}")
-        return "\n".join(lines)
+class NotRegisteredError(Exception):
+    """A service's sockets were not registered; the message is the reason."""
 
 
 def send(
@@ -89,68 +74,49 @@ def send(
         ) from None
 
 
-def wait_for_sockets(
-    pid: int | None,
-    pidfile: Path | None,
-    listen: Sequence[Endpoint],
-    kind: Protocol,
-    timeout: float,
-) -> list[int]:
+def wait_for_sockets(find: Callable[[], int], wanted: Sequence[Wanted], timeout: float) -> list[int]:
     """Copy the sockets of a process and its descendants that listen at each of these addresses.
 
-    Waits for at most `timeout` seconds until all exist, since a server may fork while it starts; MissingError
-    is raised after that. Raises UnmoorError when the caller may not trace the process. Returns descriptors,
-    which the caller closes.
+    `find` returns the process id. Waits for at most `timeout` seconds until all exist, since a server may
+    fork while it starts; then MissingError is raised. Raises UnmoorError when the caller may not trace the
+    process. Returns descriptors, which the caller closes.
     """
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            return _collect(_read_pid(pid, pidfile), listen, kind)
-        except MissingError as error:
-            if time.monotonic() >= end:
-                raise MissingError(f"{error.why} (waited {timeout:g} s)", error.has) from None
-            time.sleep(_PAUSE)
+    return retry(lambda: _collect(find(), wanted), timeout)
 
 
-def _read_pid(pid: int | None, pidfile: Path | None) -> int:
-    if pid is not None:
-        return pid
-    if pidfile is None:
-        raise UnmoorError("name a process: --pid or --pidfile")
-    try:
-        return int(pidfile.read_text(encoding="ascii").strip())
-    except FileNotFoundError:
-        raise MissingError(f"{pidfile} does not exist") from None
-    except ValueError:
-        raise MissingError(f"{pidfile} holds no process id") from None
-
-
-def _collect(pid: int, listen: Sequence[Endpoint], kind: Protocol) -> list[int]:
-    found: dict[Endpoint, dict[int, int]] = {endpoint: {} for endpoint in listen}
-    has: dict[str, None] = {}  # each once, in order
-    try:
-        for descriptor in _sockets(_family_tree(pid)):
-            info = _suitable(descriptor)
-            text = str(info) if info else describe(descriptor)
-            if text:
-                has[text] = None
-            members = found.get((info.address, info.port)) if info and info.protocol == kind else None
-            if info is None or members is None or info.cookie in members or len(members) >= SOCKET_SLOTS:
-                os.close(descriptor)
-            else:
-                members[info.cookie] = descriptor
-        _check_complete(found, pid, kind, list(has))
-    except BaseException:
-        for descriptor in (each for members in found.values() for each in members.values()):
-            os.close(descriptor)
-        raise
+def _collect(pid: int, wanted: Sequence[Wanted]) -> list[int]:
+    with ExitStack() as stack:
+        found, has = gather(pid, wanted, stack)
+        _check_complete(found, pid, has)
+        stack.pop_all()
     return [descriptor for members in found.values() for descriptor in members.values()]
 
 
-def _check_complete(
-    found: dict[Endpoint, dict[int, int]], pid: int, kind: Protocol, has: Sequence[str]
-) -> None:
-    for (address, port), members in found.items():
+def gather(
+    pid: int, wanted: Sequence[Wanted], stack: ExitStack
+) -> tuple[dict[Wanted, dict[int, int]], list[str]]:
+    """Copy those of these sockets that exist, at most as many of each as there are slots.
+
+    Returns the descriptors by cookie, which `stack` closes, and all listening sockets as text.
+    """
+    found: dict[Wanted, dict[int, int]] = {each: {} for each in wanted}
+    has: dict[str, None] = {}  # each once, in order
+    for descriptor in _sockets(_family_tree(pid)):
+        info = _suitable(descriptor)
+        text = str(info) if info else describe(descriptor)
+        if text:
+            has[text] = None
+        members = found.get((info.protocol, (info.address, info.port))) if info else None
+        if info is None or members is None or info.cookie in members or len(members) >= SOCKET_SLOTS:
+            os.close(descriptor)
+        else:
+            stack.callback(os.close, descriptor)
+            members[info.cookie] = descriptor
+    return found, list(has)
+
+
+def _check_complete(found: dict[Wanted, dict[int, int]], pid: int, has: Sequence[str]) -> None:
+    for (kind, (address, port)), members in found.items():
         if not members:
             raise MissingError(
                 f"process {pid} has no {kind} socket that listens at {address} port {port}",

@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
-from unmoor.model import Protocol
+if TYPE_CHECKING:  # see client
+    from unmoor.model import Protocol
 
 # From <asm-generic/socket.h> and <linux/sockios.h>; the socket module lacks them.
 _SO_PROTOCOL = 38

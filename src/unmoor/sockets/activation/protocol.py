@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from unmoor.bpf.layout import FAMILIES, PROTOCOLS, SOCKET_SLOTS
-from unmoor.model import Protocol
+
+if TYPE_CHECKING:  # see client
+    from unmoor.model import Protocol
 
 #: Maximum length of a line in bytes, and of descriptors in one request: all slots of one service.
 MAX_BYTES = 4096

@@ -1,0 +1,1 @@
+"""`unmoor sockets register` and `unregister`, which start without click."""
