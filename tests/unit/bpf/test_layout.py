@@ -78,6 +78,19 @@ def test_structs(name: str, structs: dict[str, Any]) -> None:
     assert dict(zip(fields.split(), offsets(form), strict=True)).items() <= there.items()
 
 
+def test_hints_follow_the_answer(structs: dict[str, Any]) -> None:
+    found = structs["answers"]
+    there = {each["name"]: each["bits_offset"] // 8 for each in found["members"]}
+    assert there == {"answer": 0, "empty": layout.HINTS_OFFSET}
+    assert found["size"] == layout.ANSWERS_SIZE
+
+
+def test_the_mark_of_a_leaf() -> None:
+    with as_file(files("unmoor.sockets.dispatch") / "dispatch.bpf.c") as source:
+        text = Path(source).read_text(encoding="utf-8")
+    assert f"#define ROOT_IS_LEAF (1u << {layout.ROOT_IS_LEAF.bit_length() - 1})\n" in text
+
+
 def test_constants() -> None:
     with as_file(files("unmoor.sockets.dispatch") / "dispatch.bpf.c") as source:
         text = Path(source).read_text(encoding="utf-8")

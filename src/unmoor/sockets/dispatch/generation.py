@@ -44,6 +44,7 @@ from unmoor.bpf.pins import (
 )
 from unmoor.errors import UnmoorError
 from unmoor.model import EdgeDocument
+from unmoor.sockets.dispatch import hints
 from unmoor.sockets.dispatch.address_counters import begins
 from unmoor.sockets.dispatch.repair import check_rollback, missing, repair
 from unmoor.sockets.dispatch.verify import ROOM, claims, prove, rehearse
@@ -203,7 +204,10 @@ def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -
                 remove(pins.new)
                 raise
             _clear(pins, unused)
+            if attached:
+                hints.carry_over(pins.current, pins.new)
             _switch(pins, namespace)
+            hints.withdraw(pins.current)
             pins.settle()
         return change
 
@@ -216,11 +220,13 @@ def rollback(pins: Pins) -> Record:
         if record is None or pins.live_program() is None:
             raise UnmoorError(f"there is no previous generation at {pins.root}")
         check_rollback(pins)
+        hints.carry_over(pins.current, pins.previous)
         with (
             libbpf.opened(pins.link, "link") as link,
             libbpf.opened(pins.previous / "dispatch", "program") as program,
         ):
             libbpf.switch(link, program)
+        hints.withdraw(pins.current)
         pins.settle()
         return record
 
