@@ -341,6 +341,30 @@ def test_promises_follow_the_live_generation(bed: Bed) -> None:
         assert (promises(live, 0)[0], promises(before, 0)) == (0b11111110, NOTHING)
 
 
+def test_a_registration_that_ends_halfway_leaves_no_wrong_promise(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = libbpf.update
+    with group_of(3, socket.SOCK_STREAM) as members:
+        for last in range(1, 7):  # a socket is put into a map for proof, then into its slot
+            bed.register("web", members[0])
+            calls = iter(range(1, 7))
+
+            def stopping(*arguments: Any, last: int = last, calls: Iterator[int] = calls) -> None:
+                update(*arguments)
+                if next(calls) == last:
+                    raise OSError
+
+            with monkeypatch.context() as patch:
+                patch.setattr(libbpf, "update", stopping)
+                with pytest.raises((OSError, RefusedError)):
+                    bed.register("web", *members)
+            with libbpf.opened(bed.pins.registry) as registry:
+                libbpf.delete(registry, KEY.pack(group(0, "tcp", 4) * SOCKET_SLOTS))
+            assert arrives("tcp") == bool(bed.count("web").sockets) == (last > 4)
+            bed.unregister("web")
+
+
 def test_promises_hold_while_the_service_runs_and_no_longer(bed: Bed, tmp_path: Path) -> None:
     with group_of(2, socket.SOCK_STREAM) as members:
         bed.register("web", *members)

@@ -133,9 +133,10 @@ def _decoded(fd: int) -> Record:
     return decode(libbpf.lookup(fd, KEY.pack(0), libbpf.map_info(fd).value_size) or b"")
 
 
-def find_live(pins: Pins) -> Live | None:
+def find_live(pins: Pins, known: Live | None = None) -> Live | None:
     """Return the live generation; None when nothing is loaded. Waits while a load renames it.
 
+    If it is `known`, its record is not read again: a generation is immutable.
     Raises UnmoorError when the caller may not read it, or another version of Unmoor has loaded it.
     """
     for _ in range(_READ_TRIES):
@@ -143,7 +144,9 @@ def find_live(pins: Pins) -> Live | None:
         if directory:
             with _opened_record(directory) as fd:
                 if fd is not None:
-                    return Live(directory, _decoded(fd), libbpf.map_info(fd).id)
+                    number = libbpf.map_info(fd).id
+                    record = known.record if known and known.id == number else _decoded(fd)
+                    return Live(directory, record, number)
         if not pins.link.exists():
             return None
         time.sleep(_READ_PAUSE)
