@@ -29,6 +29,7 @@ from unmoor.sockets.observe.metrics import collector_registry
 from unmoor.sockets.observe.rates import measure_rates
 from unmoor.sockets.observe.status import read_status
 from unmoor.sockets.table.precedence import order
+from unmoor.sockets.table.record import Record
 
 WEB = {"label": "web", "ports": [80]}
 DEEP = {"label": "deep", "ports": ["any"], "prefixes": ["198.18.5.0/24"]}
@@ -281,9 +282,14 @@ def test_metrics_over_http(bed: Bed) -> None:
 
 
 def test_an_exporter_reads_the_record_of_a_generation_once(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded = []
+    decoded: list[bytes] = []
     decode = generation.decode
-    monkeypatch.setattr(generation, "decode", lambda data: decoded.append(len(data)) or decode(data))
+
+    def counted(data: bytes) -> Record:
+        decoded.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(generation, "decode", counted)
     registry = collector_registry(bed.pins)
 
     def scrape() -> str:
