@@ -404,7 +404,7 @@ def code_without_hints(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def trie_of_nodes(nodes: Any, keys: Sequence[int], leaves: Sequence[int]) -> int:
     """`trie.add` as it was: the root is a node, for a single prefix too."""
-    root = trie.add(nodes, keys, leaves)
+    root = trie.add(nodes, keys, leaves)  # WEB has no binding to any port, so no root has a mark of that
     if root & ROOT_IS_LEAF:
         nodes.append(root & ~ROOT_IS_LEAF)
         return len(nodes) - 1

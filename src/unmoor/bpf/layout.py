@@ -12,6 +12,8 @@ SOCKET_SLOTS = 8
 GROUPS_PER_SERVICE = 4
 #: A root of a trie with this bit is the number of a leaf, not of a node.
 ROOT_IS_LEAF = 1 << 31
+#: This bit is in every root of `struct port` for a protocol and family that has bindings to any port.
+ROOT_AND_ANY = 1 << 30
 #: Maximum depth of a trie, and of prefixes that contain one another.
 MAX_DEPTH = 28
 MAX_NESTING = 64

@@ -85,10 +85,11 @@ def test_hints_follow_the_answer(structs: dict[str, Any]) -> None:
     assert found["size"] == layout.ANSWERS_SIZE
 
 
-def test_the_mark_of_a_leaf() -> None:
+def test_the_marks_of_roots() -> None:
     with as_file(files("unmoor.sockets.dispatch") / "dispatch.bpf.c") as source:
         text = Path(source).read_text(encoding="utf-8")
-    assert f"#define ROOT_IS_LEAF (1u << {layout.ROOT_IS_LEAF.bit_length() - 1})\n" in text
+    for name in ("ROOT_IS_LEAF", "ROOT_AND_ANY"):
+        assert f"#define {name} (1u << {getattr(layout, name).bit_length() - 1})\n" in text
 
 
 def test_constants() -> None:

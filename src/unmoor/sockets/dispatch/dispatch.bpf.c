@@ -28,6 +28,8 @@
 #define MAX_GROUPS (MAX_SERVICES * 4)
 /* A root with this bit is the number of a leaf, for a trie without inner nodes. */
 #define ROOT_IS_LEAF (1u << 31)
+/* Of each root of a protocol and family that has bindings to any port, also where the rest is 0. */
+#define ROOT_AND_ANY (1u << 30)
 /* Maximum depth of a trie, and of nested prefixes; table.py enforces both. */
 #define MAX_DEPTH 28
 #define MAX_NESTING 64
@@ -302,16 +304,19 @@ static __always_inline struct roots roots_of(__u32 port, int is_ipv6)
 	struct roots roots = {};
 	const struct port *found = bpf_map_lookup_elem(&ports, &port);
 	int is_udp = port >> 16;
+	__u32 root;
 
 	if (!found)
 		return roots;
-	if (is_ipv6) {
-		roots.own = found->ipv6;
+	root = is_ipv6 ? found->ipv6 : found->ipv4;
+	roots.own = root & ~ROOT_AND_ANY;
+	/* The bit saves a read of a cache line that hardly any table needs. */
+	if (!(root & ROOT_AND_ANY))
+		return roots;
+	if (is_ipv6)
 		roots.any = is_udp ? any_udp_ipv6 : any_tcp_ipv6;
-	} else {
-		roots.own = found->ipv4;
+	else
 		roots.any = is_udp ? any_udp_ipv4 : any_tcp_ipv4;
-	}
 	return roots;
 }
 

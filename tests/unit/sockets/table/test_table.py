@@ -19,6 +19,7 @@ from unmoor.bpf.layout import (
     NODE,
     PORT,
     PROTOCOLS,
+    ROOT_AND_ANY,
     ROOT_IS_LEAF,
 )
 from unmoor.errors import UnmoorError
@@ -53,6 +54,7 @@ def descend(compiled: table.Table, root: int, value: int) -> int:
 
 def walk(compiled: table.Table, root: int, value: int, ifindex: int) -> tuple[int, int, int] | None:
     """`find` of dispatch.bpf.c: (service, prefix length, address_base) of the leaf."""
+    root &= ~ROOT_AND_ANY
     number = root & ~ROOT_IS_LEAF if root & ROOT_IS_LEAF else descend(compiled, root, value)
     for _ in range(MAX_NESTING):
         if not number:
@@ -72,7 +74,9 @@ def choose(compiled: table.Table, protocol: str, address: Address, port: int, if
     roots = PORT.unpack_from(compiled.ports, (number << 16 | port) * PORT.size)
     column = 0 if address.version == 4 else 1
     own = walk(compiled, roots[column], value, ifindex)
-    any_port = walk(compiled, compiled.any_roots[number * 2 + column], value, ifindex)
+    any_port = None
+    if roots[column] & ROOT_AND_ANY:
+        any_port = walk(compiled, compiled.any_roots[number * 2 + column], value, ifindex)
     if own and (not any_port or any_port[1] <= own[1]):
         return own[0]
     return any_port[0] if any_port else None
@@ -283,9 +287,11 @@ def test_the_root_of_a_single_prefix_is_its_leaf() -> None:
     one = build([tcp("198.18.0.0/20", 80, 89, "a"), tcp("198.18.0.0/20", 0, 65535, "b")])
     assert len(one.nodes) == NODE.size  # node 0: nothing is bound
     roots = [PORT.unpack_from(one.ports, port * PORT.size)[0] for port in (79, 80, 89, 90)]
-    assert (roots[0], roots[3]) == (0, 0)
+    assert (roots[0], roots[3]) == (ROOT_AND_ANY, ROOT_AND_ANY)
     assert all(root & ROOT_IS_LEAF for root in (*roots[1:3], one.any_roots[0]))
     assert [choose(one, "tcp", ip_address("198.18.0.1"), port) for port in (80, 90)] == [1, 2]
+    assert PORT.unpack_from(one.ports, (1 << 16 | 80) * PORT.size) == (0, 0), "UDP has no binding"
+    assert PORT.unpack_from(one.ports, 80 * PORT.size)[1] == 0, "nor has IPv6"
 
 
 def test_one_prefix_on_any_port_does_not_grow_every_ports_trie() -> None:
