@@ -24,7 +24,8 @@ from ipaddress import ip_address
 from operator import truediv
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+# Helpers that benches share with each other and with the tests.
+sys.path.extend(str(Path(__file__).parents[2] / name) for name in ("bench", "tests"))
 
 import floods
 import run as whole
