@@ -61,6 +61,8 @@ bench: bench-sockets bench-dns ## Measure speed relative to a baseline
 
 bench-sockets: setup ## Measure look-ups, floods, replacement and memory of the sockets half
 	python bench/sockets/run.py
+	python bench/sockets/slots.py
+	python bench/sockets/observe.py
 
 bench-dns: setup peers ## Measure evenness, reloads, 20 million names, and compare with other servers; half an hour
 	@tools/install requirements/debian-bench.txt

@@ -88,22 +88,27 @@ def compare(pins: Pins, code: bytes) -> dict[str, Rates]:
         flood = f"{directory}/flood"
         run("clang", "-O2", "-o", flood, str(_HERE / "flood.c"))
 
-        def rate(kind: str) -> float:
-            command = ("ip", "netns", "exec", client, flood, kind, _CLIENT, _TARGET, str(PORTS[kind]))
-            return float(run(*command, str(MILLISECONDS)))
+        def measure(kind: str) -> float:
+            return rate(flood, client, kind, MILLISECONDS)
 
         with _prepared(pins, code, flood) as ours:
-            found = {kind: _pairs(ours, nullcontext, partial(rate, kind), TURNS) for kind in KINDS}
+            found = {kind: _pairs(ours, nullcontext, partial(measure, kind), TURNS) for kind in KINDS}
         _check(pins)
         generation.unload(pins)
         for kind in ("tcp", "udp"):
             found[f"plain {kind}"] = _pairs(
                 partial(_listeners, kind, _addresses(PLAIN)),
                 partial(_listeners, kind, [""]),
-                partial(rate, kind),
+                partial(measure, kind),
                 PLAIN_TURNS,
             )
     return found
+
+
+def rate(flood: str, client: str, kind: str, milliseconds: int) -> float:
+    """Flood from the namespace `client` by the program `flood`; packets per second of its CPU time."""
+    command = ("ip", "netns", "exec", client, flood, kind, _CLIENT, _TARGET, str(PORTS[kind]))
+    return float(run(*command, str(milliseconds)))
 
 
 @contextmanager
@@ -111,7 +116,7 @@ def _prepared(pins: Pins, code: bytes, flood: str) -> Iterator[Condition]:
     """Load and register everything; yields a context manager that attaches the program."""
     with ExitStack() as stack:
         tcp = stack.enter_context(socket.create_server(("", PORTS["tcp"]), backlog=16))
-        udp = stack.enter_context(_sink(""))
+        udp = stack.enter_context(sink(""))
         acceptor = stack.enter_context(socket.create_server(("", PORTS["connect"]), backlog=1024))
         stack.callback(_start(flood, acceptor).kill)
         _load(pins, code, tcp, udp, acceptor)
@@ -156,12 +161,13 @@ def _listeners(kind: str, addresses: list[str]) -> Iterator[None]:
     with ExitStack() as sockets:
         for address in addresses:
             sockets.enter_context(
-                _sink(address) if kind == "udp" else socket.create_server((address, PORTS[kind]), backlog=16)
+                sink(address) if kind == "udp" else socket.create_server((address, PORTS[kind]), backlog=16)
             )
         yield
 
 
-def _sink(address: str) -> socket.socket:
+def sink(address: str) -> socket.socket:
+    """A UDP socket that drops everything."""
     sock = socket.socket(type=socket.SOCK_DGRAM)
     program = ctypes.create_string_buffer(_DROP_ALL)
     filter_program = struct.pack("@HP", 1, ctypes.addressof(program))  # struct sock_fprog

@@ -17,11 +17,12 @@ from operator import truediv
 from pathlib import Path
 
 from unmoor.bpf import compiler, libbpf
-from unmoor.bpf.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
+from unmoor.bpf.layout import DESCRIPTOR, KEY
 from unmoor.bpf.pins import Pins
 from unmoor.model import EdgeDocument
+from unmoor.sockets.activation.protocol import Request
+from unmoor.sockets.activation.registrar import Peer, Registrar
 from unmoor.sockets.dispatch import generation, lookup
-from unmoor.sockets.observe import status
 
 ROUNDS = 7
 #: Twice each of the 13 ports, and as many addresses.
@@ -55,16 +56,17 @@ class Figures:
 def programs(document: EdgeDocument, pins: Pins, code: bytes, baseline: bytes) -> Iterator[dict[str, int]]:
     """Load `document` into `dispatch` and the baseline; yields the programs' descriptors by name."""
     generation.load(document, code, pins)
-    service = status.read_status(pins).record.services["web"]
     with ExitStack() as stack:
         bpf = stack.enter_context(libbpf.open_object(baseline, entries={}, shared={}, initial={}))
         _fill_baseline(bpf.map_fd("bindings"), document)
-        ours = stack.enter_context(libbpf.opened(pins.root / "sockets"))
-        for number, family in enumerate((socket.AF_INET, socket.AF_INET6)):
-            server = stack.enter_context(socket.create_server(("", 0), family=family))
-            slot = group(service, "tcp", (4, 6)[number]) * SOCKET_SLOTS
-            libbpf.update(ours, KEY.pack(slot), DESCRIPTOR.pack(server.fileno()))
+        servers = [
+            stack.enter_context(socket.create_server(("", 0), family=family))
+            for family in (socket.AF_INET, socket.AF_INET6)
+        ]
+        for number, server in enumerate(servers):
             libbpf.update(bpf.map_fd("sockets"), KEY.pack(number), DESCRIPTOR.pack(server.fileno()))
+        registered = [server.fileno() for server in servers]
+        Registrar(pins).handle(Request("register", "web"), registered, Peer(0, 0, frozenset()))
         yield {
             "ours": stack.enter_context(libbpf.opened(pins.current / "dispatch")),
             "baseline": bpf.program_fd("baseline"),

@@ -20,6 +20,7 @@ TESTS = [
         "sockets_kernel",
         "sockets_dispatch",
         "sockets_conformance",
+        "sockets_slots",
         "sockets_looking",
         "sockets_registration",
         "udp",

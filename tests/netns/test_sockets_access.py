@@ -126,7 +126,7 @@ def test_modes(bed: Bed) -> None:
         "": f"750 0:{GROUP}",
         "/dispatch": "600 0:0",
         "/explain": f"600 {ACCOUNT}:0",
-        "/answers": f"600 {ACCOUNT}:0",
+        "/answers": f"660 {ACCOUNT}:0",
         **{f"/{name}": f"640 0:{GROUP}" for name in ("ports", "nodes", "leaves", "record")},
     }
     assert found == {

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import threading
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,10 @@ from support.program import run
 from support.sockets import Bed, ask, document, listener, make_local, refuses
 from support.waiting import wait_until
 from unmoor.bpf import libbpf
+from unmoor.bpf.layout import KEY
 from unmoor.bpf.pins import Pins
+from unmoor.errors import UnmoorError
+from unmoor.model import Binding
 from unmoor.scrape import server as scrape_door
 from unmoor.sockets.activation.explain import explain
 from unmoor.sockets.dispatch import generation
@@ -25,6 +28,8 @@ from unmoor.sockets.observe.counts import address_counts
 from unmoor.sockets.observe.metrics import collector_registry
 from unmoor.sockets.observe.rates import measure_rates
 from unmoor.sockets.observe.status import read_status
+from unmoor.sockets.table.precedence import order
+from unmoor.sockets.table.record import Record
 
 WEB = {"label": "web", "ports": [80]}
 DEEP = {"label": "deep", "ports": ["any"], "prefixes": ["198.18.5.0/24"]}
@@ -71,7 +76,7 @@ def test_explain_gives_the_reason_of_a_refusal(
 def test_explain_reports_a_socket_that_does_not_fit(bed: Bed) -> None:
     with listener() as four:
         # No registration would do this: an IPv4 socket in the slot for IPv6.
-        from unmoor.bpf.layout import DESCRIPTOR, KEY, SOCKET_SLOTS, group
+        from unmoor.bpf.layout import DESCRIPTOR, SOCKET_SLOTS, group
 
         slot = group(bed.count("web").id, "tcp", 6) * SOCKET_SLOTS
         with libbpf.opened(bed.pins.registry) as sockets:
@@ -86,7 +91,7 @@ def test_explain_reports_a_socket_that_does_not_fit(bed: Bed) -> None:
 def test_explain_counts_nothing(bed: Bed) -> None:
     explain(bed.pins, "tcp", ip_address("198.18.3.7"), 80)
     assert bed.count("web").counters["lookups"] == 0
-    assert address_counts(bed.pins) == {}
+    assert address_counts(bed.pins, read_status(bed.pins).record) == {}
 
 
 def test_explain_on_the_command_line(bed: Bed) -> None:
@@ -129,13 +134,16 @@ def test_every_address_has_a_counter(bed: Bed) -> None:
         bed.register("web", four, six)
         for address in ("198.18.0.0", "198.18.15.255", "198.18.0.0", "2001:db8::7", "2001:db8::7"):
             ask(address, 80)
-        assert {str(address): count for address, count in address_counts(bed.pins).items()} == {
+        assert {
+            str(address): count
+            for address, count in address_counts(bed.pins, read_status(bed.pins).record).items()
+        } == {
             "198.18.0.0": 2,
             "198.18.15.255": 1,
             "2001:db8::7": 2,
         }
         bed.load({**WEB, "ports": [80, 81]}, DEEP)
-        assert address_counts(bed.pins)[ip_address("198.18.0.0")] == 2
+        assert address_counts(bed.pins, read_status(bed.pins).record)[ip_address("198.18.0.0")] == 2
 
 
 def test_counts_go_on_when_a_prefix_grows_and_shrinks_under_traffic(
@@ -170,7 +178,10 @@ def test_counts_go_on_when_a_prefix_grows_and_shrinks_under_traffic(
         generation.rollback(bed.pins)
         stopping.set()
         thread.join()
-        counts = {str(address): count for address, count in address_counts(bed.pins).items()}
+        counts = {
+            str(address): count
+            for address, count in address_counts(bed.pins, read_status(bed.pins).record).items()
+        }
     # Each connection was counted, and nothing else: not one was lost at a change.
     assert counts == {inside: connections[0], outside: connections[1]}
     assert sum(counts.values()) == bed.count("web").counters["lookups"]
@@ -188,13 +199,13 @@ def test_a_counter_that_gets_another_address_begins_afresh(netns: None, pins: Pi
             address = ip_address(prefix.removesuffix("0.0/16") + f"{number}.77")
             for _ in range(number + 1):
                 ask(str(address), 80)
-            counts = address_counts(bed.pins)
+            counts = address_counts(bed.pins, read_status(bed.pins).record)
             assert counts.pop(address) == number + 1
             assert set(counts) <= {ip_address("198.18.0.77"), ip_address("198.19.1.77")}
         assert bed.load({**WEB, "ports": [81]}, prefixes=("198.18.0.0/16",)).changed
         assert bed.load(WEB, prefixes=("198.18.0.0/24", "198.19.240.0/20")).changed
         ask("198.19.255.1", 80)
-        assert address_counts(bed.pins)[ip_address("198.19.255.1")] == 1
+        assert address_counts(bed.pins, read_status(bed.pins).record)[ip_address("198.19.255.1")] == 1
 
 
 def test_addresses_of_ipv6_take_bounded_room_and_the_busy_stay(bed: Bed) -> None:
@@ -207,7 +218,7 @@ def test_addresses_of_ipv6_take_bounded_room_and_the_busy_stay(bed: Bed) -> None
             stranger = ip_address((0x20010DB8 << 96) + number * 0x10001 + 2)
             libbpf.run_test(program, context("tcp", stranger, 80))
             libbpf.run_test(program, context("tcp", busy, 80))
-    counts = address_counts(bed.pins)
+    counts = address_counts(bed.pins, read_status(bed.pins).record)
     assert len(counts) <= SEEN_SETS * SEEN_WAYS * libbpf.possible_cpus()
     assert max(counts, key=lambda address: counts[address]) == busy
     assert counts[busy] > SEEN_SETS
@@ -268,6 +279,69 @@ def test_metrics_over_http(bed: Bed) -> None:
     assert get("/metrics").status == 503
     server.shutdown()
     server.server_close()
+
+
+def test_an_exporter_reads_the_record_of_a_generation_once(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+    decode = generation.decode
+
+    def counted(data: bytes) -> Record:
+        decoded.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(generation, "decode", counted)
+    registry = collector_registry(bed.pins)
+
+    def scrape() -> str:
+        return generate_latest(registry).decode()
+
+    labels = 'family="ipv4",protocol="tcp",service="web"'
+    for lookups in range(3):
+        assert f"unmoor_sockets_lookups_total{{{labels}}} {lookups}.0" in scrape()
+        assert refuses("198.18.0.9", 80)
+    assert len(decoded) == 1
+    bed.load({**WEB, "ports": [80, 81]}, DEEP)
+    decoded.clear()
+    for _ in range(2):
+        text = scrape()
+        assert "unmoor_sockets_generation 2.0" in text
+        assert f"unmoor_sockets_bindings{{{labels}}} 2.0" in text
+    assert len(decoded) == 1
+    generation.rollback(bed.pins)
+    assert "unmoor_sockets_generation 1.0" in scrape()
+    generation.unload(bed.pins)
+    with pytest.raises(UnmoorError, match="nothing is loaded"):
+        scrape()
+    bed.load(WEB)
+    assert f"unmoor_sockets_lookups_total{{{labels}}} 0.0" in scrape()
+
+
+def test_arrays_are_read_in_one_call(bed: Bed) -> None:
+    assert refuses("198.18.0.9", 80)
+    with libbpf.opened(bed.pins.root / "counters") as fd:
+        info = libbpf.map_info(fd)
+        size = info.value_size * libbpf.possible_cpus()
+        one_by_one = [libbpf.lookup(fd, KEY.pack(number), size) for number in range(70)]
+        assert any(map(any, one_by_one))
+        assert libbpf.lookup_array(fd, 0, 70, size) == one_by_one
+        assert libbpf.lookup_array(fd, 1, 5, size) == one_by_one[1:6]
+        assert len(libbpf.lookup_array(fd, info.max_entries - 2, 70, size)) == 2
+
+
+def test_status_lists_bindings_in_order_of_precedence(bed: Bed) -> None:
+    bed.load(
+        {"label": "wide", "ports": ["any", "70-89"], "prefixes": ["198.18.0.0/20", "2001:db8::/44"]},
+        {"label": "web", "protocols": ["tcp", "udp"], "ports": [80], "prefixes": ["198.18.0.0/20"]},
+        {"label": "inside", "ports": [80], "prefixes": ["198.18.0.0/20", "198.18.4.0/24"], "interface": "lo"},
+    )
+    status = read_status(bed.pins)
+    bindings = [Binding(each.protocol, ip_network(each.prefix), *each[2:]) for each in status.bindings]
+    assert bindings == sorted(
+        status.record.edge.bindings(),
+        key=lambda each: (each.protocol, each.prefix.version, order(each), each),
+    )
+    assert (status.as_json()["pop"], status.as_json()["edge"]) == ("ams", "edge1")
+    assert sum(status.record.sizes.values()) == len(bindings) == 8
 
 
 def test_foreign_programs_are_reported(bed: Bed) -> None:

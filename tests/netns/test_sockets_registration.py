@@ -262,7 +262,12 @@ def test_the_service_needs_two_capabilities_only(
     for path in (bed.pins.root, bed.pins.current):
         os.chown(path, 0, NOBODY)
     os.chown(bed.pins.current / "record", 0, NOBODY)
-    for path in (bed.pins.registry, bed.pins.root / "guard", bed.pins.current / "explain"):
+    for path in (
+        bed.pins.registry,
+        bed.pins.root / "guard",
+        bed.pins.current / "explain",
+        bed.pins.current / "answers",
+    ):
         os.chown(path, NOBODY, 0)
     caps = "-all,+bpf,+net_admin"
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]

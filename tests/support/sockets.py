@@ -62,10 +62,12 @@ class Bed:
 
 
 @contextmanager
-def listener(address: str = "127.0.0.1", says: str = "", **options: Any) -> Iterator[socket.socket]:
+def listener(
+    address: str = "127.0.0.1", says: str = "", port: int = 0, **options: Any
+) -> Iterator[socket.socket]:
     """A TCP server that sends `says`, and the address and port that the client dialled."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family, **options) as server:
+    with socket.create_server((address, port), family=family, **options) as server:
         threading.Thread(target=_serve, args=(server, says), daemon=True).start()
         try:
             yield server

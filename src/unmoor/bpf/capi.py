@@ -86,6 +86,12 @@ class TestRunOptions(Structure):
     )
 
 
+class BatchOptions(Structure):
+    """`struct bpf_map_batch_opts`."""
+
+    _fields_ = (("sz", c_size_t), ("elem_flags", c_uint64), ("flags", c_uint64))
+
+
 class MapInfo(Structure):
     """`struct bpf_map_info` up to its name."""
 
@@ -157,6 +163,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "bpf_map_freeze": (c_int, (c_int,)),
     "bpf_map_lookup_elem": (c_int, (c_int, c_void_p, c_void_p)),
+    "bpf_map_lookup_batch": (
+        c_int,
+        (c_int, c_void_p, c_void_p, c_void_p, c_void_p, POINTER(c_uint32), POINTER(BatchOptions)),
+    ),
     "bpf_map_update_elem": (c_int, (c_int, c_void_p, c_void_p, c_uint64)),
     "bpf_map_delete_elem": (c_int, (c_int, c_void_p)),
     "bpf_map_get_next_key": (c_int, (c_int, c_void_p, c_void_p)),

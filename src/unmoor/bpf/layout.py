@@ -6,10 +6,14 @@ from struct import Struct
 
 #: Upper bound of the ids of services.
 MAX_SERVICES = 2048
-#: Sockets for one service, protocol and family; the first one that is open takes the packet.
+#: Sockets for one service, protocol and family; the first one that can take the packet gets it.
 SOCKET_SLOTS = 8
 #: One group of socket slots, and one set of counters, for each service, protocol and family.
 GROUPS_PER_SERVICE = 4
+#: A root of a trie with this bit is the number of a leaf, not of a node.
+ROOT_IS_LEAF = 1 << 31
+#: This bit is in every root of `struct port` for a protocol and family that has bindings to any port.
+ROOT_AND_ANY = 1 << 30
 #: Maximum depth of a trie, and of prefixes that contain one another.
 MAX_DEPTH = 28
 MAX_NESTING = 64
@@ -49,6 +53,10 @@ COUNTERS = (
 ERRORS = ("wrong_family", "wrong_protocol", "wrong_state", "other_error")
 #: struct answer: bound, service, length, ifindex, error, asked_ifindex.
 ANSWER = Struct("=IIIIiI")
+#: struct answers: struct answer, then for each group the slots that are known to be empty, a bit each.
+HINTS_OFFSET = ANSWER.size
+HINTS = MAX_SERVICES * GROUPS_PER_SERVICE
+ANSWERS_SIZE = HINTS_OFFSET + HINTS
 KEY = Struct("=I")
 COOKIE = Struct("=Q")
 DESCRIPTOR = Struct("=Q")

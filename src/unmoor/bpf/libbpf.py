@@ -12,7 +12,7 @@ import errno
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes import Structure, byref, c_char_p, c_size_t, c_uint32, c_void_p, create_string_buffer, sizeof
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,6 +265,27 @@ def lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     except FileNotFoundError:
         return None
     return value.raw
+
+
+def lookup_array(fd: int, first: int, count: int, value_size: int) -> list[bytes]:
+    """Return the values of `count` elements of an array from index `first` on, in one call; fewer at its end.
+
+    For a per-CPU array, `value_size` covers the values of all CPUs.
+    """
+    keys = (c_uint32 * count)()
+    values = create_string_buffer(value_size * count)
+    # The kernel begins after the key that it is given.
+    before = byref(c_uint32(first - 1)) if first else None
+    after, found = c_uint32(), c_uint32(count)
+    options = capi.BatchOptions(sz=sizeof(capi.BatchOptions))
+    with suppress(FileNotFoundError):  # the end of the array
+        capi.check(
+            capi.library().bpf_map_lookup_batch(
+                fd, before, byref(after), keys, values, byref(found), byref(options)
+            )
+        )
+    raw = memoryview(values)
+    return [bytes(raw[at : at + value_size]) for at in range(0, found.value * value_size, value_size)]
 
 
 def update(fd: int, key: bytes, value: bytes) -> None:

@@ -49,7 +49,7 @@ _ACCESS = {
     "link": (0o600, "root", "root"),
     "dispatch": (0o600, "root", "root"),
     "explain": (0o600, ACCOUNT, "root"),
-    "answers": (0o600, ACCOUNT, "root"),
+    "answers": (0o660, ACCOUNT, "root"),
     "registry": (0o640, ACCOUNT, "root"),
     "lock": (0o700, "root", "root"),
     "guard": (0o750, ACCOUNT, "root"),
@@ -256,11 +256,16 @@ def opened_shared(pins: Pins, name: str) -> Iterator[int]:
     try:
         fd = libbpf.open_pin_to_read(path, "map")
     except FileNotFoundError:
-        raise UnmoorError(
-            f"{path}: this pin is missing\n    fix: run unmoor sockets load, which creates it again"
-        ) from None
+        raise missing_pin(path) from None
     with libbpf.closing(fd):
         yield fd
+
+
+def missing_pin(path: Path) -> UnmoorError:
+    """Return the error about a pin that was removed by hand."""
+    return UnmoorError(
+        f"{path}: this pin is missing\n    fix: run unmoor sockets load, which creates it again"
+    )
 
 
 def _runs(generation: Path, program: int) -> bool:

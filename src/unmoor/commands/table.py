@@ -13,6 +13,4 @@ def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     format_row: Callable[[Sequence[str]], str] = lambda row: "  ".join(  # noqa: E731 - one expression
         cell.ljust(width) for cell, width in zip(row, widths, strict=True)
     ).rstrip()
-    click.echo("")
-    for row in (heading, *rows):
-        click.echo(format_row(row))
+    click.echo("\n".join(("", *map(format_row, (heading, *rows)))))

@@ -78,6 +78,20 @@ def test_structs(name: str, structs: dict[str, Any]) -> None:
     assert dict(zip(fields.split(), offsets(form), strict=True)).items() <= there.items()
 
 
+def test_hints_follow_the_answer(structs: dict[str, Any]) -> None:
+    found = structs["answers"]
+    there = {each["name"]: each["bits_offset"] // 8 for each in found["members"]}
+    assert there == {"answer": 0, "empty": layout.HINTS_OFFSET}
+    assert found["size"] == layout.ANSWERS_SIZE
+
+
+def test_the_marks_of_roots() -> None:
+    with as_file(files("unmoor.sockets.dispatch") / "dispatch.bpf.c") as source:
+        text = Path(source).read_text(encoding="utf-8")
+    for name in ("ROOT_IS_LEAF", "ROOT_AND_ANY"):
+        assert f"#define {name} (1u << {getattr(layout, name).bit_length() - 1})\n" in text
+
+
 def test_constants() -> None:
     with as_file(files("unmoor.sockets.dispatch") / "dispatch.bpf.c") as source:
         text = Path(source).read_text(encoding="utf-8")

@@ -34,6 +34,7 @@ from unmoor.errors import UnmoorError
 from unmoor.model import Protocol
 from unmoor.sockets.activation.client import Wanted, gather
 from unmoor.sockets.activation.process import MissingError, retry
+from unmoor.sockets.dispatch import hints
 from unmoor.sockets.dispatch.generation import find_live, record_id
 from unmoor.sockets.table.record import Record
 
@@ -217,8 +218,12 @@ class _Program:
         with ExitStack() as stack, suppress(MissingError, BusyError):
             found, _ = gather(pid, wanted, stack)
             stack.enter_context(self._pins.guarded(_GUARD_TIMEOUT))
-            if self.outdated():
+            directory = self._pins.live()
+            if directory is None or self.outdated():
                 return
+            groups = {self._groups[each] for each in found}
+            slots = [number * SOCKET_SLOTS + slot for number in groups for slot in range(SOCKET_SLOTS)]
+            stack.enter_context(hints.filling(directory, self._sockets, groups, slots))
             for each, members in found.items():
                 start = self._groups[each] * SOCKET_SLOTS
                 _, *others = self._cookies(self._groups[each])

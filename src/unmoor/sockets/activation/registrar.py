@@ -7,7 +7,8 @@ import os
 import pwd
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
@@ -29,6 +30,7 @@ from unmoor.model import Service
 from unmoor.sockets.activation.descriptors import SocketInfo, UnsuitableError, inspect
 from unmoor.sockets.activation.explain import ask
 from unmoor.sockets.activation.protocol import MAX_DESCRIPTORS, Question, Request
+from unmoor.sockets.dispatch import hints
 from unmoor.sockets.dispatch.generation import OWN_NETNS, find_live, record_id
 
 #: Seconds that a request waits while a load switches generations; it occupies a worker meanwhile.
@@ -129,6 +131,27 @@ class Registrar:
         generation, answer = ask(self._pins, question, GUARD_TIMEOUT)
         return {"generation": generation, **asdict(answer)}
 
+    def renew_hints(self) -> None:
+        """Renew the hints of all services of the live generation, if there is one."""
+        with suppress(UnmoorError, RefusedError, OSError), self._pins.guarded(GUARD_TIMEOUT):
+            services, directory = self._live().services, self._pins.live()
+            if directory is None:
+                return
+            groups = [
+                number
+                for service in services.values()
+                for number in range(service * GROUPS_PER_SERVICE, (service + 1) * GROUPS_PER_SERVICE)
+            ]
+            with self._opened(directory) as sockets, hints.filling(directory, sockets, groups):
+                pass
+
+    def withdraw_hints(self) -> None:
+        """Withdraw all hints: the next activation service may be of a release without them."""
+        with suppress(UnmoorError, OSError), self._pins.guarded(GUARD_TIMEOUT):
+            directory = self._pins.live()
+            if directory:
+                hints.withdraw(directory)
+
     def _live(self) -> _Table:
         """Return the live generation; its record is decoded only if it differs from the last one."""
         directory = self._pins.live()
@@ -173,6 +196,18 @@ class Registrar:
         return groups
 
     def _write(self, directory: Path, groups: _Groups) -> None:
+        first = min(groups) // GROUPS_PER_SERVICE * GROUPS_PER_SERVICE
+        service = range(first, first + GROUPS_PER_SERVICE)
+        slots = [
+            number * SOCKET_SLOTS + slot for number, members in groups.items() for slot in range(len(members))
+        ]
+        with self._opened(directory) as sockets, hints.filling(directory, sockets, service, slots):
+            for number, members in groups.items():
+                _fill_slots(sockets, number, [descriptor for descriptor, _ in members])
+
+    @contextmanager
+    def _opened(self, directory: Path) -> Iterator[int]:
+        """Open the map of sockets for the program of a generation. Raises RefusedError if it uses another."""
         with libbpf.opened(self._pins.registry, "map") as sockets:
             with libbpf.opened(directory / "explain", "program") as program:
                 if libbpf.map_info(sockets).id not in libbpf.program_maps(program):
@@ -180,8 +215,7 @@ class Registrar:
                         f"{self._pins.registry} is not the map that the dispatch program uses: "
                         "run unmoor sockets load, which restores it"
                     )
-            for number, members in groups.items():
-                _fill_slots(sockets, number, [descriptor for descriptor, _ in members])
+            yield sockets
 
     @staticmethod
     def _prove(descriptors: Sequence[int]) -> None:

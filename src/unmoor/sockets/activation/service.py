@@ -52,6 +52,7 @@ class Activation:
     """The service on a listening UNIX socket."""
 
     def __init__(self, registrar: Registrar, listener: socket.socket) -> None:
+        self._registrar = registrar
         self._listener = listener
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -73,6 +74,7 @@ class Activation:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, _wake)
         self._selector.register(waker, selectors.EVENT_READ)
+        self._registrar.renew_hints()
         self._workers.start()
         systemd.notify("READY=1", "STATUS=Waiting for listeners")
         while not self._stopping:
@@ -80,6 +82,7 @@ class Activation:
             self.step()
         systemd.notify("STOPPING=1")
         self._finish()
+        self._registrar.withdraw_hints()
         os._exit(0)  # the exit closes what is in the queues of connections: see `workers`
 
     def _stop(self, _number: int, _frame: object) -> None:

@@ -6,6 +6,8 @@
  *
  *   ports[protocol][port] -> root of a trie -> leaf (a prefix) -> service -> socket
  *
+ * A trie of one prefix is that prefix's leaf.
+ *
  * `ports`, `nodes` and `leaves` are the dispatch table: the loader fills them (table.py) and
  * freezes them. All generations of the table share `sockets` and the counters. For a port that is
  * not bound the result is SK_PASS after one array access; for a binding without a socket, SK_DROP
@@ -21,9 +23,13 @@
 
 /* layout.py has the same sizes. */
 #define MAX_SERVICES 2048
-/* Sockets of one service, protocol and family; the first one that is open takes the packet. */
+/* Sockets of one service, protocol and family; the first one that can take the packet gets it. */
 #define SOCKET_SLOTS 8
 #define MAX_GROUPS (MAX_SERVICES * 4)
+/* A root with this bit is the number of a leaf, for a trie without inner nodes. */
+#define ROOT_IS_LEAF (1u << 31)
+/* Of each root of a protocol and family that has bindings to any port, also where the rest is 0. */
+#define ROOT_AND_ANY (1u << 30)
 /* Maximum depth of a trie, and of nested prefixes; table.py enforces both. */
 #define MAX_DEPTH 28
 #define MAX_NESTING 64
@@ -38,7 +44,12 @@
 
 #define FAMILY_IPV6 10
 
-/* The roots of the tries for a port; 0 where nothing is bound. */
+/* The slots of a group other than the first, by bit. */
+#define OTHER_SLOTS ((1u << SOCKET_SLOTS) - 2)
+/* Beside the errors of bpf_sk_assign. */
+#define NO_SOCKET 1
+
+/* The roots of the tries for a port: a node, or a leaf with ROOT_IS_LEAF; 0: nothing is bound. */
 struct port {
 	__u32 ipv4;
 	__u32 ipv6;
@@ -102,10 +113,20 @@ struct answer {
 	__u32 service;
 	__u32 length;
 	__u32 ifindex;
-	/* 0: a socket takes it; 1: there is none (a miss); negative: error of bpf_sk_assign. */
+	/* 0: a socket takes it; NO_SOCKET: a miss; negative: error of bpf_sk_assign. */
 	__s32 error;
 	/* Input, since BPF_PROG_TEST_RUN accepts no interface in the context. */
 	__u32 asked_ifindex;
+};
+
+/* What changes in a generation: the result of `explain`, and hints by user space.
+ *
+ * Bit n of `empty[group]` promises that slot n of the group is empty. A bit that is 0 promises
+ * nothing, so that 0 is right for every group.
+ */
+struct answers {
+	struct answer answer;
+	__u8 empty[MAX_GROUPS];
 };
 
 /* An address for `prove`, and the expected service, plus one; 0 for none. */
@@ -186,7 +207,7 @@ struct {
 	__uint(max_entries, 1);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, struct answer);
+	__type(value, struct answers);
 } answers SEC(".maps");
 
 struct {
@@ -219,24 +240,32 @@ struct target {
 	__u32 ifindex;
 };
 
-/* Return the leaf of the longest prefix below `root` that matches, or NULL. */
-static __always_inline const struct leaf *find(__u32 root, const struct target *target)
+/* Return the number of the leaf that the address leads to from a root; 0 if there is none. */
+static __always_inline __u32 descend(__u32 root, const struct target *target)
 {
-	__u32 index = root, number = 0;
+	__u32 index = root;
 
+	if (root & ROOT_IS_LEAF)
+		return root & ~ROOT_IS_LEAF;
 	for (int depth = 0; depth < MAX_DEPTH; depth++) {
 		const struct node *node = bpf_map_lookup_elem(&nodes, &index);
 		__u64 word;
 
 		if (!node)
-			return NULL;
-		if (!node->bits) {
-			number = node->first;
 			break;
-		}
+		if (!node->bits)
+			return node->first;
 		word = node->pos < 64 ? target->high : target->low;
 		index = node->first + (word << (node->pos & 63) >> (64 - node->bits));
 	}
+	return 0;
+}
+
+/* Return the leaf of the longest prefix below `root` that matches, or NULL. */
+static __always_inline const struct leaf *find(__u32 root, const struct target *target)
+{
+	__u32 number = descend(root, target);
+
 	for (int nesting = 0; nesting < MAX_NESTING; nesting++) {
 		const struct leaf *leaf;
 
@@ -275,16 +304,19 @@ static __always_inline struct roots roots_of(__u32 port, int is_ipv6)
 	struct roots roots = {};
 	const struct port *found = bpf_map_lookup_elem(&ports, &port);
 	int is_udp = port >> 16;
+	__u32 root;
 
 	if (!found)
 		return roots;
-	if (is_ipv6) {
-		roots.own = found->ipv6;
+	root = is_ipv6 ? found->ipv6 : found->ipv4;
+	roots.own = root & ~ROOT_AND_ANY;
+	/* The bit saves a read of a cache line that hardly any table needs. */
+	if (!(root & ROOT_AND_ANY))
+		return roots;
+	if (is_ipv6)
 		roots.any = is_udp ? any_udp_ipv6 : any_tcp_ipv6;
-	} else {
-		roots.own = found->ipv4;
+	else
 		roots.any = is_udp ? any_udp_ipv4 : any_tcp_ipv4;
-	}
 	return roots;
 }
 
@@ -359,26 +391,67 @@ static __always_inline void count_error(struct counters *count, long error)
 		count->other_error++;
 }
 
-/* Assign the packet to the first open socket in the slots of `group`. Returns 0, or 1 if there is
- * none, or the error of bpf_sk_assign.
- */
-static __always_inline long assign(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags)
+/* Assign the packet to the socket in a slot. Returns 0, NO_SOCKET, or bpf_sk_assign's error. */
+static __always_inline long assign(struct bpf_sk_lookup *ctx, __u32 slot, __u64 flags)
 {
-	__u32 key = group * SOCKET_SLOTS;
-	struct bpf_sock *sk = NULL;
+	struct bpf_sock *sk = bpf_map_lookup_elem(&sockets, &slot);
 	long error;
 
-#pragma unroll
-	for (int slot = 0; slot < SOCKET_SLOTS; slot++) {
-		sk = bpf_map_lookup_elem(&sockets, &key);
-		if (sk)
-			break;
-		key++;
-	}
 	if (!sk)
-		return 1;
+		return NO_SOCKET;
 	error = bpf_sk_assign(ctx, sk, flags);
 	bpf_sk_release(sk);
+	return error;
+}
+
+/* Assign the packet to a socket in the other slots of a group. `error` is the result for the first
+ * slot, and is returned if no other socket takes the packet, unless it is NO_SOCKET and another has
+ * an error.
+ */
+static __always_inline long assign_other(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags,
+					 long error)
+{
+	__u32 zero = 0, slots;
+	struct answers *hints = bpf_map_lookup_elem(&answers, &zero);
+	long found;
+
+	if (!hints)
+		return error;
+	group &= MAX_GROUPS - 1;
+	slots = OTHER_SLOTS & ~hints->empty[group];
+	if (!slots)
+		return error;
+	for (__u32 slot = 1; slot < SOCKET_SLOTS; slot++) {
+		if (!(slots >> slot & 1))
+			continue;
+		found = assign(ctx, group * SOCKET_SLOTS + slot, flags);
+		if (!found)
+			return 0;
+		if (error == NO_SOCKET)
+			error = found;
+	}
+	/* A registration may have filled the first slot since, and then emptied these. */
+	found = assign(ctx, group * SOCKET_SLOTS, flags);
+	return found == NO_SOCKET ? error : found;
+}
+
+/* Assign a packet that the socket in the first slot of its group did not take. Out of line, since
+ * most packets never get here.
+ */
+static __noinline long assign_rest(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags, long error)
+{
+	long found;
+
+	error = assign_other(ctx, group, flags, error);
+	if (!error || group & 1)
+		return error;
+	/* IPv4: the packet may go to a dual-stack socket. */
+	group++;
+	found = assign(ctx, group * SOCKET_SLOTS, flags);
+	if (found)
+		found = assign_other(ctx, group, flags, found);
+	if (!found || (error == NO_SOCKET && found != -EAFNOSUPPORT))
+		return found;
 	return error;
 }
 
@@ -407,9 +480,11 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 		/* A real packet: `explain` was attached by mistake. Pass it. */
 		if (ctx->remote_port || ctx->ingress_ifindex)
 			return SK_PASS;
-		answer = bpf_map_lookup_elem(&answers, &zero);
-		if (!answer)
+		struct answers *found = bpf_map_lookup_elem(&answers, &zero);
+
+		if (!found)
 			return SK_DROP;
+		answer = &found->answer;
 		answer->bound = 0;
 	}
 	roots = roots_of(key, is_ipv6);
@@ -431,13 +506,9 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 
 	group = leaf->service * 4 + is_udp * 2 + is_ipv6;
 	had_socket = ctx->sk != NULL;
-	error = assign(ctx, group, flags);
-	/* Without an IPv4 socket, the packet may go to a dual-stack socket. */
-	if (error == 1 && !is_ipv6) {
-		error = assign(ctx, group + 1, flags);
-		if (error == -EAFNOSUPPORT)
-			error = 1;
-	}
+	error = assign(ctx, group * SOCKET_SLOTS, flags);
+	if (error)
+		error = assign_rest(ctx, group, flags, error);
 	if (explaining) {
 		answer->bound = 1;
 		answer->service = leaf->service;
@@ -459,7 +530,7 @@ static __always_inline int run(struct bpf_sk_lookup *ctx, int explaining)
 			count->replaced++;
 		return SK_PASS;
 	}
-	if (error == 1)
+	if (error == NO_SOCKET)
 		count->misses++;
 	else
 		count_error(count, error);

@@ -44,6 +44,7 @@ from unmoor.bpf.pins import (
 )
 from unmoor.errors import UnmoorError
 from unmoor.model import EdgeDocument
+from unmoor.sockets.dispatch import hints
 from unmoor.sockets.dispatch.address_counters import begins
 from unmoor.sockets.dispatch.repair import check_rollback, missing, repair
 from unmoor.sockets.dispatch.verify import ROOM, claims, prove, rehearse
@@ -132,9 +133,10 @@ def _decoded(fd: int) -> Record:
     return decode(libbpf.lookup(fd, KEY.pack(0), libbpf.map_info(fd).value_size) or b"")
 
 
-def find_live(pins: Pins) -> Live | None:
+def find_live(pins: Pins, known: Live | None = None) -> Live | None:
     """Return the live generation; None when nothing is loaded. Waits while a load renames it.
 
+    If it is `known`, its record is not read again: a generation is immutable.
     Raises UnmoorError when the caller may not read it, or another version of Unmoor has loaded it.
     """
     for _ in range(_READ_TRIES):
@@ -142,7 +144,9 @@ def find_live(pins: Pins) -> Live | None:
         if directory:
             with _opened_record(directory) as fd:
                 if fd is not None:
-                    return Live(directory, _decoded(fd), libbpf.map_info(fd).id)
+                    number = libbpf.map_info(fd).id
+                    record = known.record if known and known.id == number else _decoded(fd)
+                    return Live(directory, record, number)
         if not pins.link.exists():
             return None
         time.sleep(_READ_PAUSE)
@@ -203,7 +207,10 @@ def load(edge: EdgeDocument, code: bytes, pins: Pins, netns: Path = OWN_NETNS) -
                 remove(pins.new)
                 raise
             _clear(pins, unused)
+            if attached:
+                hints.carry_over(pins.current, pins.new)
             _switch(pins, namespace)
+            hints.withdraw(pins.current)
             pins.settle()
         return change
 
@@ -216,11 +223,13 @@ def rollback(pins: Pins) -> Record:
         if record is None or pins.live_program() is None:
             raise UnmoorError(f"there is no previous generation at {pins.root}")
         check_rollback(pins)
+        hints.carry_over(pins.current, pins.previous)
         with (
             libbpf.opened(pins.link, "link") as link,
             libbpf.opened(pins.previous / "dispatch", "program") as program,
         ):
             libbpf.switch(link, program)
+        hints.withdraw(pins.current)
         pins.settle()
         return record
 

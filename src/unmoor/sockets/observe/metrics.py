@@ -1,8 +1,7 @@
-"""Metrics of the sockets half for Prometheus, read from the pins at each scrape."""
+"""Metrics of the sockets half for Prometheus, read from the pins."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
@@ -11,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from unmoor.bpf.layout import ERRORS
 from unmoor.bpf.pins import Pins
+from unmoor.sockets.dispatch.generation import Live
 from unmoor.sockets.observe.counts import address_counts
 from unmoor.sockets.observe.status import Status, read_status
 
@@ -30,14 +30,16 @@ def collector_registry(pins: Pins, addresses: bool = False) -> CollectorRegistry
 
 
 class _State(Collector):
-    """Reads the pins at each scrape."""
+    """Reads the counters at each scrape, and the record of a generation once."""
 
     def __init__(self, pins: Pins, addresses: bool) -> None:
         self._pins = pins
         self._addresses = addresses
+        self._live: Live | None = None
 
     def collect(self) -> Iterator[Metric]:
-        status = read_status(self._pins)
+        status = read_status(self._pins, self._live)
+        self._live = status.live
         yield from _services(status)
         yield _bindings(status)
         yield GaugeMetricFamily(
@@ -53,7 +55,7 @@ class _State(Collector):
             family = CounterMetricFamily(
                 f"{_PREFIX}address_lookups", "Look-ups by address.", labels=["address"]
             )
-            for address, count in address_counts(self._pins).items():
+            for address, count in address_counts(self._pins, status.record).items():
                 family.add_metric([str(address)], count)
             yield family
 
@@ -86,7 +88,6 @@ def _services(status: Status) -> Iterator[Metric]:
 
 def _bindings(status: Status) -> Metric:
     family = GaugeMetricFamily(f"{_PREFIX}bindings", "Lines of the dispatch table.", labels=_SERVICE)
-    found = Counter((each.service, each.protocol, each.prefix.version) for each in status.bindings)
-    for (service, protocol, version), count in sorted(found.items()):
+    for (service, protocol, version), count in sorted(status.record.sizes.items()):
         family.add_metric((service, protocol, f"ipv{version}"), count)
     return family

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from unmoor.bpf.pins import Pins
+from unmoor.sockets.dispatch.generation import Live
 from unmoor.sockets.observe.counts import address_counts
 from unmoor.sockets.observe.status import read_status
 
@@ -46,6 +47,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
+    live: Live
     time: float
     services: dict[str, tuple[int, int, int]]
     addresses: dict[Address, int]
@@ -53,24 +55,25 @@ class _Snapshot:
 
 def measure_rates(pins: Pins, interval: float) -> Iterator[Rates]:
     """Yield the rates of each interval (seconds), without end. Raises UnmoorError when nothing is loaded."""
-    before = _snapshot(pins)
+    before = _snapshot(pins, None)
     while True:
         time.sleep(interval)
-        after = _snapshot(pins)
+        after = _snapshot(pins, before.live)
         yield _difference(before, after)
         before = after
 
 
-def _snapshot(pins: Pins) -> _Snapshot:
+def _snapshot(pins: Pins, known: Live | None) -> _Snapshot:
+    status = read_status(pins, known)
     services: dict[str, tuple[int, int, int]] = defaultdict(lambda: (0, 0, 0))
-    for each in read_status(pins).destinations:
+    for each in status.destinations:
         lookups, misses, errors = services[each.service]
         services[each.service] = (
             lookups + each.counters["lookups"],
             misses + each.counters["misses"],
             errors + each.errors,
         )
-    return _Snapshot(time.monotonic(), dict(services), address_counts(pins))
+    return _Snapshot(status.live, time.monotonic(), dict(services), address_counts(pins, status.record))
 
 
 def _difference(before: _Snapshot, after: _Snapshot) -> Rates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,12 @@ from unmoor.bpf.layout import (
 from unmoor.bpf.pins import Pins, opened_shared
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding
-from unmoor.sockets.dispatch.generation import OWN_NETNS, read_current
-from unmoor.sockets.table.precedence import order
+from unmoor.sockets.dispatch.generation import OWN_NETNS, Live, find_live
+from unmoor.sockets.table.precedence import Line, lines
 from unmoor.sockets.table.record import Record
+
+#: Groups whose counters are read in one call.
+_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +47,34 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A generation, its bindings in order of precedence, and its destinations.
+    """A generation and its destinations.
 
     `foreign` holds the ids of foreign sk_lookup programs in this network namespace, which may take packets
     before or after Unmoor's; None when the caller may not query them (CAP_NET_ADMIN).
     """
 
-    record: Record
-    bindings: tuple[Binding, ...]
+    live: Live
     destinations: tuple[Destination, ...]
     foreign: tuple[int, ...] | None
 
+    @property
+    def record(self) -> Record:
+        """The record of the generation."""
+        return self.live.record
+
+    @property
+    def bindings(self) -> tuple[Line, ...]:
+        """The bindings in order of precedence."""
+        return tuple(lines(self.record.rules))
+
     def as_json(self) -> dict[str, Any]:
         """The status for JSON."""
+        pop, edge = self.record.packed.names
         return {
             "generation": self.record.generation,
             "program": self.record.program,
-            "edge": self.record.edge.edge,
-            "pop": self.record.edge.pop,
+            "edge": edge,
+            "pop": pop,
             "foreign_programs": None if self.foreign is None else list(self.foreign),
             "bindings": [binding_as_json(binding) for binding in self.bindings],
             "services": [
@@ -84,7 +98,7 @@ class Status:
         }
 
 
-def binding_as_json(binding: Binding) -> dict[str, Any]:
+def binding_as_json(binding: Binding | Line) -> dict[str, Any]:
     """Return a binding for JSON."""
     return {
         "protocol": binding.protocol,
@@ -96,15 +110,15 @@ def binding_as_json(binding: Binding) -> dict[str, Any]:
     }
 
 
-def read_status(pins: Pins) -> Status:
-    """Read the status of the live generation. Raises UnmoorError when nothing is loaded."""
-    record = read_current(pins)
-    if record is None:
+def read_status(pins: Pins, known: Live | None = None) -> Status:
+    """Read the status of the live generation; if that is `known`, its record is not read again.
+
+    Raises UnmoorError when nothing is loaded.
+    """
+    live = find_live(pins, known)
+    if live is None:
         raise UnmoorError(f"nothing is loaded at {pins.root}: run unmoor sockets load")
-    bindings = sorted(
-        record.bindings, key=lambda each: (each.protocol, each.prefix.version, order(each), each)
-    )
-    return Status(record, tuple(bindings), tuple(_destinations(pins, record)), _foreign(pins))
+    return Status(live, tuple(_destinations(pins, live.record)), _foreign(pins))
 
 
 def _foreign(pins: Pins) -> tuple[int, ...] | None:
@@ -119,28 +133,16 @@ def _foreign(pins: Pins) -> tuple[int, ...] | None:
 
 
 def _destinations(pins: Pins, record: Record) -> list[Destination]:
-    wanted = sorted(
-        {(each.service, each.protocol, each.prefix.version) for each in record.bindings},
-        key=lambda each: (each[0], PROTOCOLS.index(each[1]), each[2]),
-    )
-    found = []
-    with (
-        opened_shared(pins, "counters") as counters,
-        opened_shared(pins, "sockets") as sockets,
-    ):
-        for service, protocol, family in wanted:
-            number = record.services[service]
-            found.append(
-                Destination(
-                    service,
-                    number,
-                    protocol,
-                    family,
-                    _cookies(sockets, group(number, protocol, family)),
-                    _counters(counters, group(number, protocol, family)),
-                )
+    wanted = sorted(record.sizes, key=lambda each: (each[0], PROTOCOLS.index(each[1]), each[2]))
+    groups = [group(record.services[service], protocol, family) for service, protocol, family in wanted]
+    with opened_shared(pins, "counters") as counters, opened_shared(pins, "sockets") as sockets:
+        counts = _counters(counters, groups)
+        return [
+            Destination(
+                service, record.services[service], protocol, family, _cookies(sockets, number), counts[number]
             )
-    return found
+            for (service, protocol, family), number in zip(wanted, groups, strict=True)
+        ]
 
 
 def _cookies(sockets: int, number: int) -> tuple[int, ...]:
@@ -149,8 +151,14 @@ def _cookies(sockets: int, number: int) -> tuple[int, ...]:
     return tuple(COOKIE.unpack(value)[0] for value in values if value)
 
 
-def _counters(counters: int, number: int) -> dict[str, int]:
-    size = COUNTERS_STRUCT.size
-    value = libbpf.lookup(counters, KEY.pack(number), size * libbpf.possible_cpus()) or b""
-    sums = [sum(column) for column in zip(*COUNTERS_STRUCT.iter_unpack(value), strict=True)]
-    return dict(zip(COUNTERS, sums, strict=False))
+def _counters(counters: int, groups: Iterable[int]) -> dict[int, dict[str, int]]:
+    """Return the counters of these groups, summed over all CPUs; neighbours are read in one call."""
+    wanted = frozenset(groups)
+    size = COUNTERS_STRUCT.size * libbpf.possible_cpus()
+    found: dict[int, dict[str, int]] = {}
+    for first in sorted({number // _BATCH * _BATCH for number in wanted}):
+        for number, value in enumerate(libbpf.lookup_array(counters, first, _BATCH, size), first):
+            if number in wanted:
+                sums = [sum(column) for column in zip(*COUNTERS_STRUCT.iter_unpack(value), strict=True)]
+                found[number] = dict(zip(COUNTERS, sums, strict=False))
+    return found

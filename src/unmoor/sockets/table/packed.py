@@ -87,6 +87,12 @@ class Packed:
             [size, head, *(number.to_bytes(_SIZE, "big") for codes in self.lists for number in codes)]
         )
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names of the PoP and the edge."""
+        head = json.loads(self.head)
+        return head["pop"], head["edge"]
+
     @cached_property
     def services(self) -> tuple[Service, ...]:
         """The services, possibly without their prefixes."""

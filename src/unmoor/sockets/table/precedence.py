@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from unmoor.model import Binding
-from unmoor.sockets.table.rules import LENGTH_BITS, LENGTH_MASK, Key, Rule
+from unmoor.model import Binding, Protocol
+from unmoor.sockets.table.rules import LENGTH_BITS, LENGTH_MASK, Key, Rule, prefix_text
 
 #: First and last address of a range, and the service that takes packets to all of it, or None.
 Stretch = tuple[int, int, str | None]
@@ -16,6 +17,39 @@ _BITS = {4: 32, 6: 128}
 def order(binding: Binding) -> tuple[int, int, bool]:
     """Return the sort key of precedence: longest prefix, narrowest range of ports, then an interface."""
     return -binding.prefix.prefixlen, binding.last_port - binding.first_port, not binding.interface
+
+
+class Line(NamedTuple):
+    """A binding for display, with its prefix as text."""
+
+    protocol: Protocol
+    prefix: str
+    first_port: int
+    last_port: int
+    service: str
+    interface: str
+
+
+def lines(rules: Iterable[Rule]) -> Iterator[Line]:
+    """Yield the bindings of rules by protocol and family, then in order of precedence."""
+    found = sorted(
+        (
+            rule.protocol,
+            rule.family,
+            -(key & LENGTH_MASK),
+            rule.width,
+            not rule.interface,
+            key,
+            rule.first,
+            rule.last,
+            rule.service,
+            rule.interface,
+        )
+        for rule in rules
+        for key in rule.keys
+    )
+    for protocol, family, _, _, _, key, first, last, service, interface in found:
+        yield Line(protocol, prefix_text(key, family), first, last, service, interface)
 
 
 def stretches(rules: Iterable[Rule], family: int, port: int, interface: str = "") -> list[Stretch]:

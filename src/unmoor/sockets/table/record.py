@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import zlib
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
 from unmoor.errors import UnmoorError
-from unmoor.model import Binding, EdgeDocument, Service
+from unmoor.model import Binding, EdgeDocument, Protocol, Service
 from unmoor.sockets.table.allocation import Counted
 from unmoor.sockets.table.packed import Packed
 from unmoor.sockets.table.rules import Rule
@@ -60,6 +61,14 @@ class Record:
     def edge(self) -> EdgeDocument:
         """The document that was loaded."""
         return self.packed.edge
+
+    @cached_property
+    def sizes(self) -> dict[tuple[str, Protocol, int], int]:
+        """The number of bindings of each service, protocol and family (4 or 6)."""
+        found: Counter[tuple[str, Protocol, int]] = Counter()
+        for rule in self.rules:
+            found[rule.service, rule.protocol, rule.family] += len(rule.keys)
+        return dict(found)
 
     @cached_property
     def bindings(self) -> tuple[Binding, ...]:

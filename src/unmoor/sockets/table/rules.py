@@ -7,6 +7,7 @@ single bindings (`Binding`) are created only for display. A prefix is one number
 from __future__ import annotations
 
 import heapq
+import socket
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
@@ -56,6 +57,14 @@ def prefix_of(number: Key, family: int) -> Prefix:
     """Return the prefix of a key of this family (4 or 6)."""
     address, length = number >> LENGTH_BITS, number & LENGTH_MASK
     return IPv4Network((address >> _IPV4_SHIFT, length)) if family == 4 else IPv6Network((address, length))
+
+
+def prefix_text(number: Key, family: int) -> str:
+    """Return the prefix of a key as text, such as 198.18.0.0/20; faster than by `prefix_of`."""
+    if family == 6:
+        return str(prefix_of(number, family))
+    address = number >> LENGTH_BITS + _IPV4_SHIFT
+    return f"{socket.inet_ntoa(address.to_bytes(4, 'big'))}/{number & LENGTH_MASK}"
 
 
 def distinct(found: Mapping[int, Iterable[Key]]) -> ByFamily:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
-from unmoor.bpf.layout import FAMILIES, LEAF, MAX_NESTING, PORT, PROTOCOLS
+from unmoor.bpf.layout import FAMILIES, LEAF, MAX_NESTING, PORT, PROTOCOLS, ROOT_AND_ANY
 from unmoor.errors import InvalidInputError, Problem, UnmoorError
 from unmoor.model.common import ANY_PORT
 from unmoor.sockets.table import trie
@@ -76,12 +76,15 @@ def build(
             found = by_kind[protocol, family]
             wide = [rule for rule in found if (rule.first, rule.last) == ANY_PORT]
             any_roots.append(compiler.root(wide) if wide else 0)
+            also = ROOT_AND_ANY if wide else 0
+            begin = number * _PORTS * len(FAMILIES) + column
+            ports[begin : begin + _PORTS * len(FAMILIES) : len(FAMILIES)] = array("I", [also]) * _PORTS
             for first, last, active in _segments(
                 [rule for rule in found if (rule.first, rule.last) != ANY_PORT]
             ):
                 start = (number * _PORTS + first) * len(FAMILIES) + column
                 end = (number * _PORTS + last) * len(FAMILIES) + column + 1
-                root = compiler.root(active)
+                root = compiler.root(active) | also
                 ports[start : end : len(FAMILIES)] = array("I", [root]) * (last - first + 1)
     if compiler.conflicts:
         raise InvalidInputError(compiler.conflicts.values())

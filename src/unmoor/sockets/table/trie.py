@@ -14,7 +14,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from unmoor.bpf.layout import MAX_DEPTH
+from unmoor.bpf.layout import MAX_DEPTH, ROOT_IS_LEAF
 from unmoor.sockets.table.rules import LENGTH_BITS, LENGTH_MASK, Key
 
 WIDTH = 128
@@ -67,7 +67,12 @@ def nesting(around: Sequence[int]) -> int:
 
 
 def add(nodes: array[int], keys: Sequence[Key], leaves: Sequence[int]) -> int:
-    """Append a trie of sorted innermost prefixes, with a leaf for each; returns the index of its root."""
+    """Append a trie of sorted innermost prefixes, with a leaf for each; returns its root.
+
+    The root is the index of a node. That of a single prefix is its leaf with `ROOT_IS_LEAF`: one step less.
+    """
+    if len(keys) == 1:
+        return ROOT_IS_LEAF | leaves[0]
     root = len(nodes)
     nodes.append(0)
     _Builder(nodes, [key >> LENGTH_BITS for key in keys], [key & LENGTH_MASK for key in keys], leaves).fill(

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from unmoor.bpf.layout import COUNTERS_OF_ADDRESSES, LEAF, MAX_DEPTH, MAX_NESTING, NODE, PORT, PROTOCOLS
+from unmoor.bpf.layout import (
+    COUNTERS_OF_ADDRESSES,
+    LEAF,
+    MAX_DEPTH,
+    MAX_NESTING,
+    NODE,
+    PORT,
+    PROTOCOLS,
+    ROOT_AND_ANY,
+    ROOT_IS_LEAF,
+)
 from unmoor.errors import UnmoorError
 from unmoor.model import Binding, parse_ports
 from unmoor.sockets.table import allocation, rules, table
@@ -30,18 +40,22 @@ def aligned(address: Address) -> int:
     return int(address) << (96 if address.version == 4 else 0)
 
 
-def walk(compiled: table.Table, root: int, value: int, ifindex: int) -> tuple[int, int, int] | None:
-    """`find` of dispatch.bpf.c: (service, prefix length, address_base) of the leaf."""
+def descend(compiled: table.Table, root: int, value: int) -> int:
+    """The number of the leaf that the nodes below a root lead to."""
     index = root
     for _ in range(MAX_DEPTH):
         first, pos, bits, _ = NODE.unpack_from(compiled.nodes, index * NODE.size)
         if not bits:
-            break
+            return int(first)
         word = value >> 64 if pos < 64 else value & (1 << 64) - 1
         index = first + ((word << (pos & 63) & (1 << 64) - 1) >> (64 - bits))
-    else:
-        raise AssertionError("the trie is too deep for the program")
-    number = first
+    raise AssertionError("the trie is too deep for the program")
+
+
+def walk(compiled: table.Table, root: int, value: int, ifindex: int) -> tuple[int, int, int] | None:
+    """`find` of dispatch.bpf.c: (service, prefix length, address_base) of the leaf."""
+    root &= ~ROOT_AND_ANY
+    number = root & ~ROOT_IS_LEAF if root & ROOT_IS_LEAF else descend(compiled, root, value)
     for _ in range(MAX_NESTING):
         if not number:
             return None
@@ -60,7 +74,9 @@ def choose(compiled: table.Table, protocol: str, address: Address, port: int, if
     roots = PORT.unpack_from(compiled.ports, (number << 16 | port) * PORT.size)
     column = 0 if address.version == 4 else 1
     own = walk(compiled, roots[column], value, ifindex)
-    any_port = walk(compiled, compiled.any_roots[number * 2 + column], value, ifindex)
+    any_port = None
+    if roots[column] & ROOT_AND_ANY:
+        any_port = walk(compiled, compiled.any_roots[number * 2 + column], value, ifindex)
     if own and (not any_port or any_port[1] <= own[1]):
         return own[0]
     return any_port[0] if any_port else None
@@ -265,6 +281,17 @@ def test_ports_with_the_same_bindings_share_one_trie() -> None:
     bindings = [tcp("198.18.0.0/20", port, port, "a") for port in range(8000, 8013)]
     one, many = build(bindings[:1]), build(bindings)
     assert (len(one.nodes), len(one.leaves)) == (len(many.nodes), len(many.leaves))
+
+
+def test_the_root_of_a_single_prefix_is_its_leaf() -> None:
+    one = build([tcp("198.18.0.0/20", 80, 89, "a"), tcp("198.18.0.0/20", 0, 65535, "b")])
+    assert len(one.nodes) == NODE.size  # node 0: nothing is bound
+    roots = [PORT.unpack_from(one.ports, port * PORT.size)[0] for port in (79, 80, 89, 90)]
+    assert (roots[0], roots[3]) == (ROOT_AND_ANY, ROOT_AND_ANY)
+    assert all(root & ROOT_IS_LEAF for root in (*roots[1:3], one.any_roots[0]))
+    assert [choose(one, "tcp", ip_address("198.18.0.1"), port) for port in (80, 90)] == [1, 2]
+    assert PORT.unpack_from(one.ports, (1 << 16 | 80) * PORT.size) == (0, 0), "UDP has no binding"
+    assert PORT.unpack_from(one.ports, 80 * PORT.size)[1] == 0, "nor has IPv6"
 
 
 def test_one_prefix_on_any_port_does_not_grow_every_ports_trie() -> None:
