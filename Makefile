@@ -69,6 +69,7 @@ bench-dns: setup peers ## Measure evenness, reloads, 20 million names, and compa
 	-python bench/dns/uniformity.py
 	-python bench/dns/reloads.py
 	-python bench/dns/registry.py
+	-python bench/dns/costs.py
 	python bench/dns/compare.py
 
 .PHONY: readmes

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import dns.message
 import dns.rdatatype
 
+from unmoor.dns.answer import lookup
 from unmoor.dns.answer.resolver import Resolver
 from unmoor.dns.answer.snapshot import compiled
 from unmoor.dns.check.check import check
@@ -101,7 +102,7 @@ def explain(
     decided = aliases[-1] if aliases else asked
     zone = snapshot.zone_of(decided)
     missing = zone.missing if zone else 0
-    source = decided if missing else resolver.source_of(zone, decided) if zone else None
+    source = decided if missing else lookup.source_of(snapshot, zone, decided) if zone else None
     registered = parsed.registered(source or b"")
     # HTTPS and SVCB queries are answered by the policies of the hinted addresses.
     decisive = "A" if rtype in svcb.TYPES else dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
 
+from unmoor.dns.answer.prepared import Replies, head_index
 from unmoor.dns.answer.rate_limit import NO_NAME, NOTIFY, Limiter, flow_of
 from unmoor.dns.answer.resolver import Resolver
 from unmoor.dns.answer.snapshot import Snapshot
@@ -34,8 +35,9 @@ _MAX_KEPT = 100
 _AD, _CD = 0x0020, 0x0010
 
 
-def _heads() -> dict[bytes, tuple[bytes, bool]]:
-    """Map flags and counts of common queries to those of a reply with one address, and whether it has OPT.
+def _heads() -> dict[bytes, tuple[bytes, bool, int]]:
+    """Map flags and counts of common queries to those of a reply with one address, whether it has OPT, and
+    the place of other replies' flags and counts.
 
     RD is copied; AD and CD are cleared, as the server does not sign (RFC 4035 section 3.1.6).
     """
@@ -43,7 +45,7 @@ def _heads() -> dict[bytes, tuple[bytes, bool]]:
     for desired, authentic, checking, opt in product((0, message.RD), (0, _AD), (0, _CD), (0, 1)):
         query = (desired | authentic | checking).to_bytes(2, "big") + bytes((0, 1, 0, 0, 0, 0, 0, opt))
         reply = (message.QR | message.AA | desired).to_bytes(2, "big") + bytes((0, 1, 0, 1, 0, 0, 0, opt))
-        heads[query] = (reply, bool(opt))
+        heads[query] = (reply, bool(opt), head_index(bool(desired), bool(opt)))
     return heads
 
 
@@ -60,12 +62,14 @@ def answerer(
     """Make the function that answers packets from `snapshot`, subject to the rate limit of `limiter`.
 
     The fast path recognises A and AAAA queries for registered hostnames by the octets of the question,
-    without parsing, and joins the reply from prepared parts. Its replies equal those of the slow path (a
-    tested property), which gets every packet that it does not recognise.
+    without parsing, and joins the reply from prepared parts; those that static records answer take a few
+    look-ups more. Its replies equal those of the slow path (a tested property), which gets every packet that
+    it does not recognise.
     """
     slow_path = _slow_path(snapshot, counts, options, notify or NotifyHandler({}, None), limiter)
     excess = limiter.excess if limiter else None
     hostnames, registered = snapshot.hostnames, snapshot.registered
+    static = _static_path(snapshot, counts, limiter, slow_path)
     heads, answers, join = _HEADS, counts.policies, b"".join
     plain_opt, secure_opt = message.opt_record(dnssec_ok=False), message.opt_record(dnssec_ok=True)
     with_options = _with_options(options)
@@ -89,18 +93,56 @@ def answerer(
             question = packet[12:]
         name = question[:-4].lower()
         target = hostnames.get(name) or (registered(name) if registered else None)
-        if target is None:
-            return slow_path(packet, limit, address)
         kind = question[-4:]
-        plan = target.fast.get(kind)
+        plan = target.fast.get(kind) if target else None
         if plan is None:
-            return slow_path(packet, limit, address)
+            return static(packet, limit, address, head, question, opt)
         over = excess(address, name, kind) if excess else 0
         if over and limiter and not limiter.is_exempt(packet, address):
             return limiter.cut(packet, over)
         counter, record, ready, draw = plan
         answers[counter] += 1
         return join((packet[:2], head[0], question, record, ready.pop() if ready else draw(), opt))
+
+    return answer
+
+
+def _static_path(
+    snapshot: Snapshot, counts: Counts, limiter: Limiter | None, slow_path: Answerer
+) -> Callable[[bytes, int, str, tuple[bytes, bool, int], bytes, bytes], bytes | None]:
+    """Make the function that answers queries from static records and wildcards.
+
+    It takes a packet, the reply's maximum size and the client's address, and what the fast path knows: the
+    entry of `_HEADS`, the question, and the reply's OPT record.
+    """
+    find, answers, join = Replies(snapshot).find, counts.policies, b"".join
+    excess = limiter.excess if limiter else None
+
+    def answer(
+        packet: bytes, limit: int, address: str, head: tuple[bytes, bool, int], question: bytes, opt: bytes
+    ) -> bytes | None:
+        try:
+            found = find(question[:-4].lower(), question[-4:])
+        except Exception:  # an internal error, which the slow path meets and logs
+            found = None
+        if found is None or (found.tail is None and found.plan is None and limit == message.TCP_SIZE):
+            return slow_path(packet, limit, address)
+        over = excess(address, *found.subject) if excess else 0
+        if over and limiter and not limiter.is_exempt(packet, address):
+            return limiter.cut(packet, over)
+        if found.plan:
+            counter, record, ready, draw = found.plan
+            answers[counter] += 1
+            return join((packet[:2], head[0], question, record, ready.pop() if ready else draw(), opt))
+        counts.add_rcode(found.rcode)
+        start = message.HEADER_SIZE + len(question)
+        if limit < message.TCP_SIZE:
+            accepted = int.from_bytes(packet[start + 3 : start + 5], "big") if opt else 0
+            limit = min(limit, max(accepted, message.CLASSIC_SIZE))
+        if found.tail is None or start + len(found.tail) + len(opt) > limit:
+            counts.add(Event.TRUNCATED)
+            return join((packet[:2], found.cut[head[2]], question, opt))
+        return join((packet[:2], found.heads[head[2]], question, found.tail, opt))
 
     return answer
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from unmoor import __version__
+from unmoor.dns.answer import lookup
+from unmoor.dns.answer.lookup import Match
 from unmoor.dns.answer.snapshot import Plan, Snapshot, Target
 from unmoor.dns.counters.counters import counter_of
 from unmoor.dns.policy import reverse
@@ -117,35 +119,44 @@ class Resolver:
 
     def _step(self, zone: Zone, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bytes | None:
         """Answer for one name; return the next name of a chain in lower case, None at its end."""
-        cut = zone.cut_above(name)
-        if cut is not None:
-            above = zone.nodes[cut]
-            if message.NS in above and cut != zone.apex and (cut != name or qtype != message.DS):
-                _refer(zone, above, reply)
-                return None
-            if message.DNAME in above and cut != name:
-                reply.source = reply.source or cut
-                return _redirect(above[message.DNAME], name, qtype, reply)
-        source = self.source_of(zone, name)
-        if source is None:
-            if self._snapshot.ptr_ranges and self._pointer(zone, name, qtype, reply):
-                reply.source = reply.source or zone.apex
-                return None
+        match, source = lookup.match(self._snapshot, zone, name, qtype, names.offsets(name))
+        if match is Match.REFERRAL:
+            _refer(zone, zone.nodes[source], reply)
+            return None
+        if match is Match.NOTHING and not (
+            self._snapshot.ptr_ranges and self._pointer(zone, name, qtype, reply)
+        ):
             reply.rcode = message.NXDOMAIN
             reply.authority.append(zone.negative_soa)
             return None
         reply.source = reply.source or source
+        if match is Match.NOTHING:
+            return None
+        if match is Match.DNAME:
+            return _redirect(zone.nodes[source][message.DNAME], name, qtype, reply)
         node, target = zone.nodes.get(source, {}), self._snapshot.target_of(source) or _EMPTY_TARGET
         if found := node.get(message.CNAME) or node.get(qtype):
             _append(reply.answer, _owned(found, name))
             follow = found.rtype == message.CNAME and qtype not in (message.CNAME, message.ANY)
             return names.fold(found.rdatas[0][0]) if follow else None
-        if not _choose(target, name, qtype, client, reply):
+        if not self._choose(target, name, qtype, client, reply):
             if qtype == message.ANY and (node or target.candidates):
                 reply.answer.append(RRset(name, message.HINFO, ANY_TTL, _HINFO))
             else:
                 reply.authority.append(zone.negative_soa)
         return None
+
+    def _choose(self, target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
+        """Add the addresses that a policy chooses; report whether a policy answers."""
+        if qtype in svcb.TYPES:
+            return _bind_service(target, name, qtype, client, reply)
+        plan = _plan(target, qtype, client, reply)
+        if plan is None:
+            return False
+        addresses = plan.selector.addresses(name, client)
+        reply.counter = counter_of(plan.slot, qtype)
+        reply.answer.append(RRset(name, qtype, plan.ttl, tuple((each,) for each in addresses)))
+        return True
 
     def _pointer(self, zone: Zone, name: bytes, qtype: int, reply: Reply) -> bool:
         """Answer for a reverse name of a pool's addresses; report whether it is one."""
@@ -160,20 +171,6 @@ class Resolver:
         else:  # another type, or a name between the apex and the addresses (RFC 8020)
             reply.authority.append(zone.negative_soa)
         return True
-
-    def source_of(self, zone: Zone, name: bytes) -> bytes | None:
-        """Return the owner of the records that answer for `name`: itself, a wildcard, or None.
-
-        The wildcard is the asterisk label below the closest encloser (RFC 4592 section 3.3.1).
-        """
-        if self._exists(zone, name):
-            return name
-        encloser = next(each for each in names.suffixes(names.parent(name)) if self._exists(zone, each))
-        asterisk = b"\1*" + encloser
-        return asterisk if self._exists(zone, asterisk) else None
-
-    def _exists(self, zone: Zone, name: bytes) -> bool:
-        return name in zone.nodes or self._snapshot.exists(name)
 
 
 def _refusal(query: Query, zone: Zone | None) -> Reply | None:
@@ -203,19 +200,6 @@ def _server_identity(query: Query, document: DnsDocument) -> Reply:
     data = text.encode()[:255]
     record = RRset(query.name, message.TXT, 0, ((bytes((len(data),)) + data,),), message.CH)
     return Reply(answer=[record])
-
-
-def _choose(target: Target, name: bytes, qtype: int, client: Subnet, reply: Reply) -> bool:
-    """Add the addresses that a policy chooses; report whether a policy answers."""
-    if qtype in svcb.TYPES:
-        return _bind_service(target, name, qtype, client, reply)
-    plan = _plan(target, qtype, client, reply)
-    if plan is None:
-        return False
-    addresses = plan.selector.addresses(name, client)
-    reply.counter = counter_of(plan.slot, qtype)
-    reply.answer.append(RRset(name, qtype, plan.ttl, tuple((each,) for each in addresses)))
-    return True
 
 
 def _plan(target: Target, qtype: int, client: Subnet, reply: Reply) -> Plan | None:

@@ -71,17 +71,27 @@ class Candidate:
     plan: Plan | None
 
 
+#: Index of the counter, encoded record up to its address, addresses drawn in advance, drawer.
+FastPlan = tuple[int, bytes, list[bytes], Callable[[], bytes]]
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The candidates that answer for a hostname, by query type. Shared by all hostnames with equal traits.
 
     `fast` is for the fast path, and holds types whose answer is one random address and does not depend on
     the client: type and class as in a question, to (index of the counter, encoded record up to its address,
-    addresses drawn in advance, drawer).
+    addresses drawn in advance, drawer). `answered` holds the types that a policy answers for some client.
     """
 
     candidates: Mapping[int, tuple[Candidate, ...]]
-    fast: Mapping[bytes, tuple[int, bytes, list[bytes], Callable[[], bytes]]]
+    fast: Mapping[bytes, FastPlan]
+    answered: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        plans = [each.plan for found in self.candidates.values() for each in found if each.plan]
+        types = {each.rtype for each in plans} | {rtype for each in plans for rtype in each.services}
+        object.__setattr__(self, "answered", frozenset(types))
 
     @classmethod
     def of(cls, candidates: Mapping[int, tuple[Candidate, ...]]) -> Target:
@@ -131,6 +141,12 @@ class Snapshot:
     slots: Mapping[str, int] = field(default_factory=dict)
     selectors: tuple[Selector, ...] = ()
     layout: Layout | None = None
+    #: How many labels the zones' names have, deepest first: no other suffix of a name can be a zone.
+    depths: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        depths = {len(names.offsets(apex)) - 1 for apex in self.zones}
+        object.__setattr__(self, "depths", tuple(sorted(depths, reverse=True)))
 
     @property
     def count(self) -> int:
@@ -154,11 +170,17 @@ class Snapshot:
         """Report whether `name` is a hostname or has registry hostnames below it (`zones` has the others)."""
         return name in self.hostnames or (self.registry is not None and self.registry.exists(name))
 
-    def zone_of(self, name: bytes, above: bool = False) -> Zone | None:
-        """Return the closest zone that contains `name`; with `above`, not one whose apex it is."""
-        for suffix in names.suffixes(names.parent(name) if above else name):
-            if suffix in self.zones:
-                return self.zones[suffix]
+    def zone_of(self, name: bytes, above: bool = False, labels: Sequence[int] = ()) -> Zone | None:
+        """Return the closest zone that contains `name`; with `above`, not one whose apex it is.
+
+        `labels` are the `names.offsets` of `name`, if they are known.
+        """
+        labels = labels or names.offsets(name)
+        for depth in self.depths:
+            if depth + above < len(labels):
+                zone = self.zones.get(name[labels[-1 - depth] :])
+                if zone:
+                    return zone
         return None
 
 

@@ -7,6 +7,7 @@ packet.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,12 @@ EDNS_SIZE = 1232
 #: Largest UDP message for a client without EDNS(0) (RFC 1035 section 2.3.4).
 CLASSIC_SIZE = 512
 TCP_SIZE = 65535
+#: Records of a query beside the question, and options of its OPT record, that are read; a query with more
+#: gets FORMERR. An honest query has OPT and TSIG records, and a handful of options.
+MAX_RECORDS = 16
+MAX_OPTIONS = 32
+#: Octets of a record without its owner and data: type, class, TTL, data length.
+_RECORD_SIZE = 10
 
 # Header flags (RFC 1035 section 4.1.1).
 QR, AA, TC, RD = 0x8000, 0x0400, 0x0200, 0x0100
@@ -166,6 +173,8 @@ def _read(
     packet: bytes, flags: int, questions: int, answers: int, authorities: int, additionals: int
 ) -> Query:
     """Parse a whole message; records other than OPT and TSIG are skipped. Raises QueryError (FORMERR)."""
+    if answers + authorities + additionals > MAX_RECORDS:
+        raise QueryError(FORMERR)
     try:
         name, at, qtype, qclass = names.ROOT, HEADER_SIZE, 0, IN
         if questions:
@@ -202,28 +211,33 @@ def question_name(packet: bytes) -> tuple[bytes, int]:
     Compression is refused, since no name precedes it. Raises QueryError (FORMERR), or IndexError if the
     packet is cut short.
     """
-    at = HEADER_SIZE
-    while length := packet[at]:
-        if length > names.MAX_LABEL:
-            raise QueryError(FORMERR)
-        at += 1 + length
-    name = packet[HEADER_SIZE : at + 1]
-    if len(name) > names.MAX_NAME:
+    end = _labels_end(packet, HEADER_SIZE)
+    if packet[end]:
         raise QueryError(FORMERR)
-    return names.fold(name), at + 1
+    return names.fold(packet[HEADER_SIZE : end + 1]), end + 1
+
+
+def _labels_end(packet: bytes, at: int) -> int:
+    """Return the offset after the labels of the name at `at`: that of the root, or of a pointer.
+
+    Raises QueryError (FORMERR) for a label or a name that is too long, or IndexError if it is cut short.
+    """
+    stop = at + names.MAX_NAME
+    while (length := packet[at]) and length <= names.MAX_LABEL:
+        at += 1 + length
+        if at >= stop:
+            raise QueryError(FORMERR)
+    if 0 < length < 0xC0:
+        raise QueryError(FORMERR)
+    return at
 
 
 def _skip_record(packet: bytes, at: int) -> int:
     """Return the offset after the record at `at`, without parsing its data."""
-    while length := packet[at]:
-        if length >= 0xC0:
-            at += 1
-            break
-        if length > names.MAX_LABEL:
-            raise QueryError(FORMERR)
-        at += 1 + length
-    (size,) = struct.unpack_from("!H", packet, at + 9)
-    end: int = at + 11 + size
+    at = _labels_end(packet, at)
+    at += 2 if packet[at] else 1
+    (size,) = struct.unpack_from("!H", packet, at + 8)
+    end: int = at + _RECORD_SIZE + size
     if end > len(packet):
         raise QueryError(FORMERR)
     return end
@@ -246,8 +260,10 @@ def read_opt(packet: bytes, start: int, end: int) -> Edns:
     """Parse the OPT record between two offsets. Raises QueryError (FORMERR) or struct.error."""
     size, _, version, flags = struct.unpack_from("!HBBH", packet, start + 3)
     at = start + 11
-    options = []
+    options: list[tuple[int, bytes]] = []
     while at < end and not version:  # the options of other versions are unknown (RFC 6891 section 6.1.3)
+        if len(options) == MAX_OPTIONS:
+            raise QueryError(FORMERR)
         code, length = struct.unpack_from("!2H", packet, at)
         options.append((code, packet[at + 4 : at + 4 + length]))
         at += 4 + length
@@ -297,45 +313,58 @@ def write(query: Query, reply: Reply, limit: int) -> bytes:
     opt = b""
     if query.edns:
         opt = opt_record(query.edns.dnssec_ok, reply.rcode >> 4, reply.options)
-    writer = _Writer(query.question)
-    sections = (reply.answer, reply.authority, reply.additional)
-    counts = [writer.add(section) for section in sections]
+    writer = _Writer(query.question, limit - HEADER_SIZE - len(opt))
     body = writer.body
     flags = QR | query.opcode | AA * reply.authoritative | RD * query.recursion_desired | reply.rcode & 0xF
-    if HEADER_SIZE + len(body) + len(opt) > limit:
+    try:
+        counts = [writer.add(section) for section in (reply.answer, reply.authority, reply.additional)]
+    except _FullError:
         flags |= TC
-        body, counts = bytearray(query.question), [0, 0, 0]
+        counts = [0, 0, 0]
+        del body[len(query.question) :]
     else:
         for rrset in reply.extra:
-            end, count = len(body), writer.add([rrset])
-            if HEADER_SIZE + len(body) + len(opt) > limit:
+            end = len(body)
+            try:
+                counts[2] += writer.add([rrset])
+            except _FullError:
                 del body[end:]  # later names could point into what is deleted: stop writing here
                 break
-            counts[2] += count
     counts[2] += bool(opt)
     return struct.pack("!2s5H", query.ident, flags, bool(query.question), *counts) + body + opt
 
 
 def size(rrset: RRset) -> int:
     """Return the octets of a reply that has these records, a question with their owner, and nothing else."""
-    writer = _Writer(rrset.owner + bytes(4))
+    writer = _Writer(rrset.owner + bytes(4), sys.maxsize)
     writer.add([rrset])
     return HEADER_SIZE + len(writer.body)
 
 
-class _Writer:
-    """Encodes sections with compressed names (RFC 1035 section 4.1.4)."""
+class _FullError(Exception):
+    """The records exceed the size limit."""
 
-    def __init__(self, question: bytes) -> None:
+
+class _Writer:
+    """Encodes sections with compressed names (RFC 1035 section 4.1.4), up to `room` octets."""
+
+    def __init__(self, question: bytes, room: int) -> None:
         self.body = bytearray(question)
+        self._room = room
         self._offsets: dict[bytes, int] = {}
-        if question:
-            self._remember(names.fold(question[:-4]), HEADER_SIZE)
+        # The question's name, and the offset of its first suffix that is remembered: as many as are needed.
+        self._asked = names.fold(question[:-4])
+        self._labels = names.offsets(self._asked) if question else [0]
 
     def add(self, rrsets: Iterable[RRset]) -> int:
-        """Append records; return their number."""
+        """Append records; return their number. Raises _FullError if there is no room, as soon as possible."""
         count = 0
+        if len(self.body) > self._room:
+            raise _FullError
         for rrset in rrsets:
+            # Each record takes a pointer as its owner, or a root, and its fields.
+            if len(self.body) + len(rrset.rdatas) * (1 + _RECORD_SIZE) > self._room:
+                raise _FullError
             for rdata in rrset.rdatas:
                 self._name(rrset.owner)
                 self.body += struct.pack("!HHIH", rrset.rtype, rrset.rclass, rrset.ttl, 0)
@@ -345,11 +374,21 @@ class _Writer:
                         self._name(piece)
                     else:
                         self.body += piece
+                if len(self.body) > self._room:
+                    raise _FullError
                 struct.pack_into("!H", self.body, start - 2, len(self.body) - start)
                 count += 1
         return count
 
+    def _remember_asked(self, size: int) -> None:
+        """Remember the suffixes of the question's name that have at most `size` octets."""
+        asked, labels = self._asked, self._labels
+        while len(labels) > 1 and len(asked) - labels[-2] <= size:
+            labels.pop()
+            self._offsets[asked[labels[-1] :]] = HEADER_SIZE + labels[-1]
+
     def _name(self, wire: bytes) -> None:
+        self._remember_asked(len(wire))
         at, end = 0, len(wire) - 1
         while at < end:
             offset = self._offsets.get(names.fold(wire[at:]))

@@ -94,6 +94,23 @@ def labels(wire: bytes) -> Iterator[bytes]:
         at += 1 + wire[at]
 
 
+def offsets(wire: bytes) -> list[int]:
+    """Return the offset of each label, from left to right; the last is that of the root.
+
+    Raises ValueError if the name is cut short or has a label that is too long.
+    """
+    at, found = 0, [0]
+    try:
+        while length := wire[at]:
+            if length > MAX_LABEL:
+                raise ValueError(f"has a label of {length} octets")
+            at += 1 + length
+            found.append(at)
+    except IndexError:
+        raise ValueError("is cut short") from None
+    return found
+
+
 def end(data: bytes, at: int = 0) -> int:
     """Return the offset after the uncompressed name at `at`. Raises IndexError if it is cut short."""
     while data[at]:

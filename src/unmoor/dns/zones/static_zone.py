@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -49,17 +49,23 @@ class Zone:
         """The SOA's serial number (RFC 1982)."""
         return int.from_bytes(self.soa.rdatas[0][2][:4], "big")
 
-    def cut_above(self, name: bytes) -> bytes | None:
-        """Return the topmost cut at or above `name`, None if there is none."""
+    def cut_above(self, name: bytes, labels: Sequence[int] = ()) -> bytes | None:
+        """Return the topmost cut at or above `name`, None if there is none.
+
+        `name` is in the zone; `labels` are its `names.offsets`, if they are known.
+        """
         if not self.cuts:
             return None
-        found = None
-        for suffix in names.suffixes(name):
+        labels = labels or names.offsets(name)
+        # From the apex down: below a name that does not exist there is no cut, so the zone's depth bounds
+        # the search, not the name's.
+        for number in range(labels.index(len(name) - len(self.apex)), -1, -1):
+            suffix = name[labels[number] :]
             if suffix in self.cuts:
-                found = suffix
-            if suffix == self.apex:
-                break
-        return found
+                return suffix
+            if suffix not in self.nodes:
+                return None
+        return None
 
     def add_name(self, name: bytes) -> None:
         """Add the ancestors of the registered hostname `name`, which exist because it does (RFC 8020)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import dns.edns
@@ -11,8 +12,8 @@ import pytest
 
 from support.dns_document import document
 from support.dns_local import Local
-from unmoor.dns.protocol import message
-from unmoor.dns.protocol.cookies import Cookies, siphash24
+from unmoor.dns.protocol import message, siphash
+from unmoor.dns.protocol.cookies import Cookies
 from unmoor.dns.protocol.edns import EXTENDED_ERROR, KEEPALIVE, NSID
 
 KEY = "e5e973e5a6b2a43f48e7dc849e37bfcf"
@@ -37,7 +38,23 @@ NAMES = ["host0.example.com", "txt.example.com", "nothing.example.com", "example
 
 def test_siphash_of_its_authors() -> None:
     """The example of the SipHash paper, appendix A."""
-    assert siphash24(bytes(range(16)), bytes(range(15))) == 0xA129CA6149BE45E5.to_bytes(8, "little")
+    key, data, digest = bytes(range(16)), bytes(range(15)), 0xA129CA6149BE45E5.to_bytes(8, "little")
+    assert siphash.siphash24(key, data) == siphash.keyed(key)(data) == digest
+
+
+@pytest.mark.parametrize("size", range(40))
+def test_openssl_and_python_agree(size: int) -> None:
+    key, data = os.urandom(16), os.urandom(size)
+    by_openssl = siphash._by_openssl(key)
+    assert by_openssl is not None, "Python's ssl module has an OpenSSL 3 here"
+    assert [by_openssl(data), by_openssl(data)] == [siphash.siphash24(key, data)] * 2
+
+
+def test_cookies_without_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_it = Cookies(bytes(16)).reply(b"12345678", "198.51.100.7", 1_000_000)
+    monkeypatch.setattr(siphash, "_LIBRARY", "libnone.so.0")
+    assert siphash._by_openssl(bytes(16)) is None
+    assert Cookies(bytes(16)).reply(b"12345678", "198.51.100.7", 1_000_000) == with_it
 
 
 def test_the_cookie_of_the_rfc() -> None:

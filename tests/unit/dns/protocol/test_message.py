@@ -60,6 +60,46 @@ def test_responses_are_ignored(flags: int) -> None:
 # -- what gets an error ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("count", "expected"), [(32, message.NOERROR), (33, message.FORMERR)])
+def test_options_are_bounded(count: int, expected: int) -> None:
+    options = b"\xfd\xe9\0\0" * count
+    opt = OPT[:-2] + struct.pack("!H", len(options)) + options
+    assert rcode(header(extra=1) + QUESTION + opt) == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), [(16, message.NOERROR), (17, message.FORMERR)])
+@pytest.mark.parametrize("section", ["authorities", "extra"])
+def test_records_are_bounded(section: str, count: int, expected: int) -> None:
+    record = b"\1a\0\0\x10\0\1\0\0\0\0\0\0"
+    assert rcode(header(**{section: count}) + QUESTION + record * count) == expected
+
+
+def test_a_name_ends_after_255_octets() -> None:
+    """Also that of a record which is skipped; 127 labels of one octet are 255 octets."""
+    owner = b"\1a" * 127 + b"\0"
+    assert rcode(header() + owner + b"\0\1\0\1") == message.REFUSED
+    assert rcode(header() + b"\1a" + owner + b"\0\1\0\1") == message.FORMERR
+    record = b"\0\x10\0\1\0\0\0\0\0\0"
+    assert rcode(header(extra=1) + QUESTION + owner + record) == message.NOERROR
+    assert rcode(header(extra=1) + QUESTION + b"\1a" + owner + record) == message.FORMERR
+
+
+@pytest.mark.parametrize("count", [0, 1, 42, 43, 76, 77, 400])
+@pytest.mark.parametrize("limit", [512, 1232])
+def test_writing_stops_at_the_limit_and_not_before(count: int, limit: int) -> None:
+    """An address record takes 16 octets, and the opposite of a set that fits is TC with nothing."""
+    rrset = RRset(
+        QUESTION[:-4], message.A, 9, tuple((bytes((0, 0, at >> 8, at & 255)),) for at in range(count))
+    )
+    query = Query(b"\0\1", False, QUESTION, QUESTION[:-4], message.A, message.IN, None)
+    octets = message.write(query, Reply(answer=[rrset]), limit)
+    size = len(HEADER + QUESTION) + 16 * count
+    fits = size <= limit
+    assert len(octets) == (size if fits else len(HEADER + QUESTION))
+    assert bool(octets[2] & 2) != fits
+    assert int.from_bytes(octets[6:8], "big") == count * fits
+
+
 @pytest.mark.parametrize(
     "packet",
     [
