@@ -66,7 +66,7 @@ def test_several_records_of_pools_of_different_size(
     small = sum(counts[address] for address in range(sizes[0])) / ANSWERS
     wanted, by_weight = expected(sizes, weights, records), records * weights[0] / sum(weights)
     print(
-        f"{small:.3f} of {records} records from the small pool, expected {wanted:.3f}, by weight {by_weight:.3f}"
+        f"{small:.3f} of {records} records from the small pool; expected {wanted:.3f}, by weight {by_weight}"
     )
     # The number in an answer has a standard deviation of at most half of its range.
     assert abs(small - wanted) < 7 * min(records, sizes[0]) / 2 / ANSWERS**0.5
