@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unmoor.dns.policy.pools import Drawer, Mix, Range
-from unmoor.dns.policy.selection import Random, Sticky
+from unmoor.dns.policy.selection import Pinned, Random, Sticky
 from unmoor.dns.protocol.client_subnet import Subnet
 
 ANYBODY = Subnet(4, 0, 0)
@@ -80,3 +80,16 @@ def test_the_example_of_the_documentation() -> None:
     # docs/dns.md: in 77% of the answers, 38% of the records.
     assert round(expected((1, 8), (1, 1), 2), 2) == 0.77
     assert round(expected((1, 8), (1, 1), 2) / 2, 2) == 0.38
+
+
+def test_the_scope_is_what_an_answer_depends_on() -> None:
+    drawer = Drawer([Range(0, 8)], 4)
+    client, narrow = Subnet(4, 0xC6336400, 24), Subnet(6, 0x20010DB8 << 96, 64)
+    for any_client in (
+        Random(drawer, 1),
+        Sticky(Mix([(drawer, 1)]), 1, b"", by_client=False),
+        Pinned([b"abcd"]),
+    ):
+        assert any_client.scope(client) == any_client.scope(narrow) == 0
+    sticky = Sticky(Mix([(drawer, 1)]), 1, b"", by_client=True)
+    assert (sticky.scope(client), sticky.scope(narrow), sticky.scope(ANYBODY)) == (24, 56, 0)
