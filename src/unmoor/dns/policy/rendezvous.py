@@ -9,8 +9,8 @@ exponentially distributed, and drawn for blocks of addresses:
 
 - The lowest of n scores is exponential with a mean of 1/n, and is equally likely to be that of each address.
   So one hash gives the lowest score of a block, and its address.
-- In the sixteenths of the block without that address, the lowest score is the block's plus an exponential of
-  the sixteenth's size, since exponentials have no memory.
+- If that address is not in the ranges, the lowest score in each sixteenth of the block is the block's plus an
+  exponential of the sixteenth's size, since exponentials have no memory.
 
 The search begins with blocks of a fixed size that contain addresses of the ranges. It divides the block with
 the lowest score until the address of that score is in the ranges: a few hashes for each range, whatever its
@@ -75,10 +75,7 @@ class Rendezvous:
             if at >= 0 and address < self._spans[at][1]:
                 return address
             for part in self._divided(block):
-                if part.first >> part.bits == address >> part.bits:
-                    heappush(lowest, (score, address, part))
-                else:
-                    heappush(lowest, (*_lowest(key, score, part), part))
+                heappush(lowest, (*_lowest(key, score, part), part))
 
     def _divided(self, block: _Block) -> list[_Block]:
         """Return the parts of a block that contain addresses."""
