@@ -185,12 +185,15 @@ def _places(code: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
     return found
 
 
-def _mutant(path: Path, code: str, line: int, name: str, occurrence: int) -> Mutant:
+def _mutant(path: Path, code: str, line: int, name: str, occurrence: int) -> Mutant | None:
     from cosmic_ray.mutating import mutate_code  # noqa: PLC0415 - an optional requirement
     from cosmic_ray.plugins import get_operator  # noqa: PLC0415
 
     operator: Any = get_operator(f"core/{name}")()
-    changed = mutate_code(code, operator, occurrence)
+    try:
+        changed = mutate_code(code, operator, occurrence)
+    except AttributeError:  # cosmic-ray cannot replace an exception with a dotted name
+        return None
     if name == "ExceptionReplacer":
         # A class that a test of ours raises nowhere, and that the module need not import.
         changed = changed.replace("CosmicRayTestingException", "GeneratorExit")
@@ -199,13 +202,14 @@ def _mutant(path: Path, code: str, line: int, name: str, occurrence: int) -> Mut
 
 
 def chosen(paths: list[Path], sample: int, seed: int) -> list[Mutant]:
-    """Return mutants of `sample` places (0: of all), one each, drawn with `seed`."""
+    """Return mutants of `sample` places (0: of all), at most one each, drawn with `seed`."""
     codes = {path: (SOURCE / path).read_text(encoding="utf-8") for path in paths}
     places = [(path, *each) for path in paths for each in sorted(_places(codes[path]).items())]
     rng = random.Random(seed)  # noqa: S311 - a sample that can be repeated
     rng.shuffle(places)
     picks = [(path, at[0], rng.choice(options)) for path, at, options in places[: sample or None]]
-    return [_mutant(path, codes[path], line, *pick) for path, line, pick in picks]
+    made = (_mutant(path, codes[path], line, *pick) for path, line, pick in picks)
+    return [each for each in made if each]
 
 
 class Copy:
