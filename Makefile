@@ -56,6 +56,16 @@ kernels: setup ## Run tests of the sockets half on the kernels of Debian 12 and 
 molecule: setup ## Run scenarios over the lab: SCENARIO=default, or all of them
 	tests/run-scenarios $(SCENARIO)
 
+# Changes of the pure modules that tests let through: MODULES="dns/policy model/change.py" SAMPLE=200 SEED=1 JOBS=2.
+MODULES ?=
+SAMPLE ?= 0
+SEED ?= 1
+JOBS ?= 2
+
+.PHONY: mutants
+mutants: setup peers .venv/.mutants ## Change pure modules and list what tests let through: MODULES=..., SAMPLE=200, SEED=1, JOBS=2
+	python tools/mutants.py --sample $(SAMPLE) --seed $(SEED) --jobs $(JOBS) $(MODULES)
+
 .PHONY: bench bench-sockets bench-dns
 bench: bench-sockets bench-dns ## Measure speed relative to a baseline
 
@@ -83,6 +93,8 @@ lock: setup ## Regenerate the lock files
 	    pyproject.toml -o requirements/edge.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	    pyproject.toml --group dev -o requirements/dev.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    --group mutants --constraint requirements/dev.txt -o requirements/mutants.txt
 
 .PHONY: setup
 setup: debian .venv/.installed collection ## Install Debian packages and the virtual environment
@@ -111,6 +123,12 @@ collection: .venv/.installed
 	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	    link=$$site/ansible_collections/unmoor/unmoor && if ! [ "$$link" -ef . ]; then \
 	    mkdir -p "$${link%/*}" && ln -sfnr . "$$link"; fi || $(call fail,cannot link this checkout into .venv,rm -r .venv)
+
+.venv/.mutants: requirements/mutants.txt .venv/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	    --requirement requirements/mutants.txt \
+	    || $(call fail,pip cannot install requirements/mutants.txt,see above; 'pip config list' shows which index it asks)
+	@touch $@
 
 # Ends a recipe when a step of set-up failed: $(call fail,WHAT FAILED,FIX).
 fail = { printf 'make setup: %s\nfix: %s\n' "$(1)" "$(2)" >&2; exit 1; }

@@ -109,7 +109,7 @@ def _compile(variables: dict[str, Any]) -> tuple[dict[str, Documents], list[Prob
     sources = [Path(path) for path in variables.get("ansible_inventory_sources") or ()]
     problems = list(duplicate_pops(sources))
     for place, key, why, fix in inventory_files.faults(sources):
-        problems.append(Problem(_from_here(Path(place)), key, "", why, fix))
+        problems.append(Problem(shown(Path(place)), key, "", why, fix))
     settings = {host: dict(_settings(hostvars[host], host, problems)) for host in members}
     directories = {host: Path(str(hostvars[host]["inventory_dir"])) for host in members}
     machines = {host: _reached_at(host, hostvars[host]) for host in members}

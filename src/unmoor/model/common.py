@@ -92,7 +92,7 @@ def parse_ports(spec: int | str) -> tuple[int, int]:
         return ANY_PORT
     text = str(spec)
     first, dash, last = text.partition("-")
-    if not first.isdecimal() or (dash and not last.isdecimal()):
+    if not text.isascii() or not first.isdecimal() or (dash and not last.isdecimal()):
         raise ValueError("is not a port: write a number from 1 to 65535, a range such as 8000-8099, or any")
     low, high = int(first), int(last if dash else first)
     if not 1 <= low <= high <= 65535:

@@ -92,3 +92,46 @@ def test_a_long_line_of_a_plan_is_cut() -> None:
         + ", ".join(f"198.18.{n}.0/24" for n in range(16))[:172]
         + "... (long; see --diff)",
     )
+
+
+def test_services_and_catalogs_that_come_go_and_change() -> None:
+    web, dns = {"label": "web", "ports": [80]}, {"label": "dns", "ports": [53], "protocols": ["udp"]}
+
+    def edge(*services: dict[str, Any]) -> EdgeDocument:
+        base = {"pop": "ams", "edge": "e", "prefixes": ["198.18.0.0/20"], "services": services}
+        return EdgeDocument.model_validate(base)
+
+    def lines(old: EdgeDocument, new: EdgeDocument) -> list[str]:
+        dns = documents().dns
+        return [line for line in compare(Documents(old, dns), Documents(new, dns)).lines if "service" in line]
+
+    assert lines(edge(web), edge(web, dns)) == ["service dns: added"]
+    assert lines(edge(web, dns), edge(web)) == ["service dns: removed"]
+    assert lines(edge(web), edge(web | {"ports": [80, 443]})) == ["service web ports: 80 -> 80, 443"]
+    assert lines(edge(web), edge(web)) == []
+
+    def listed(*catalogs: tuple[str, str]) -> Documents:
+        return documents(
+            catalogs=[{"name": name, "primaries": [{"address": each}]} for name, each in catalogs]
+        )
+
+    one, other = ("one.example", "198.19.1.1"), ("other.example", "198.19.1.2")
+    assert compare(listed(one), listed(one, other)).lines == (
+        "catalog other.example: added, from 198.19.1.2 port 53",
+    )
+    assert compare(listed(one, other), listed(one)).lines == (
+        "catalog other.example: removed, and its member zones",
+    )
+    moved = ("one.example", "198.19.1.9")
+    assert compare(listed(one, other), listed(moved, other)).lines == ("catalog one.example: changed",)
+
+
+def test_a_pool_that_goes_does_not_hide_the_others() -> None:
+    old = documents().dns.model_dump(mode="json", exclude_unset=True)
+    pools = {"a": {"ipv4": ["198.18.1.0/24"]}, **old["pools"], "z": {"ipv4": ["198.18.2.0/24"]}}
+    found = compare(documents(pools=pools), documents(["198.18.0.0/21"]))
+    assert sorted(found.lines) == [
+        "pool a: removed (was 198.18.1.0/24)",
+        "pool free: 198.18.0.0/20 -> 198.18.0.0/21",
+        "pool z: removed (was 198.18.2.0/24)",
+    ]

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from unmoor.model.common import _parse_plain_prefix, parse_prefix
+from unmoor.errors import InvalidInputError
+from unmoor.model.common import MAX_SHOWN, _parse_plain_prefix, parse_ports, parse_prefix, validate
+from unmoor.model.edge import ServiceBody
 
 LIKELY = st.one_of(
     st.builds("{}/{}".format, st.integers(0, 2**32 - 1).map(IPv4Address), st.integers(0, 40)),
@@ -49,3 +51,30 @@ def test_what_is_usual_is_read_the_quick_way(text: str) -> None:
 def test_what_is_no_prefix_is_refused_with_the_fix(text: str) -> None:
     with pytest.raises(ValueError, match=r"did you mean|write address/length"):
         parse_prefix(text)
+
+
+@pytest.mark.parametrize("text", ["1", "65535", "1-65535", "8000-8000"])
+def test_ports_at_the_borders(text: str) -> None:
+    low, high = text.split("-") if "-" in text else (text, text)
+    assert parse_ports(text) == (int(low), int(high))
+
+
+@pytest.mark.parametrize("spec", ["0", "65536", "1-65536", "0-5", "9-8", "-1", "1-", "x", "1-x", "٣"])
+def test_what_is_no_port_is_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match="is not a port"):
+        parse_ports(spec)
+
+
+@pytest.mark.parametrize("spec", [True, 1.5, None, ["80"]])
+def test_a_port_is_a_number_or_a_range(spec: object) -> None:
+    with pytest.raises(InvalidInputError, match="is not a port"):
+        validate(ServiceBody, {"ports": [spec]}, "edge.json")
+
+
+def test_a_long_value_is_cut() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        validate(ServiceBody, {"ports": ["x" * 500]}, "edge.json")
+    (problem,) = caught.value.problems
+    assert len(problem.value) == MAX_SHOWN
+    assert problem.value.startswith('"xxx')
+    assert problem.value.endswith("xxx...")

@@ -67,7 +67,8 @@ def answerer(
     it does not recognise.
     """
     slow_path = _slow_path(snapshot, counts, options, notify or NotifyHandler({}, None), limiter)
-    excess = limiter.excess if limiter else None
+    if limiter:
+        skip, excess = limiter.skip, limiter.excess.__call__
     hostnames, registered = snapshot.hostnames, snapshot.registered
     static = _static_path(snapshot, counts, limiter, slow_path)
     heads, answers, join = _HEADS, counts.policies, b"".join
@@ -97,9 +98,12 @@ def answerer(
         plan = target.fast.get(kind) if target else None
         if plan is None:
             return static(packet, limit, address, head, question, opt)
-        over = excess(address, name, kind) if excess else 0
-        if over and limiter and not limiter.is_exempt(packet, address):
-            return limiter.cut(packet, over)
+        if limiter is not None:
+            # As `limiter.over`, without a call for most replies.
+            if skip[0]:
+                skip[0] -= 1
+            elif (over := excess(address, name, kind)) and not limiter.is_exempt(packet, address):
+                return limiter.cut(packet, over)
         counter, record, ready, draw = plan
         answers[counter] += 1
         return join((packet[:2], head[0], question, record, ready.pop() if ready else draw(), opt))
@@ -116,7 +120,6 @@ def _static_path(
     entry of `_HEADS`, the question, and the reply's OPT record.
     """
     find, answers, join = Replies(snapshot).find, counts.policies, b"".join
-    excess = limiter.excess if limiter else None
 
     def answer(
         packet: bytes, limit: int, address: str, head: tuple[bytes, bool, int], question: bytes, opt: bytes
@@ -127,8 +130,7 @@ def _static_path(
             found = None
         if found is None or (found.tail is None and found.plan is None and limit == message.TCP_SIZE):
             return slow_path(packet, limit, address)
-        over = excess(address, *found.subject) if excess else 0
-        if over and limiter and not limiter.is_exempt(packet, address):
+        if limiter and (over := limiter.over(packet, address, *found.subject)):
             return limiter.cut(packet, over)
         if found.plan:
             counter, record, ready, draw = found.plan

@@ -13,29 +13,38 @@ The counters are a table of fixed size that all workers share, so memory is boun
 a whole, whichever workers receive it. Over the limit, every other reply is truncated, so that a real client
 retries over TCP, and the rest are dropped. Queries with a valid server cookie are exempt: the cookie proves
 that the client receives at its address.
+
+Counting each reply would cost a third of a fast answer. So a worker counts samples, drawn at random, until
+all workers' samples of one flow amount to half its limit in a second. From then on it counts each reply, for
+as long as a flow exceeds half its limit. Samples are not held against a flow, so no flow gets less than its
+limit, and a flood gets about half a limit more, once, when it begins. Limits below 64 are too low to sample.
 """
 
 from __future__ import annotations
 
 import mmap
 import socket
-from collections.abc import Callable
 from time import monotonic
 
 from unmoor.dns.counters.counters import Counts, Event
 from unmoor.dns.protocol import message
 from unmoor.dns.protocol.edns import Options
 from unmoor.dns.protocol.message import COOKIE, Reply
+from unmoor.dns.protocol.randomness import numbers_below
 
-#: Counters of 4 octets. Flows with the same hash share one.
+#: Counters of replies, and as many of samples, of 4 octets each. Flows with the same hash share them.
 _SLOTS = 1 << 18
 _SLOT_MASK = _SLOTS - 1
+#: Samples of a flow at half its limit, at least: their number has a standard deviation of a quarter or less.
+_MIN_SAMPLES = 16
+#: Replies per sample, at most: with so many, counting costs next to nothing.
+_MAX_INTERVAL = 64
 #: Client addresses whose network's hash is cached.
 _MAX_KNOWN = 4096
-#: The low bits of a counter hold the count, the others the second modulo 4096. A counter of another second
-#: restarts at zero, so the table is never cleared.
+#: The low bits of a counter hold the count, the others the second modulo 1024. A counter of another second
+#: restarts at zero, so the table is never cleared. Below 2**30, Python's integers are faster.
 _COUNT_BITS = 20
-_SECOND_MASK = (1 << 32 - _COUNT_BITS) - 1
+_SECOND_MASK = (1 << 30 - _COUNT_BITS) - 1
 _MAX_COUNT = (1 << _COUNT_BITS) - 1
 #: Code and length of a cookie option with a server cookie of this server's size.
 _FULL_COOKIE = bytes((0, COOKIE, 0, 24))
@@ -45,49 +54,92 @@ NO_NAME = b""
 NOTIFY = b"notify"
 
 
-#: Counts a reply to an address; a name in lower case and a kind are its subject. Returns by how many replies
-#: the flow exceeds its limit in this second, 0 if it does not.
-ExcessCounter = Callable[[str, bytes, bytes], int]
-
-
 def shared_table() -> memoryview:
     """Return a table of counters that is shared with forked processes.
 
     Updates are not atomic: of two processes that count the same flow at the same moment, one may be lost.
     """
-    return memoryview(mmap.mmap(-1, _SLOTS * 4)).cast("I")
+    return memoryview(mmap.mmap(-1, 2 * _SLOTS * 4)).cast("I")
 
 
-def counted(per_second: int, table: memoryview) -> ExcessCounter:
-    """Make the function that counts replies in `table` and allows `per_second` replies per flow."""
-    allowed = min(per_second, _MAX_COUNT - 1)
-    # Hashes of networks by address; the current second's end, and the range of its counter values.
-    networks: dict[str, int] = {}
-    end, first, full, last = 0.0, 0, 0, 0
+class FlowCounter:
+    """Counts a worker's replies in `table` and allows `per_second` replies per flow.
 
-    def excess(address: str, name: bytes, kind: bytes) -> int:
-        nonlocal end, first, full, last
-        if (now := monotonic()) >= end:
-            end, first = int(now) + 1.0, (int(now) & _SECOND_MASK) << _COUNT_BITS
-            full, last = first + allowed, first + _MAX_COUNT
+    `skip` is a list of one number: so many of the next replies need not be counted, as they are no samples.
+    """
+
+    def __init__(self, per_second: int, table: memoryview) -> None:
+        self.skip = [0]
+        self._table = table
+        self._allowed = min(per_second, _MAX_COUNT - 1)
+        self._half = self._allowed // 2
+        self._interval = max(1, min(self._half // _MIN_SAMPLES, _MAX_INTERVAL))
+        self._gaps: list[int] = []
+        # Hashes of networks by address.
+        self._networks: dict[str, int] = {}
+        # The current second's end, and the value of a counter without replies in it.
+        self._end, self._first = 0.0, 0
+        # Whether samples suffice now, and the end of the last second in which they do not.
+        self._sampling, self._counting_until = False, 0.0
+
+    def __call__(self, address: str, name: bytes, kind: bytes) -> int:
+        """Count a reply to an address; a name in lower case and a kind are its subject.
+
+        Returns by how many replies the flow exceeds its limit in this second, 0 if it does not.
+        """
+        if (now := monotonic()) >= self._end:
+            self._begin(int(now))
         try:
-            network = networks[address]
+            network = self._networks[address]
         except KeyError:
-            if len(networks) >= _MAX_KNOWN:
-                networks.clear()
-            networks[address] = network = hash(_network(address))
+            network = self._remember(address)
         # hash() of bytes is keyed at random (PYTHONHASHSEED), so clients cannot choose a counter.
         slot = hash((network, name, kind)) & _SLOT_MASK
-        count = table[slot]
-        if first <= count < full:
-            table[slot] = count + 1
+        if self._sampling and self._is_calm(slot):
             return 0
-        if not first <= count <= last:
-            count = first
-        table[slot] = min(count + 1, last - 1)
-        return max(0, count + 1 - full)
+        table, first = self._table, self._first
+        count = table[slot] - first
+        # A counter of another second begins again; a full one must not run into the bits of the second.
+        if 0 <= count < _MAX_COUNT:
+            count += 1
+        elif count != _MAX_COUNT:
+            count = 1
+        table[slot] = first + count
+        if count <= self._half:
+            return 0
+        self._counting_until = self._end + 1
+        return max(0, count - self._allowed)
 
-    return excess
+    def _begin(self, second: int) -> None:
+        self._end, self._first = second + 1.0, (second & _SECOND_MASK) << _COUNT_BITS
+        self._sampling = self._interval > 1 and self._end > self._counting_until
+
+    def _remember(self, address: str) -> int:
+        if len(self._networks) >= _MAX_KNOWN:
+            self._networks.clear()
+        self._networks[address] = network = hash(_network(address))
+        return network
+
+    def _is_calm(self, slot: int) -> bool:
+        """Count a sample; report whether its flow has had at most half its limit, so that samples suffice."""
+        samples = self._count(_SLOTS + slot) + 1
+        self._table[_SLOTS + slot] = self._first + min(samples, _MAX_COUNT)
+        if samples * self._interval > self._half or self._count(slot) > self._half:
+            self._sampling, self._counting_until = False, self._end + 1
+            return False
+        if not self._gaps:
+            self._gaps = numbers_below(2 * self._interval - 1)
+        self.skip[0] = self._gaps.pop()
+        return True
+
+    def _count(self, at: int) -> int:
+        """Return a counter's count in this second."""
+        count = self._table[at] - self._first
+        return count if 0 <= count <= _MAX_COUNT else 0
+
+
+#: Makes the function that counts replies of a worker.
+counted = FlowCounter
 
 
 def _network(address: str) -> bytes:
@@ -108,12 +160,15 @@ def flow_of(reply: Reply) -> tuple[bytes, bytes]:
 class Limiter:
     """Decides which replies are sent in full, and counts the others."""
 
-    def __init__(self, excess: ExcessCounter, options: Options, counts: Counts) -> None:
-        self.excess = excess
+    def __init__(self, excess: FlowCounter, options: Options, counts: Counts) -> None:
+        self.excess, self.skip = excess, excess.skip
         self._options, self._counts = options, counts
 
     def over(self, packet: bytes, address: str, name: bytes, kind: bytes) -> int:
         """Count the reply to a packet; return by how much its flow is over the limit, 0 if it is exempt."""
+        if self.skip[0]:
+            self.skip[0] -= 1
+            return 0
         excess = self.excess(address, name, kind)
         return 0 if excess and self.is_exempt(packet, address) else excess
 

@@ -326,7 +326,7 @@ def _selector(document: DnsDocument, policy: Policy, version: int) -> Selector |
     for name, weight in ((answer.pool, answer.weight), *answer.also.items()):
         ranges = ranges_in_use(document.pools[name], version)
         if ranges:
-            weighted.append((Drawer(ranges, octets), weight))
+            weighted.append((Drawer(ranges, octets, name), weight))
     if not weighted:
         return None
     if answer.strategy == "sticky":

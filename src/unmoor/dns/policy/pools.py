@@ -121,17 +121,18 @@ class AddressBuffer:
 class Drawer(AddressBuffer):
     """Draws addresses, uniform over all ranges; a call returns one address in network byte order.
 
-    `octets` is the length of an address: 4 or 16. The fast path calls the drawer only when `ready` is empty.
-    Raises ValueError if the ranges hold no address.
+    `octets` is the length of an address: 4 or 16; `pool` is the name of the ranges. The fast path calls the
+    drawer only when `ready` is empty. Raises ValueError if the ranges hold no address.
     """
 
-    def __init__(self, ranges: Iterable[Range], octets: int) -> None:
+    def __init__(self, ranges: Iterable[Range], octets: int, pool: str = "") -> None:
         super().__init__()
         self.ranges = tuple(ranges)
+        self.pool = pool
         self.size = sum(each.size for each in self.ranges)
         if not self.size:
             raise ValueError("cannot draw from no addresses")
-        self._octets = octets
+        self.octets = octets
         self._starts = [0, *accumulate(each.size for each in self.ranges)][:-1]
         # The counters of each range; empty if addresses are not counted.
         self._spans: list[Span] = []
@@ -157,7 +158,7 @@ class Drawer(AddressBuffer):
 
     def locate(self, counters: Counters) -> bool:
         """Find the addresses' counters; report whether all addresses have one. Discards what was drawn."""
-        version = 4 if self._octets == 4 else 6
+        version = 4 if self.octets == 4 else 6
         found = [counters.locate(version, each.first) for each in self.ranges]
         self._spans = [each for each in found if each] if all(found) else []
         self.base = 0
@@ -181,7 +182,7 @@ class Drawer(AddressBuffer):
         """Return the address at index `number` of all ranges in sequence."""
         which = bisect_right(self._starts, number) - 1
         address = self.ranges[which].first + number - self._starts[which]
-        return address.to_bytes(self._octets, "big")
+        return address.to_bytes(self.octets, "big")
 
 
 class Mix(AddressBuffer):
@@ -196,7 +197,7 @@ class Mix(AddressBuffer):
     def __call__(self) -> bytes:
         """Return an address in network byte order."""
         if not self.ready:
-            drawers = [self.pick(number) for number in numbers_below(self._ends[-1])]
+            drawers = [self._pick(number) for number in numbers_below(self._ends[-1])]
             if self._counts is not None:
                 self.settle()
             for drawer in drawers:
@@ -212,14 +213,9 @@ class Mix(AddressBuffer):
             self._counts = counters.cells
         self.discard()
 
-    def pick(self, number: int) -> Drawer:
+    def _pick(self, number: int) -> Drawer:
         """Return the pool that owns `number`, which is below the sum of all weights."""
         return self.weighted[bisect_right(self._ends, number)][0]
-
-    @property
-    def total(self) -> int:
-        """The sum of all weights."""
-        return self._ends[-1]
 
 
 # A forked process must not answer with the addresses that its parent has drawn in advance.

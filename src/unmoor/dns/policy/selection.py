@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from unmoor.dns.policy.pools import Counters, Drawer, Mix
+from unmoor.dns.policy.rendezvous import Rendezvous, draw
 from unmoor.dns.protocol.client_subnet import Subnet
 
 #: Draws per record of an answer before it is left with fewer records: if the pool is hardly larger than the
@@ -90,13 +91,18 @@ class Random(Counting):
 class Sticky(Counting):
     """Addresses derived from a keyed hash of the name, or of the client's network.
 
-    All edges with the same key and pools choose the same addresses. A change of the pools changes most of
-    them.
+    All edges with the same key and pools choose the same addresses. If an address is excluded, only what
+    it was chosen for moves; if a pool grows, only to its new addresses; if the share of a pool's weight
+    changes, only to or from that pool (`rendezvous`).
     """
 
     def __init__(self, mix: Mix, records: int, key: bytes, by_client: bool) -> None:
         super().__init__()
         self.mix = mix
+        self._pools = [
+            (drawer.pool.encode(), weight, drawer.octets, Rendezvous(drawer.ranges, drawer.octets))
+            for drawer, weight in mix.weighted
+        ]
         self._records = min(records, mix.size)
         self._key = key
         self.by_client = by_client
@@ -106,17 +112,20 @@ class Sticky(Counting):
         sticky_to = repr(tuple(client.as_sticky())).encode() if self.by_client else name
         chosen: dict[bytes, None] = {}
         for count in range(self._records * _MAX_DRAWS):
-            digest = hashlib.blake2b(
-                count.to_bytes(4, "big") + sticky_to, key=self._key, digest_size=48
-            ).digest()
-            # Scaled rather than reduced modulo the size: 192 bits for at most 2**128 addresses bound the bias
-            # of an address to one in 2**64.
-            share = int.from_bytes(digest[:24], "big") * self.mix.total >> 192
-            drawer = self.mix.pick(share)
-            chosen[drawer.at(int.from_bytes(digest[24:], "big") * drawer.size >> 192)] = None
+            data = count.to_bytes(4, "big") + sticky_to
+            chosen[self._choose(hashlib.blake2b(data, key=self._key, digest_size=32).digest())] = None
             if len(chosen) == self._records:
                 break
         return self.given(chosen)
+
+    def _choose(self, key: bytes) -> bytes:
+        """Choose a pool by the same method, with its weight for a size, then one of its addresses."""
+        _, _, octets, addresses = (
+            self._pools[0]
+            if len(self._pools) == 1
+            else min(self._pools, key=lambda pool: draw(key, pool[0])[0] / pool[1])
+        )
+        return addresses.choose(key).to_bytes(octets, "big")
 
     def scope(self, client: Subnet) -> int:
         """Return the prefix length that answers are sticky to; 0 if they are sticky to the name."""

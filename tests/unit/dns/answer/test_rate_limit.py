@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -220,6 +221,124 @@ def test_flows_are_counted_by_the_second(
             slots = {hash((hash(each[0]), *each[1:])) & rate_limit._SLOT_MASK for each in counts}
             if len(slots) == len(counts):
                 assert found == max(0, counts[flow] - per_second)
+
+
+def limiters(per_second: int, workers: int = 1) -> list[Limiter]:
+    """Those of workers that share their counters."""
+    local, table = Local(), shared_table()
+    options = Options(local.snapshot.document)
+    return [Limiter(counted(per_second, table), options, local.counts) for _ in range(workers)]
+
+
+def whole(workers: list[Limiter], replies: int, address: str = ADDRESSES[0], name: bytes = NAMES[0]) -> int:
+    """Count replies of one flow, by turns, and return how many of them are sent in full."""
+    return sum(not workers[at % len(workers)].over(b"", address, name, KINDS[0]) for at in range(replies))
+
+
+def test_networks_are_remembered_up_to_a_bound(clock: list[float]) -> None:
+    counter = counted(1, shared_table())
+    kept = []
+    for number in range(5000):
+        counter(f"198.{number >> 8}.{number & 255}.1", NAMES[0], KINDS[0])
+        kept.append(len(counter._networks))
+    # As many as fit are kept, then all are dropped; what was counted of them is not.
+    assert max(kept) == 4096
+    assert kept[4096] == 1
+    assert counter("198.0.0.1", NAMES[0], KINDS[0]) == 1
+
+
+def test_memory_does_not_grow_with_clients(clock: list[float]) -> None:
+    counter = counted(1, shared_table())
+    for number in range(5000):
+        counter(f"198.0.{number >> 8}.{number & 255}", NAMES[0], KINDS[0])
+    tracemalloc.start()
+    try:
+        for number in range(50_000):
+            counter(f"198.1.{number >> 8}.{number & 255}", NAMES[0], KINDS[0])
+        grown = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    # 4,096 addresses and hashes take 0.5 MB; all of them would take 6.
+    assert grown < 1 << 20
+
+
+@pytest.mark.parametrize("per_second", [1, 2, 63])
+def test_the_reply_at_the_limit_is_the_last_in_full(clock: list[float], per_second: int) -> None:
+    counter = counted(per_second, shared_table())
+    excess = [counter(ADDRESSES[0], NAMES[0], KINDS[0]) for _ in range(per_second + 3)]
+    assert excess == [0] * per_second + [1, 2, 3]
+
+
+def filled(table: memoryview, used: int) -> None:
+    """Set the counters in use to `used` replies."""
+    for at in [at for at, value in enumerate(table) if value]:
+        table[at] = (table[at] >> rate_limit._COUNT_BITS << rate_limit._COUNT_BITS) + used
+
+
+def test_a_full_counter_keeps_its_second(clock: list[float]) -> None:
+    table = shared_table()
+    counter = counted(10**9, table)
+    full = (1 << 20) - 1
+    for _ in range(2):  # a sample first, then a reply that is counted
+        assert counter(ADDRESSES[0], NAMES[0], KINDS[0]) == 0
+        filled(table, full - 3)
+    # The highest limit is one less than a counter holds, so that a flow can exceed it.
+    assert [counter(ADDRESSES[0], NAMES[0], KINDS[0]) for _ in range(5)] == [0, 0, 1, 1, 1]
+    clock[0] += 1
+    assert counter(ADDRESSES[0], NAMES[0], KINDS[0]) == 0
+
+
+@pytest.mark.parametrize("later", [0.0, 0.999, 1.0, 2.0, 24.0, 500.0, 1023.0])
+def test_a_counter_of_another_second_starts_again(clock: list[float], later: float) -> None:
+    table = shared_table()
+    early = counted(3, table)
+    assert [early(ADDRESSES[1], NAMES[1], KINDS[0]) for _ in range(9)] == [0, 0, 0, 1, 2, 3, 4, 5, 6]
+    clock[0] += later
+    # A worker that has just started, and one whose last reply was then.
+    found = [each(ADDRESSES[1], NAMES[1], KINDS[0]) for each in (counted(3, table), early, early, early)]
+    assert found == ([7, 8, 9, 10] if later < 1 else [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("per_second", [64, 200, 1000, 10_000])
+def test_a_flow_below_the_limit_is_never_cut(clock: list[float], per_second: int) -> None:
+    workers = limiters(per_second, 3)
+    for _ in range(10):
+        # Beside a flood, in which replies are sampled at first and counted later.
+        for _ in range(per_second):
+            assert whole(workers, 1) == 1
+            whole(workers, 3, name=NAMES[1])
+        clock[0] += 1
+
+
+@pytest.mark.parametrize(("per_second", "workers"), [(64, 1), (200, 3), (1000, 1), (1000, 4), (10_000, 2)])
+def test_a_flood_gets_its_limit(clock: list[float], per_second: int, workers: int) -> None:
+    sharing = limiters(per_second, workers)
+    for _ in range(3):
+        whole(sharing, per_second // 4, name=NAMES[2])  # a calm second, then the flood begins
+        clock[0] += 1
+        first = whole(sharing, per_second * 5)
+        # Half of the limit by an estimate, and the replies that each worker was about to skip.
+        assert per_second <= first <= per_second * 2
+        for _ in range(3):
+            clock[0] += 1
+            assert whole(sharing, per_second * 5) == per_second
+        clock[0] += 5
+
+
+def test_most_replies_of_calm_flows_need_no_call(clock: list[float]) -> None:
+    (limiter,) = limiters(1000)
+    calls, count = [0], limiter.excess
+
+    def excess(address: str, name: bytes, kind: bytes) -> int:
+        calls[0] += 1
+        return count(address, name, kind)
+
+    limiter.excess = excess  # type: ignore[assignment]  # counts the calls
+    for number in range(31_000):
+        assert whole([limiter], 1, f"198.{number % 250}.0.1") == 1
+    print(f"{calls[0]} of 31,000 replies were samples")
+    # One of 31; a standard deviation is 22.
+    assert 800 < calls[0] < 1200
 
 
 @contextmanager

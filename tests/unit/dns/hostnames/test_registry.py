@@ -28,7 +28,7 @@ from unmoor.dns.hostnames.registry import (
     Tags,
     open_registry,
 )
-from unmoor.dns.hostnames.registry_list import BadLines, BadLinesError, Line
+from unmoor.dns.hostnames.registry_list import BadLineError, BadLines, BadLinesError, EntryEncoder, Line
 from unmoor.dns.protocol import names
 from unmoor.errors import UnmoorError
 
@@ -451,3 +451,12 @@ def test_a_change_that_cannot_be_is_a_bad_line(tmp_path: Path, line: str, why: s
     assert f"{changes}:3: " in str(error.value)
     assert why in str(error.value)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["a..example.com", ".example.com", f"{'x' * 64}.example.com"])
+def test_a_first_label_of_a_wrong_length_is_refused_below_a_known_parent(name: str) -> None:
+    encoder = EntryEncoder([names.from_text("example.com")])
+    assert encoder.name("www.a.example.com")[0] == names.from_text("www.a.example.com")
+    assert encoder.name(f"{'x' * 63}.example.com")[1] == names.from_text("example.com")
+    with pytest.raises(BadLineError):
+        encoder.name(name)

@@ -304,3 +304,10 @@ def test_hostnames_of_a_group_without_a_policy_do_not_stop_the_rest(tmp_path: Pa
         time.sleep(0.2)
         assert answer(server, "host1.example.com", "A").startswith("198.18.")
         assert answer(server, "x.m.example") == "REFUSED"
+
+
+def test_an_invalid_copy_of_a_member_does_not_hide_the_others() -> None:
+    good = Member("m.example", "catalog.example", "", "u")
+    (kept,) = catalog.dump([good])
+    broken = [{**kept, "name": "a..b"}, {"name": "x"}]
+    assert catalog.load([*broken, kept]) == [good]

@@ -190,3 +190,10 @@ def test_a_damaged_record_is_reported(data: st.DataObject) -> None:
         decode(cut)
     with pytest.raises(UnmoorError):
         decode(good[:4] + bytes(len(good) - 4))
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null", '{"format": []}', '"x"', "{"])
+def test_a_record_that_is_damaged_has_a_fix(text: str) -> None:
+    packed = zlib.compress(text.encode())
+    with pytest.raises(UnmoorError, match=r"is damaged|has format"):
+        decode(len(packed).to_bytes(4, "little") + packed)
