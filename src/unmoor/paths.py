@@ -27,9 +27,8 @@ REGISTRIES = Path("/var/lib/unmoor/registry")
 
 #: Link to the release of an edge that is in force.
 CURRENT_RELEASE = Path("/opt/unmoor/current")
-#: Generations of an edge, and the lock held while one changes.
+#: Generations of an edge.
 GENERATIONS = Path("/var/lib/unmoor/generations")
-EDGE_LOCK = Path("/run/unmoor-edge.lock")
 
 #: State of running labs; on a tmpfs, so it ends with a reboot of the computer.
 LAB_STATE = Path("/run/unmoor-lab")

@@ -349,6 +349,34 @@ def test_lost_settings_and_effects_are_repaired_and_edited_files_reported(edge: 
     assert edge.state()["differences"] == []
 
 
+def test_the_watch_repairs_what_is_lost(edge: Edge) -> None:
+    program = "/opt/unmoor/releases/two/bin/unmoor"
+    watch = {
+        "files": [
+            {
+                "path": "/etc/systemd/system/late.service",
+                "content": f"[Service]\nType=notify\nExecStart={program} edge watch --interval 0.5\n",
+            }
+        ],
+        "units": [{"name": "late.service", "enabled": False}],
+        "verify": [["/bin/test", "-e", "/run/demo-effect"], [program, "edge", "list"]],
+        "repair": [["/bin/touch", "/run/demo-effect"]],
+    }
+    edge.sh("touch /run/demo-effect")
+    edge.confirmed(with_part(generation(1), "watch", 50, **watch))
+    edge.sh("rm /run/demo-effect; sysctl -q net.core.somaxconn=77; echo edited >> /etc/demo/late1")
+    wait_until(lambda: edge.state()["repairs"] >= 2)
+    assert edge.sh("sysctl -n net.core.somaxconn; ls /run/demo-effect").split() == [
+        "5001",
+        "/run/demo-effect",
+    ]
+    assert [line.split(": ")[1] for line in edge.state()["differences"]] == ["/etc/demo/late1"]
+    log = edge.sh("journalctl -b -o cat -u late.service")
+    assert "net.core.somaxconn = 5001" in log
+    assert "/run/demo-effect" in log
+    assert "Traceback" not in log
+
+
 def test_a_killed_apply_is_undone_in_time(edge: Edge) -> None:
     edge.confirmed(generation(1))
     before = edge.picture()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from unmoor import paths
-from unmoor.rollout import deadline, edge, manifest
-from unmoor.rollout.manifest import Manifest
+from unmoor import commands, paths
+from unmoor.errors import UnmoorError
+from unmoor.rollout import deadline, edge, host, manifest
+from unmoor.rollout import watch as watching
+from unmoor.rollout.manifest import Command, Manifest
 from unmoor.rollout.store import Returned, Store
 
 home = click.option(
@@ -124,6 +128,31 @@ def rollback(generation: str, home: Path, within: float, by: str, as_json: bool)
 def repair(home: Path) -> None:
     """Repair kernel settings, and effects such as routes, pins and registrations, that the host has lost."""
     click.echo("\n".join(edge.repair(Store(home)) or ["nothing to repair"]))
+
+
+@cli.command()
+@home
+@click.option("--interval", type=click.FloatRange(min=0.1), default=5.0, show_default=True, metavar="SECONDS")
+def watch(home: Path, interval: float) -> None:
+    """Repair what the host loses, every few seconds, without end; prints each repair."""
+    watching.watch(Store(home), _run_here, click.echo, interval)
+
+
+def _run_here(command: Command) -> tuple[int, str]:
+    """Run a command of `unmoor` in this process, which saves starting Python; any other as a program."""
+    if not command[0].endswith("/bin/unmoor"):
+        return host.run(command)
+    output = io.StringIO()
+    status: object = 0
+    with redirect_stdout(output), redirect_stderr(output):
+        try:
+            commands.cli.main(command[1:], prog_name="unmoor", standalone_mode=False)
+        except SystemExit as end:
+            status = end.code
+        except (UnmoorError, OSError, click.ClickException) as error:
+            status = 2
+            click.echo(error)
+    return (status if isinstance(status, int) else 0), output.getvalue().strip()
 
 
 @cli.command(name="return", hidden=True)

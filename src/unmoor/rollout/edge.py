@@ -14,12 +14,12 @@ from unmoor.rollout import deadline, execute, host, lock, plan
 from unmoor.rollout.execute import Executor
 from unmoor.rollout.host import HostError
 from unmoor.rollout.manifest import Absent, Entry, Manifest
-from unmoor.rollout.plan import PartChange
+from unmoor.rollout.plan import PartChange, Run
 from unmoor.rollout.store import Original, Pending, Record, Returned, State, Store, StoreError
 
 #: Seconds until an edge returns by itself.
 CONFIRM_WITHIN = 300.0
-#: Seconds that a return waits for a process that is changing the edge, before it kills it.
+#: Seconds to wait for another process that changes the edge. A return then kills it.
 _GRACE = 10.0
 #: Space for the state of a return when the disk is full, in bytes.
 _RESERVE = 65536
@@ -72,7 +72,7 @@ def apply(
     in reverse order. `holder` names the operator; another one's pending generation is not touched. Raises
     ApplyError, PendingError, lock.LockedError, HostError or StoreError.
     """
-    with lock.held("apply"):
+    with lock.held(store, "apply", wait=_GRACE):
         state = _resumable(store, store.state(), holder)
         if wrong := execute.check(store, target):
             raise ApplyError("\n".join([*wrong, "Nothing was changed."]))
@@ -92,7 +92,7 @@ def apply(
 
 def confirm(store: Store, holder: str = "", target: str | None = None) -> str:
     """Confirm the pending generation; return its id. Raises PendingError if it is none or another."""
-    with lock.held("confirm"):
+    with lock.held(store, "confirm", wait=_GRACE):
         state = store.state()
         pending = state.pending
         if pending is None:
@@ -112,7 +112,7 @@ def confirm(store: Store, holder: str = "", target: str | None = None) -> str:
 
 def renew(store: Store, seconds: float) -> None:
     """Move the deadline to `seconds` from now. Raises PendingError if no generation is pending."""
-    with lock.held("renew", wait=_GRACE):
+    with lock.held(store, "renew", wait=_GRACE):
         state = store.state()
         if state.pending is None or deadline.due(state.pending):
             raise PendingError("no generation is pending, or its deadline is over\n    fix: apply it again")
@@ -157,27 +157,35 @@ def rollback(
     return apply(store, store.generation(id_), seconds=seconds, holder=holder, back=True)
 
 
-def repair(store: Store) -> list[str]:
-    """Repair kernel settings and effects of the confirmed generation that the host has lost.
+def lost(store: Store, run: Run = host.run) -> list[PartChange]:
+    """Return which kernel settings and effects of the confirmed generation the host has lost.
 
-    Files that somebody edited and units that somebody stopped are reported by `status` and left alone.
-    Returns a line for each thing repaired, and for each failure. Raises lock.LockedError, HostError or
-    StoreError.
+    Files that somebody edited and units that somebody stopped are reported by `status` and left alone. `run`
+    runs the verify commands. Raises HostError or StoreError.
     """
-    with lock.held("repair"):
-        state = store.state()
-        if state.pending or not state.confirmed:
-            return []
-        target = store.generation(state.confirmed)
-        found = plan.changes(target, [target], store.original())
-        lost = [replace(each, entries=(), paths=frozenset(), units=(), leaving=()) for each in found]
-        lost = [each for each in lost if not each.empty]
-        executor = Executor(store.original(), lambda _: None, lenient=True)
-        for change in lost:
+    state = store.state()
+    if state.pending or not state.confirmed:
+        return []
+    target = store.generation(state.confirmed)
+    found = plan.changes(target, [target], store.original(), run=run)
+    effects = [replace(each, entries=(), paths=frozenset(), units=(), leaving=()) for each in found]
+    return [each for each in effects if not each.empty]
+
+
+def repair(store: Store, run: Run = host.run) -> list[str]:
+    """Bring back what `lost` returns; return a line for each thing repaired, and for each failure.
+
+    Raises lock.LockedError, HostError or StoreError.
+    """
+    with lock.held(store, "repair"):
+        changes = lost(store, run)
+        executor = Executor(store.original(), lambda _: None, lenient=True, verify_timeout=_GRACE)
+        for change in changes:
             executor.make(change, lambda: None)
-        if lost:
-            store.save(replace(state, repairs=state.repairs + len(lost)))
-        return [line for change in lost for line in change.lines] + executor.failures
+        if changes:
+            state = store.state()
+            store.save(replace(state, repairs=state.repairs + len(changes)))
+        return [line for change in changes for line in change.lines] + executor.failures
 
 
 def _bases(store: Store, state: State) -> list[Manifest]:
@@ -344,7 +352,7 @@ def _lock_of_return(store: Store, *, force: bool) -> Iterator[None]:
     """Hold the edge's lock; an `apply` that has not ended when a return is due is killed."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock.held("return", wait=_GRACE))
+            stack.enter_context(lock.held(store, "return", wait=_GRACE))
         except lock.LockedError:
             pending = store.state().pending
             if (
@@ -354,5 +362,5 @@ def _lock_of_return(store: Store, *, force: bool) -> Iterator[None]:
             ):
                 raise
             os.kill(pending.pid, signal.SIGKILL)
-            stack.enter_context(lock.held("return", wait=_GRACE))
+            stack.enter_context(lock.held(store, "return", wait=_GRACE))
         yield

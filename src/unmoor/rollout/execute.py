@@ -90,8 +90,16 @@ class Executor:
     `touch` is called with a part's name before anything of that part changes.
     """
 
-    def __init__(self, original: Original, touch: Callable[[str], None], *, lenient: bool = False) -> None:
+    def __init__(
+        self,
+        original: Original,
+        touch: Callable[[str], None],
+        *,
+        lenient: bool = False,
+        verify_timeout: float = VERIFY_TIMEOUT,
+    ) -> None:
         self._original, self._touch, self._lenient = original, touch, lenient
+        self._verify_timeout = verify_timeout
         self.failures: list[str] = []
 
     def make(self, change: PartChange, place: Callable[[], None]) -> None:
@@ -165,7 +173,7 @@ class Executor:
                 self._do(host.must, command)
 
     def _verify(self, name: str, part: Part) -> None:
-        end = time.monotonic() + VERIFY_TIMEOUT
+        end = time.monotonic() + self._verify_timeout
         wait = 0.1
         while wrong := list(plan.failures(part.verify)):
             if time.monotonic() > end:

@@ -8,10 +8,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from unmoor import paths
 from unmoor.errors import UnmoorError
+from unmoor.rollout.store import Store
 
 
 class LockedError(UnmoorError):
@@ -19,12 +18,13 @@ class LockedError(UnmoorError):
 
 
 @contextmanager
-def held(what: str, path: Path = paths.EDGE_LOCK, wait: float = 0) -> Iterator[None]:
-    """Hold the lock, a file in a directory of root's; `what` is the purpose, for the messages of others.
+def held(store: Store, what: str, wait: float = 0) -> Iterator[None]:
+    """Hold the lock; `what` is the purpose, for the messages of others.
 
     Raises LockedError, with the holder, after `wait` seconds.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    store.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(store.home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         end = time.monotonic() + wait
         while not _try(handle):

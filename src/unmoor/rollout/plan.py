@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from unmoor.rollout import host
 from unmoor.rollout.host import UnitState
 from unmoor.rollout.manifest import Absent, Command, Entry, Manifest, Part, Unit
 from unmoor.rollout.store import Original
+
+#: Runs a command and returns its exit status and output.
+Run = Callable[[Command], tuple[int, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +55,21 @@ class PartChange:
 
 
 def changes(
-    target: Manifest, bases: Sequence[Manifest], original: Original, touched: Sequence[str] = ()
+    target: Manifest,
+    bases: Sequence[Manifest],
+    original: Original,
+    touched: Sequence[str] = (),
+    run: Run | None = None,
 ) -> list[PartChange]:
     """Return the changes from this host to `target` in the order in which they are made, without empty ones.
 
     `bases` are the generations of which something may be in force: the confirmed one, and a pending one.
-    Parts in `touched` were being changed from one of them to the other when a run was interrupted. Raises
-    HostError.
+    Parts in `touched` were being changed between them when a run was interrupted. Verify commands of parts
+    whose files differ are not run, unless `run` is given, which runs them. Raises HostError.
     """
     names = {part.name for manifest in [target, *bases] for part in manifest.parts}
     states = host.unit_states(sorted({name for each in [target, *bases] for name in each.units}))
-    planner = _Planner(target, bases, original, frozenset(touched), states)
+    planner = _Planner(target, bases, original, frozenset(touched), states, run)
     found = [planner.change(name) for name in names]
     going = sorted((each for each in found if each.new is None), key=_last_place, reverse=True)
     staying = sorted((each for each in found if each.new is not None), key=_place)
@@ -84,6 +91,7 @@ class _Planner:
     original: Original
     touched: frozenset[str]
     states: dict[str, UnitState]
+    run: Run | None
 
     def change(self, name: str) -> PartChange:
         new = self.target.part(name)
@@ -93,7 +101,9 @@ class _Planner:
         paths = {entry.path for entry in entries}
         if name in self.touched:
             paths |= {path for path in wanted if self._differs_between_bases(path)}
-        broken = tuple(failures(new.verify)) if new and not entries else ()
+        broken: tuple[str, ...] = ()
+        if new and (self.run or not entries):
+            broken = tuple(failures(new.verify, self.run or host.run))
         return PartChange(
             name,
             old,
@@ -145,10 +155,10 @@ class _Planner:
                 yield name, value
 
 
-def failures(commands: Sequence[Command]) -> Iterator[str]:
+def failures(commands: Sequence[Command], run: Run = host.run) -> Iterator[str]:
     """Run verify commands; yield for each that fails what it printed."""
     for command in commands:
-        status, output = host.run(command)
+        status, output = run(command)
         if status:
             yield f"{' '.join(command)}: {host.tail(output) or f'exit status {status}'}"
 
