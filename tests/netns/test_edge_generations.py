@@ -41,7 +41,7 @@ def release() -> str:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         source = Path(unmoor.__file__).parent
-        for path in map(source.joinpath, ("commands/__init__.py", "commands/edge.py")):
+        for path in map(source.joinpath, ("commands/__init__.py", "commands/root.py", "commands/edge.py")):
             tar.add(path, f"site/unmoor/{path.relative_to(source)}")
         for path in (*source.glob("*.py"), *source.glob("rollout/*.py")):
             tar.add(path, f"site/unmoor/{path.relative_to(source)}")

@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from unmoor import commands, paths
+from unmoor import paths
+from unmoor.commands import root
 from unmoor.errors import UnmoorError
 from unmoor.rollout import deadline, edge, host, manifest
 from unmoor.rollout import watch as watching
@@ -146,7 +147,7 @@ def _run_here(command: Command) -> tuple[int, str]:
     status: object = 0
     with redirect_stdout(output), redirect_stderr(output):
         try:
-            commands.cli.main(command[1:], prog_name="unmoor", standalone_mode=False)
+            root.cli.main(command[1:], prog_name="unmoor", standalone_mode=False)
         except SystemExit as end:
             status = end.code
         except (UnmoorError, OSError, click.ClickException) as error:
