@@ -52,11 +52,13 @@ class Zone:
     def cut_above(self, name: bytes, labels: Sequence[int] = ()) -> bytes | None:
         """Return the topmost cut at or above `name`, None if there is none.
 
-        `name` is in the zone; `labels` are its `names.offsets`, if they are known.
+        `labels` are the `names.offsets` of `name`, if they are known.
         """
         if not self.cuts:
             return None
         labels = labels or names.offsets(name)
+        if len(name) - len(self.apex) not in labels:  # a zone file may have names outside of its zone
+            return None
         # From the apex down: below a name that does not exist there is no cut, so the zone's depth bounds
         # the search, not the name's.
         for number in range(labels.index(len(name) - len(self.apex)), -1, -1):

@@ -16,7 +16,7 @@ from support.dns_document import document
 from support.dns_local import Local
 from unmoor.dns.answer import lookup, prepared
 from unmoor.dns.answer.fast_path import Answerer, _slow_path, answerer
-from unmoor.dns.answer.rate_limit import Limiter
+from unmoor.dns.answer.rate_limit import FlowCounter, Limiter, shared_table
 from unmoor.dns.answer.snapshot import Snapshot
 from unmoor.dns.counters.counters import Counts, Event
 from unmoor.dns.protocol import message, names
@@ -120,18 +120,25 @@ def snapshot(data: st.DataObject) -> Snapshot:
     return replace(bare, hostnames=hostnames)
 
 
+class _Subjects(FlowCounter):
+    """Keeps what it is asked to count."""
+
+    def __init__(self, subjects: list[tuple[str, bytes, bytes]]) -> None:
+        super().__init__(1, shared_table())
+        self._subjects = subjects
+
+    def __call__(self, address: str, name: bytes, kind: bytes) -> int:
+        self._subjects.append((address, name, kind))
+        return 0
+
+
 class Path:
     """One of the two paths, with counters of its own, and what the rate limit was asked to count."""
 
     def __init__(self, found: Snapshot, made: Callable[..., Answerer]) -> None:
         self.counts, self.subjects = Counts.private(), list[tuple[str, bytes, bytes]]()
         options = Options(found.document, bytes(16))
-
-        def excess(address: str, name: bytes, kind: bytes) -> int:
-            self.subjects.append((address, name, kind))
-            return 0
-
-        limiter = Limiter(excess, options, self.counts)
+        limiter = Limiter(_Subjects(self.subjects), options, self.counts)
         self.answer = made(found, self.counts, options, NotifyHandler({}, None), limiter)
 
 
