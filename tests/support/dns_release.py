@@ -32,9 +32,7 @@ class Release:
         shutil.copytree(
             Path(unmoor.__file__).parent, self.package, ignore=shutil.ignore_patterns("__pycache__")
         )
-        self.replace("__init__.py", "try:", f'__version__ = "{version}"\ntry:')
-        self.replace("__init__.py", "    __version__ = version", "    version")
-        self.replace("__init__.py", '    __version__ = "0+unknown"', "    pass")
+        self.replace("__init__.py", "__version__: str", f'__version__ = "{version}"')
         self.program = root / version / "bin" / "unmoor"
         self.program.parent.mkdir()
         self.program.write_text(LAUNCHER.format(python=sys.executable, site=str(self.package.parent)))
