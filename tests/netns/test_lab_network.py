@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.checkout import ROOT
+from unmoor import paths
 from unmoor.lab import layout, network, topology
 from unmoor.lab.layout import Layout
 
@@ -19,7 +20,7 @@ DEFAULT = ROOT / topology.DEFAULT
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
-    monkeypatch.setattr(layout, "STATE", tmp_path)
+    monkeypatch.setattr(paths, "LAB_STATE", tmp_path)
     place, lab = Layout("testnet"), topology.load(DEFAULT)
     for host in lab.hosts:
         place.host(host).mkdir(parents=True)
