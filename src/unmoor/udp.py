@@ -1,7 +1,7 @@
-"""UDP servers in Python: the address and port that a client dialled, and replies from that address.
+"""UDP servers in Python: the destination of each datagram, and replies from that address.
 
 A TCP server needs no support for prefix sockets: a connection's `getsockname()` returns the address that the
-client dialled. A UDP server has one socket for all clients, so it has to request that address with each
+client used. A UDP server has one socket for all clients, so it has to request that address with each
 datagram and set it as the source of the reply. Otherwise the kernel chooses a source that the client does not
 expect.
 
@@ -46,7 +46,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """The data that a client sent, its address, and the address and port that it dialled."""
+    """The data that a client sent, its address, and the destination address and port."""
 
     data: bytes
     client: tuple[str, int] | tuple[str, int, int, int]
@@ -55,7 +55,7 @@ class Datagram:
 
 
 def prepare(sock: socket.socket) -> None:
-    """Make the kernel pass the dialled address with each datagram, and enlarge the buffers.
+    """Make the kernel pass the destination address with each datagram, and enlarge the buffers.
 
     Call this before registering the socket.
     """
@@ -107,7 +107,7 @@ def receive(sock: socket.socket, size: int = 65535, flags: int = 0) -> Datagram:
 
 
 def reply(sock: socket.socket, datagram: Datagram, data: bytes, flags: int = 0) -> int:
-    """Send a reply from the dialled address without blocking; returns the number of bytes sent.
+    """Send a reply from the destination address without blocking; returns the number of bytes sent.
 
     Raises OSError as sendmsg(2) does, and BlockingIOError when the send buffer is full: drop the reply then.
     A server that waits for room can be stalled by spoofed clients of its own subnet, since the kernel keeps

@@ -61,8 +61,8 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 class Server:
-    def __init__(self, directory: Path, door: Path) -> None:
-        self.door = door
+    def __init__(self, directory: Path, sock_path: Path) -> None:
+        self.sock_path = sock_path
         self.config, self.control = directory / "dns.json", directory / "control.sock"
         self.log = directory / "log"
         # As the unit starts a release: the process that serves changes with an upgrade.
@@ -94,7 +94,7 @@ class Server:
         for protocol in ("udp", "tcp"):
             done = run(
                 *("sockets", "register", "dns", "--pid", str(self.pid()), "--protocol", protocol),
-                *("--listen", "127.0.0.1:53", "--listen", "[::1]:53", "--socket", str(self.door)),
+                *("--listen", "127.0.0.1:53", "--listen", "[::1]:53", "--socket", str(self.sock_path)),
             )
             assert done.returncode == 0, done.stderr
 
@@ -104,9 +104,9 @@ def server(netns: None, pins: Pins, code: bytes, tmp_path: Path) -> Iterator[Ser
     make_local()
     make_local("198.51.100.53/32")
     Bed(pins, code).load(DNS)
-    door = tmp_path / "activation.sock"
-    with activation(pins, door, subprocess.DEVNULL):
-        running = Server(tmp_path, door)
+    sock_path = tmp_path / "activation.sock"
+    with activation(pins, sock_path, subprocess.DEVNULL):
+        running = Server(tmp_path, sock_path)
         try:
             running.register()
             yield running
@@ -119,17 +119,17 @@ def server(netns: None, pins: Pins, code: bytes, tmp_path: Path) -> Iterator[Ser
 
 @contextmanager
 def client(address: str, kind: socket.SocketKind) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as door:
-        door.settimeout(5)
-        door.connect((address, 53))  # so that a reply from any other address is not heard
-        yield door
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
+        sock.settimeout(5)
+        sock.connect((address, 53))  # so that a reply from any other address is not heard
+        yield sock
 
 
 def answered_everywhere(addresses: list[str]) -> bool:
     for address in addresses:
-        with client(address, socket.SOCK_DGRAM) as door:
-            door.send(QUERY)
-            reply = door.recv(4096)
+        with client(address, socket.SOCK_DGRAM) as sock:
+            sock.send(QUERY)
+            reply = sock.recv(4096)
         with client(address, socket.SOCK_STREAM) as stream:
             stream.sendall(struct.pack("!H", len(QUERY)) + QUERY)
             (size,) = struct.unpack("!H", stream.recv(2, socket.MSG_WAITALL))

@@ -61,7 +61,7 @@ def bed(bed: Bed) -> Bed:
 
 
 @pytest.fixture
-def door(tmp_path: Path, bed: Bed) -> Iterator[Path]:
+def sock_path(tmp_path: Path, bed: Bed) -> Iterator[Path]:
     path = tmp_path / "activation.sock"
     with activation(bed.pins, path):
         yield path
@@ -129,7 +129,7 @@ def listens(port: int) -> bool:
     return True
 
 
-def test_caddy_reloads_and_refuses_nobody(bed: Bed, door: Path, group: Path, tmp_path: Path) -> None:
+def test_caddy_reloads_and_refuses_nobody(bed: Bed, sock_path: Path, group: Path, tmp_path: Path) -> None:
     config = tmp_path / "Caddyfile"
 
     def write(number: int) -> None:
@@ -145,7 +145,7 @@ def test_caddy_reloads_and_refuses_nobody(bed: Bed, door: Path, group: Path, tmp
     process = subprocess.Popen([*control_group.entering(group), *caddy("run")], stdout=log, stderr=log)
     try:
         wait_until(lambda: listens(8083))
-        options = ("--socket", str(door), "--pins", str(bed.pins.root))
+        options = ("--socket", str(sock_path), "--pins", str(bed.pins.root))
         command = register(setting("caddy-follow.service", "ExecStart"), process.pid, *options)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
             assert follower.stdout
@@ -166,7 +166,7 @@ def test_caddy_reloads_and_refuses_nobody(bed: Bed, door: Path, group: Path, tmp
     assert set(clients.answers) == set("012345")
 
 
-def test_nginx_restarts_and_loses_nothing(bed: Bed, door: Path, tmp_path: Path) -> None:
+def test_nginx_restarts_and_loses_nothing(bed: Bed, sock_path: Path, tmp_path: Path) -> None:
     held = [socket.socket(family) for family in (socket.AF_INET, socket.AF_INET6)]
     for sock, host in zip(held, ("127.0.0.1", "::1"), strict=True):
         sock.bind((host, 8080))
@@ -190,7 +190,10 @@ def test_nginx_restarts_and_loses_nothing(bed: Bed, door: Path, tmp_path: Path) 
         setting("nginx-held.service: ", "ExecStart").replace(":80 ", ":8080 ").removesuffix(":80") + ":8080"
     )
     done = subprocess.run(
-        [*register(line, os.getpid()), "--socket", str(door)], capture_output=True, text=True, check=False
+        [*register(line, os.getpid()), "--socket", str(sock_path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == "web: tcp 127.0.0.1:8080, tcp [::1]:8080\n", done.stderr
     clients = Clients()

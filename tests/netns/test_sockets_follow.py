@@ -94,7 +94,7 @@ def bed(bed: Bed) -> Bed:
 
 
 @pytest.fixture
-def door(tmp_path: Path, bed: Bed) -> Iterator[Path]:
+def sock_path(tmp_path: Path, bed: Bed) -> Iterator[Path]:
     path = tmp_path / "activation.sock"
     with activation(bed.pins, path):
         yield path
@@ -118,9 +118,9 @@ LISTEN = ("--listen", "127.0.0.1:8000")
 
 
 @contextmanager
-def follower(bed: Bed, door: Path, pid: int, *options: str) -> Iterator[subprocess.Popen[str]]:
+def follower(bed: Bed, sock_path: Path, pid: int, *options: str) -> Iterator[subprocess.Popen[str]]:
     command = [*UNMOOR, "sockets", "register", "web", "--follow", "--pid", str(pid), *LISTEN, *options]
-    command += ["--socket", str(door), "--pins", str(bed.pins.root)]
+    command += ["--socket", str(sock_path), "--pins", str(bed.pins.root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
@@ -135,11 +135,11 @@ def sockets(bed: Bed, protocol: str = "tcp") -> tuple[int, ...]:
 
 
 def test_without_following_a_reload_ends_a_registration(
-    bed: Bed, door: Path, server: Callable[..., Server]
+    bed: Bed, sock_path: Path, server: Callable[..., Server]
 ) -> None:
     started = server()
     done = run(
-        "sockets", "register", "web", "--pid", str(started.process.pid), *LISTEN, "--socket", str(door)
+        "sockets", "register", "web", "--pid", str(started.process.pid), *LISTEN, "--socket", str(sock_path)
     )
     assert done.returncode == 0, done.stderr
     assert ask(ADDRESS, 80) == "0"
@@ -148,10 +148,10 @@ def test_without_following_a_reload_ends_a_registration(
 
 
 def test_a_new_listener_is_registered_before_the_old_one_closes(
-    bed: Bed, door: Path, server: Callable[..., Server]
+    bed: Bed, sock_path: Path, server: Callable[..., Server]
 ) -> None:
     started = server()
-    with follower(bed, door, started.process.pid) as process:
+    with follower(bed, sock_path, started.process.pid) as process:
         process.send_signal(signal.SIGSTOP)  # the kernel does it, not this process
         for number in range(1, 20):  # more often than there are slots
             started.reload()
@@ -162,10 +162,10 @@ def test_a_new_listener_is_registered_before_the_old_one_closes(
 
 
 def test_a_reload_that_fails_leaves_the_old_listener(
-    bed: Bed, door: Path, server: Callable[..., Server], tmp_path: Path
+    bed: Bed, sock_path: Path, server: Callable[..., Server], tmp_path: Path
 ) -> None:
     started = server()
-    with follower(bed, door, started.process.pid):
+    with follower(bed, sock_path, started.process.pid):
         started.reload()
         started.process.send_signal(signal.SIGUSR1)
         wait_until((tmp_path / "count.failed").exists)
@@ -174,7 +174,7 @@ def test_a_reload_that_fails_leaves_the_old_listener(
 
 
 def test_no_connection_is_refused_while_a_server_reloads(
-    bed: Bed, door: Path, server: Callable[..., Server]
+    bed: Bed, sock_path: Path, server: Callable[..., Server]
 ) -> None:
     started = server()
     answered, refused = [], []
@@ -189,7 +189,7 @@ def test_no_connection_is_refused_while_a_server_reloads(
             except OSError:  # it was in the queue of the socket that the server has closed
                 pass
 
-    with follower(bed, door, started.process.pid):
+    with follower(bed, sock_path, started.process.pid):
         clients = [threading.Thread(target=load) for _ in range(4)]
         for client in clients:
             client.start()
@@ -203,9 +203,9 @@ def test_no_connection_is_refused_while_a_server_reloads(
     assert set(answered) == {str(number) for number in range(11)}
 
 
-def test_tcp_and_udp_of_one_process(bed: Bed, door: Path, server: Callable[..., Server]) -> None:
+def test_tcp_and_udp_of_one_process(bed: Bed, sock_path: Path, server: Callable[..., Server]) -> None:
     started = server("udp")
-    with follower(bed, door, started.process.pid, "--protocol", "tcp", "--protocol", "udp"):
+    with follower(bed, sock_path, started.process.pid, "--protocol", "tcp", "--protocol", "udp"):
         wait_until(lambda: sockets(bed))
         before = sockets(bed, "udp")
         assert len(set(before)) == 1
@@ -214,9 +214,9 @@ def test_tcp_and_udp_of_one_process(bed: Bed, door: Path, server: Callable[..., 
         assert ask(ADDRESS, 80) == "1"
 
 
-def test_it_follows_into_another_table(bed: Bed, door: Path, server: Callable[..., Server]) -> None:
+def test_it_follows_into_another_table(bed: Bed, sock_path: Path, server: Callable[..., Server]) -> None:
     started = server()
-    with follower(bed, door, started.process.pid) as process:
+    with follower(bed, sock_path, started.process.pid) as process:
         assert ask(ADDRESS, 80) == "0"
         assert run("sockets", "unload", "--pins", str(bed.pins.root)).returncode == 0
         bed.load({"label": "aaa", "ports": [81]}, WEB)
@@ -228,14 +228,14 @@ def test_it_follows_into_another_table(bed: Bed, door: Path, server: Callable[..
 
 
 def test_other_sockets_are_left_alone(
-    bed: Bed, door: Path, server: Callable[..., Server], group: Path
+    bed: Bed, sock_path: Path, server: Callable[..., Server], group: Path
 ) -> None:
     started = server()
     other = 'import socket, sys, time; s = socket.create_server(("127.0.0.1", int(sys.argv[1])));'
     other += "print(1, flush=True); time.sleep(600)"
     enter = control_group.entering(group)
     elsewhere = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-    with follower(bed, door, started.process.pid):
+    with follower(bed, sock_path, started.process.pid):
         wait_until(lambda: sockets(bed))
         before = sockets(bed)
         for prefix, port in ((enter, 8001), ([*enter, *elsewhere], 8000)):
@@ -247,9 +247,9 @@ def test_other_sockets_are_left_alone(
                 process.kill()
 
 
-def test_it_ends_with_the_process(bed: Bed, door: Path, server: Callable[..., Server]) -> None:
+def test_it_ends_with_the_process(bed: Bed, sock_path: Path, server: Callable[..., Server]) -> None:
     started = server()
-    with follower(bed, door, started.process.pid) as process:
+    with follower(bed, sock_path, started.process.pid) as process:
         started.process.kill()
         started.process.wait()
         _, errors = process.communicate(timeout=120)
@@ -257,17 +257,12 @@ def test_it_ends_with_the_process(bed: Bed, door: Path, server: Callable[..., Se
         assert errors == f"unmoor: web: process {started.process.pid} has ended\n"
 
 
-def test_a_process_without_a_control_group_is_refused(bed: Bed, door: Path) -> None:
-    pid = os.getpid()
-    procs = control_group.root() / "cgroup.procs"
-    home = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::")
-    procs.write_text(str(pid))
-    try:
-        with socket.create_server(("127.0.0.1", 8000)):
-            command = ["sockets", "register", "web", "--follow", "--pid", str(pid), *LISTEN]
-            done = run(*command, "--socket", str(door), "--pins", str(bed.pins.root))
-    finally:
-        (control_group.root() / home[1:] / "cgroup.procs").write_text(str(pid))
+def test_a_process_without_a_control_group_is_refused(bed: Bed, sock_path: Path) -> None:
+    # In a namespace of control groups, the group in which it was made is the root.
+    command = ["unshare", "--cgroup", *UNMOOR, "sockets", "register", "web", "--follow", *LISTEN]
+    command += ["--pid", str(os.getpid()), "--socket", str(sock_path), "--pins", str(bed.pins.root)]
+    with socket.create_server(("127.0.0.1", 8000)):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "is in the root control group" in done.stderr
     assert "fix: " in done.stderr

@@ -30,18 +30,20 @@ def bed(bed: Bed) -> Bed:
 class Service:
     """The running service, and checks of what must hold after each attack."""
 
-    def __init__(self, bed: Bed, door: Path, process: subprocess.Popen[str], good: socket.socket) -> None:
-        self.bed, self.door, self.process, self.good = bed, door, process, good
+    def __init__(
+        self, bed: Bed, sock_path: Path, process: subprocess.Popen[str], good: socket.socket
+    ) -> None:
+        self.bed, self.sock_path, self.process, self.good = bed, sock_path, process, good
         self.register()
         self.before = open_descriptors(process.pid)
 
     def register(self) -> None:
-        assert client.send(self.door, Request("register", "web"), [self.good.fileno()]).ok
+        assert client.send(self.sock_path, Request("register", "web"), [self.good.fileno()]).ok
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(10)
-        client.connect(str(self.door))
+        client.connect(str(self.sock_path))
         return client
 
     def send(self, data: bytes, descriptors: list[int] | None = None, half_close: bool = False) -> bytes:
@@ -70,9 +72,9 @@ class Service:
 @pytest.fixture
 def service(bed: Bed, tmp_path: Path) -> Iterator[Service]:
     log = (tmp_path / "log").open("w")
-    door = tmp_path / "activation.sock"
-    with listener(says="good") as good, activation(bed.pins, door, log=log) as process:
-        yield Service(bed, door, process, good)
+    sock_path = tmp_path / "activation.sock"
+    with listener(says="good") as good, activation(bed.pins, sock_path, log=log) as process:
+        yield Service(bed, sock_path, process, good)
     log.close()
 
 
@@ -102,7 +104,7 @@ def test_malformed_messages(service: Service, data: bytes) -> None:
 
 def test_wrong_and_too_many_descriptors(service: Service) -> None:
     read, write = os.pipe()
-    with socket.create_server(("127.0.0.1", 0)) as other, (service.door.parent / "log").open() as file:
+    with socket.create_server(("127.0.0.1", 0)) as other, (service.sock_path.parent / "log").open() as file:
         for descriptors in (
             [read],
             [write],

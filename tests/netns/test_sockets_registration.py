@@ -64,7 +64,7 @@ def bed(bed: Bed) -> Bed:
 
 
 @pytest.fixture
-def door(tmp_path: Path, bed: Bed) -> Iterator[Path]:
+def sock_path(tmp_path: Path, bed: Bed) -> Iterator[Path]:
     path = tmp_path / "activation.sock"
     with activation(bed.pins, path):
         yield path
@@ -92,9 +92,9 @@ def server(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 LISTEN = ("--listen", "127.0.0.1:8000", "--listen", "[::1]:8000")
 
 
-def test_a_running_process_by_its_pidfile(bed: Bed, door: Path, server: Callable[..., Path]) -> None:
+def test_a_running_process_by_its_pidfile(bed: Bed, sock_path: Path, server: Callable[..., Path]) -> None:
     pidfile = server(delay=0.5)  # not there yet when registration begins
-    done = run("sockets", "register", "web", "--pidfile", str(pidfile), *LISTEN, "--socket", str(door))
+    done = run("sockets", "register", "web", "--pidfile", str(pidfile), *LISTEN, "--socket", str(sock_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("tcp 127.0.0.1:8000") == 2  # both members of the group
     assert ask("198.18.1.1", 80) == "server 198.18.1.1 80"
@@ -102,7 +102,7 @@ def test_a_running_process_by_its_pidfile(bed: Bed, door: Path, server: Callable
     assert len(bed.count("web").sockets) == 2
 
 
-def test_a_process_that_does_not_listen_there(bed: Bed, door: Path, server: Callable[..., Path]) -> None:
+def test_a_process_that_does_not_listen_there(bed: Bed, sock_path: Path, server: Callable[..., Path]) -> None:
     pidfile = server()
     wait_until(pidfile.exists)
     where = ("--listen", "127.0.0.1:8000", "--listen", "127.0.0.1:8009")
@@ -116,7 +116,7 @@ def test_a_process_that_does_not_listen_there(bed: Bed, door: Path, server: Call
         "--wait",
         "0.2",
         "--socket",
-        str(door),
+        str(sock_path),
     )
     assert done.returncode == 1
     assert "no tcp socket that listens at 127.0.0.1 port 8009" in done.stderr
@@ -135,9 +135,9 @@ def multipath(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
     return sock
 
 
-def test_a_multipath_socket_is_refused_for_what_it_is(bed: Bed, door: Path) -> None:
+def test_a_multipath_socket_is_refused_for_what_it_is(bed: Bed, sock_path: Path) -> None:
     with multipath() as sock:
-        done = _with_listen_fds([sock], "sockets", "register", "web", "--socket", str(door))
+        done = _with_listen_fds([sock], "sockets", "register", "web", "--socket", str(sock_path))
     assert done.returncode == 1
     assert "Multipath TCP" in done.stderr
     assert "GODEBUG=multipathtcp=0" in done.stderr
@@ -145,9 +145,9 @@ def test_a_multipath_socket_is_refused_for_what_it_is(bed: Bed, door: Path) -> N
 
 
 @pytest.mark.parametrize(("host", "listen"), [("127.0.0.1", "127.0.0.1:8009"), ("::", "[::]:8009")])
-def test_a_process_that_listens_with_multipath_tcp(bed: Bed, door: Path, host: str, listen: str) -> None:
+def test_a_process_that_listens_with_multipath_tcp(bed: Bed, sock_path: Path, host: str, listen: str) -> None:
     with multipath(host, 8009):
-        done = _register_own("--listen", listen, "--wait", "0", "--socket", str(door))
+        done = _register_own("--listen", listen, "--wait", "0", "--socket", str(sock_path))
     assert done.returncode == 1
     assert f"it has  mptcp {listen}" in done.stderr
     assert "GODEBUG=multipathtcp=0" in done.stderr
@@ -158,8 +158,8 @@ def _register_own(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run("sockets", "register", "web", "--pid", str(os.getpid()), *arguments)
 
 
-def test_a_miss_lists_what_the_process_has_on_one_screen(bed: Bed, door: Path) -> None:
-    missing = ("--listen", "127.0.0.1:8009", "--wait", "0", "--socket", str(door))
+def test_a_miss_lists_what_the_process_has_on_one_screen(bed: Bed, sock_path: Path) -> None:
+    missing = ("--listen", "127.0.0.1:8009", "--wait", "0", "--socket", str(sock_path))
     with listener() as four, listener("::1") as six:
         text = _register_own(*missing).stderr
         assert "no tcp socket that listens at 127.0.0.1 port 8009" in text
@@ -173,19 +173,19 @@ def test_a_miss_lists_what_the_process_has_on_one_screen(bed: Bed, door: Path) -
             sock.close()
 
 
-def test_a_socket_bound_to_an_interface_is_registered_with_a_warning(bed: Bed, door: Path) -> None:
+def test_a_socket_bound_to_an_interface_is_registered_with_a_warning(bed: Bed, sock_path: Path) -> None:
     with listener(says="bound") as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
         listen = f"127.0.0.1:{sock.getsockname()[1]}"
-        done = _register_own("--listen", listen, "--socket", str(door))
+        done = _register_own("--listen", listen, "--socket", str(sock_path))
         assert (done.returncode, done.stdout) == (0, f"web: tcp {listen}\n")
         assert f"warning: tcp {listen} is bound to interface lo (SO_BINDTODEVICE)" in done.stderr
         assert ask("198.18.1.1", 80).startswith("bound")
 
 
-def test_sockets_passed_by_systemd(bed: Bed, door: Path) -> None:
+def test_sockets_passed_by_systemd(bed: Bed, sock_path: Path) -> None:
     with listener(says="passed") as four:
-        done = _with_listen_fds([four], "sockets", "register", "web", "--socket", str(door))
+        done = _with_listen_fds([four], "sockets", "register", "web", "--socket", str(sock_path))
         assert done.returncode == 0, done.stderr
         assert ask("198.18.1.1", 80) == "passed 198.18.1.1 80"
 
@@ -208,17 +208,17 @@ def _with_listen_fds(sockets: list[socket.socket], *arguments: str) -> subproces
             os.close(descriptor)
 
 
-def test_without_any_socket_it_prints_a_fix(bed: Bed, door: Path) -> None:
-    done = run("sockets", "register", "web", "--socket", str(door))
+def test_without_any_socket_it_prints_a_fix(bed: Bed, sock_path: Path) -> None:
+    done = run("sockets", "register", "web", "--socket", str(sock_path))
     assert done.returncode == 2
     assert "--pidfile" in done.stderr
 
 
-def test_unregister(bed: Bed, door: Path) -> None:
+def test_unregister(bed: Bed, sock_path: Path) -> None:
     with listener() as four:
         bed.register("web", four)
         assert not refuses("198.18.1.1", 80)
-        assert run("sockets", "unregister", "web", "--socket", str(door)).returncode == 0
+        assert run("sockets", "unregister", "web", "--socket", str(sock_path)).returncode == 0
         assert refuses("198.18.1.1", 80)
 
 

@@ -11,7 +11,7 @@ import unmoor
 #: The module of each command, which defines `cli`, and the command's line of help. Help imports none of them.
 COMMANDS = {
     "anyip": ("unmoor.commands.anyip", "Make the edge's prefixes local to this host."),
-    "dns": ("unmoor.commands.dns", "The authoritative DNS randomizer."),
+    "dns": ("unmoor.commands.dns.group", "The authoritative DNS randomizer."),
     "edge": ("unmoor.commands.edge", "This edge's generations: apply, confirm, roll back."),
     "lab": ("unmoor.commands.lab", "Virtual hosts on one computer."),
     "probe": ("unmoor.commands.probe", "Probe a PoP from outside: reach, uniformity, watch."),

@@ -28,7 +28,7 @@ class ServiceBody(Document):
     check: Literal["http", "https", "banner", "connect", "none"] = Field(
         "connect",
         description="What a probe accepts as an answer: an HTTP response (over TLS), a line on connect, or "
-        "the connection alone. All but the last must name the service and the address dialled.",
+        "the connection alone. All but the last must name the service and the destination address.",
     )
 
 

@@ -1,7 +1,7 @@
 """A minimal listener that sends each client the edge, address and port that it reached.
 
 It shows that an ordinary program, started by a `.socket` unit, serves whole prefixes without any support for
-them: `getsockname()` of a connection returns the address that the client dialled.
+them: `getsockname()` of a connection returns the address that the client connected to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PAUSE = 0.1
 
 
 def line(edge: str, name: tuple[str, int]) -> bytes:
-    """Return the line for a client; `name` is the address and port that it dialled."""
+    """Return the line for a client; `name` is the address and port that it connected to."""
     address = ipaddress.ip_address(name[0].partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return f"whoami {edge} {mapped or address} {name[1]}\n".encode()

@@ -20,7 +20,7 @@ from support import other_servers
 from support.dns_document import document, in_registry
 from support.dns_local import Local
 from support.dns_primary import zone_text
-from unmoor.commands.dns import cli
+from unmoor.commands.dns.group import cli
 from unmoor.dns.answer import export
 from unmoor.dns.protocol import names
 from unmoor.dns.zones import static_zone

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from support.dns_document import ZONE, document, model
 from support.dns_local import Local
 from support.dns_primary import SECRET
-from unmoor.commands.dns import cli
+from unmoor.commands.dns.group import cli
 from unmoor.dns.check.check import problems
 from unmoor.dns.protocol import names
 from unmoor.dns.zones import static_zone

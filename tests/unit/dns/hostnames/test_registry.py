@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.program import UNMOOR
-from unmoor.commands.registry import cli
+from unmoor.commands.dns.registry import cli
 from unmoor.dns.hostnames import registry_build, registry_update
 from unmoor.dns.hostnames.registry import (
     HASH_BITS,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from support.dns_document import Tags, document, in_registry, model
 from support.dns_local import Local, records
-from unmoor.commands.dns import cli
+from unmoor.commands.dns.group import cli
 from unmoor.dns.answer.export import Export
 from unmoor.dns.check.check import problems
 from unmoor.model.change import describe_change

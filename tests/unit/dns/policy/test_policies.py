@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.dns_document import document
 from support.dns_local import Local
-from unmoor.commands.dns import cli
+from unmoor.commands.dns.group import cli
 from unmoor.dns.counters.counters import counter_of
 from unmoor.dns.policy.pools import Range, without
 from unmoor.dns.policy.selection import Random

@@ -24,7 +24,7 @@ from support.dns_server import answer, free_port, running
 from support.other_servers import OtherServer
 from support.peers import KNOT, NSD, OPTIONS
 from support.waiting import wait_for
-from unmoor.commands.dns import cli
+from unmoor.commands.dns.group import cli
 
 CATALOG = "catalog.example"
 

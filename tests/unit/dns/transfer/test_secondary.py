@@ -32,7 +32,7 @@ from support.dns_primary import KEYS, NAME, SECRET, Primary, Records, zone_text
 from support.dns_release import Release, Upgradable
 from support.dns_server import Running, answer, ask, free_port, running
 from support.waiting import wait_for
-from unmoor.commands.dns import cli
+from unmoor.commands.dns.group import cli
 from unmoor.dns.counters.counters import Counts
 from unmoor.dns.protocol import message, names
 from unmoor.dns.transfer import transfer

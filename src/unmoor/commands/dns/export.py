@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from unmoor.commands.dns_options import config_option, state_option
+from unmoor.commands.dns.options import config_option, state_option
 from unmoor.errors import UnmoorError
 from unmoor.model import DnsDocument, load
 

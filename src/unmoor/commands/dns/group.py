@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unmoor import paths
-from unmoor.commands import registry
-from unmoor.commands.dns_export import export
-from unmoor.commands.dns_options import config_option, state_option
+from unmoor.commands.dns import registry
+from unmoor.commands.dns.export import export
+from unmoor.commands.dns.options import config_option, state_option
 from unmoor.commands.endpoints import Endpoint, endpoints
 from unmoor.commands.table import print_table
 from unmoor.errors import InvalidInputError, UnmoorError

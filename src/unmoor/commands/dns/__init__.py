@@ -1,0 +1,1 @@
+"""`unmoor dns`: the commands of the DNS half."""
