@@ -134,6 +134,15 @@ def sockets(bed: Bed, protocol: str = "tcp") -> tuple[int, ...]:
     return bed.count("web", protocol).sockets
 
 
+def idle(bed: Bed, follower: int) -> bool:
+    """Whether the follower has filled its slots and waits. While it does, it holds a copy of the listener.
+
+    Stopped then, it keeps the listener open, and the kernel gives connections to any of a SO_REUSEPORT group.
+    """
+    filled = len(sockets(bed)) > 1
+    return filled and "poll" in Path(f"/proc/{follower}/wchan").read_text()
+
+
 def test_without_following_a_reload_ends_a_registration(
     bed: Bed, sock_path: Path, server: Callable[..., Server]
 ) -> None:
@@ -152,6 +161,7 @@ def test_a_new_listener_is_registered_before_the_old_one_closes(
 ) -> None:
     started = server()
     with follower(bed, sock_path, started.process.pid) as process:
+        wait_until(lambda: idle(bed, process.pid))
         process.send_signal(signal.SIGSTOP)  # the kernel does it, not this process
         for number in range(1, 20):  # more often than there are slots
             started.reload()
@@ -220,7 +230,7 @@ def test_it_follows_into_another_table(bed: Bed, sock_path: Path, server: Callab
         assert ask(ADDRESS, 80) == "0"
         assert run("sockets", "unload", "--pins", str(bed.pins.root)).returncode == 0
         bed.load({"label": "aaa", "ports": [81]}, WEB)
-        wait_until(lambda: sockets(bed))
+        wait_until(lambda: idle(bed, process.pid))
         process.send_signal(signal.SIGSTOP)
         started.reload()
         assert ask(ADDRESS, 80) == "1"
